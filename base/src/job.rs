@@ -1,0 +1,242 @@
+//! A training job: what was asked for, and how far the log has brought it.
+
+use crate::{ByteSize, JobId, NodeId, Pair, Ppm, Round, RoundOutcome, RoundPlan, RoundReport};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+/// How nodes share what they learn.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// SAPS with a cyclic mask: every coordinate is exchanged once in `compression` rounds.
+    #[default]
+    Default,
+    /// SAPS as published: a fresh random mask each round (arXiv 2002.09692).
+    Saps,
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::Saps => "saps",
+        })
+    }
+}
+
+/// How an exchanged value is written on the wire.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    /// Four bytes, exact.
+    F32,
+    /// Two bytes.
+    F16,
+    /// One byte and a scale for each block of coordinates.
+    #[default]
+    Int8,
+}
+
+impl fmt::Display for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// What a job file asks for, checked and free of floats. Committed once, never changed.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// A built-in model, such as `mlp`.
+    pub model: String,
+    /// The data set, such as `digits`; a node's own `--data` names its part.
+    pub data: String,
+    /// How nodes share what they learn.
+    pub algorithm: Algorithm,
+    /// All rounds, the dense ones included.
+    pub rounds: u32,
+    /// Optimiser steps a round.
+    pub local_steps: u32,
+    /// One coordinate in this many is exchanged in a sparse round.
+    pub compression: u32,
+    /// How values travel.
+    pub values: Values,
+    /// Learning rate in millionths.
+    pub lr_micro: u32,
+    /// Samples a step.
+    pub batch: u32,
+    /// Everything random in the job follows from this.
+    pub seed: u64,
+    /// The last rounds of the job that exchange everything and do not train.
+    pub final_dense_rounds: u32,
+    /// A checkpoint each this many rounds.
+    pub checkpoint_every: u32,
+    /// The averaged model is evaluated each this many rounds, and at the end; 0 is only at the end.
+    pub evaluate_every: u32,
+    /// Ends the sparse rounds early once the averaged accuracy is at least this.
+    pub stop: Option<Ppm>,
+}
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobPhase {
+    /// Rounds are planned.
+    Running,
+    /// The last round is closed; the consensus model is being made and handed out.
+    Finishing,
+    /// Every member that was reachable holds the consensus model.
+    Finished,
+    /// Stopped by a person before its end.
+    Stopped,
+}
+
+impl JobPhase {
+    /// Whether anything is left to do.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped)
+    }
+}
+
+impl fmt::Display for JobPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Finishing => "finishing",
+            Self::Finished => "finished",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A planned round and, once it is closed, how it ended.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct RoundRecord {
+    /// The plan.
+    pub plan: RoundPlan,
+    /// `None` while the round is open; only the last record may be open.
+    pub outcome: Option<RoundOutcome>,
+}
+
+/// One evaluation of the averaged model.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// After which round.
+    pub round: Round,
+    /// Accuracy of the averaged model on the test set.
+    pub averaged_accuracy: Ppm,
+    /// Accuracy of each member's own model, for those that were averaged, by number.
+    pub local_accuracies: Vec<(NodeId, Ppm)>,
+    /// `Model` payload that the evaluation moved; counted apart from the rounds' exchanges.
+    pub transferred: ByteSize,
+}
+
+impl Evaluation {
+    /// Mean of the single models' accuracies; zero when there is none.
+    pub fn local_accuracy(&self) -> Ppm {
+        let sum: u64 = self
+            .local_accuracies
+            .iter()
+            .map(|(_, accuracy)| u64::from(accuracy.0))
+            .sum();
+        let mean = sum.checked_div(self.local_accuracies.len() as u64).unwrap_or(0);
+        // A mean of `u32`s is a `u32`.
+        Ppm(u32::try_from(mean).unwrap_or(u32::MAX))
+    }
+}
+
+/// What a node tells the leader, again and again until the log shows that it arrived.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    /// Its part of a round is done.
+    Round(RoundReport),
+    /// It has averaged and evaluated the models of a round, as the log had asked it to.
+    Evaluation {
+        /// The job.
+        job: JobId,
+        /// What came out.
+        evaluation: Evaluation,
+        /// BLAKE3 of the averaged model's flat parameters, little endian.
+        hash: [u8; 32],
+        /// Number of parameters.
+        parameters: u64,
+    },
+    /// It holds the consensus model of a job.
+    Holding {
+        /// The job.
+        job: JobId,
+        /// The holder.
+        node: NodeId,
+        /// The model's hash.
+        hash: [u8; 32],
+    },
+}
+
+/// The consensus model of a finished job.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// BLAKE3 of the flat parameters, little endian.
+    pub hash: [u8; 32],
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Who has said that it holds the model, sorted.
+    pub holders: Vec<NodeId>,
+}
+
+/// A job as the log has brought it so far.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its number.
+    pub id: JobId,
+    /// What was asked for.
+    pub spec: JobSpec,
+    /// How far it is.
+    pub phase: JobPhase,
+    /// The last [`ROUNDS_KEPT`] rounds, oldest first.
+    pub rounds: VecDeque<RoundRecord>,
+    /// When each pair last met, by plan.
+    pub last_matched: BTreeMap<Pair, Round>,
+    /// When each member was last left without a partner.
+    pub last_alone: BTreeMap<NodeId, Round>,
+    /// The evaluation that is under way: after which round, and by whom.
+    pub evaluating: Option<(Round, NodeId)>,
+    /// Evaluations so far, oldest first; the last [`ROUNDS_KEPT`].
+    pub evaluations: VecDeque<Evaluation>,
+    /// The consensus model, from the end of the last round on.
+    pub manifest: Option<Manifest>,
+}
+
+/// How many rounds the state keeps: a node that was away for longer takes the current model from a peer.
+pub const ROUNDS_KEPT: usize = 64;
+
+impl JobView {
+    /// The last round that was planned; 0 before the first.
+    pub fn round(&self) -> Round {
+        self.rounds.back().map_or(Round(0), |record| record.plan.round)
+    }
+
+    /// The round that is open now.
+    pub fn open_round(&self) -> Option<&RoundPlan> {
+        self.rounds
+            .back()
+            .filter(|record| record.outcome.is_none())
+            .map(|record| &record.plan)
+    }
+
+    /// The record of a round, while it is kept.
+    pub fn record(&self, round: Round) -> Option<&RoundRecord> {
+        let first = self.rounds.front()?.plan.round;
+        let offset = round.0.checked_sub(first.0)?;
+        self.rounds.get(usize::try_from(offset).ok()?)
+    }
+
+    /// Whether the averaged model is evaluated after this round.
+    pub fn evaluates_after(&self, round: Round) -> bool {
+        let every = u64::from(self.spec.evaluate_every);
+        round.0 >= u64::from(self.spec.rounds) || (every > 0 && round.0 > 0 && round.0.is_multiple_of(every))
+    }
+}

@@ -1,0 +1,27 @@
+//! The shared nouns of Lapwing: who takes part, what a round is, how large and how fast things are.
+//!
+//! No runtime, no I/O, no clock. Every other room imports this one, and this one imports none of them:
+//! what two rooms must both understand (a roster, a round's plan, a message class) is defined here once.
+//! Everything that enters the log is free of floats, so that applying it is the same on every machine.
+
+mod bandwidths;
+mod class;
+mod id;
+mod job;
+mod nearest;
+mod roster;
+mod round;
+mod units;
+
+pub use bandwidths::{Bandwidths, LinkSpeed};
+pub use class::{CLASSES, Class};
+pub use id::{ClusterId, JobId, NodeId, ParseClusterIdError};
+pub use job::{
+    Algorithm, Evaluation, JobPhase, JobSpec, JobView, Manifest, ROUNDS_KEPT, Report, RoundRecord, Values,
+};
+pub use libp2p_identity::{Keypair, PeerId, PublicKey};
+pub use multiaddr::Multiaddr;
+pub use nearest::nearest;
+pub use roster::{Member, MemberState, Role, Roster};
+pub use round::{NodeOutcome, Pair, RoundKind, RoundOutcome, RoundPlan, RoundReport};
+pub use units::{Bandwidth, ByteSize, LogIndex, ParseUnitError, Ppm, Round, Term};
