@@ -1,0 +1,377 @@
+//! What computes a model: one object-safe trait over the flat vector, and the choice of an implementation.
+//!
+//! A backend knows tensors and nothing of rounds, partners or disks. It computes on the caller's thread, one
+//! thread only: several nodes share a machine, and the driver gives training a thread of its own.
+
+mod burn;
+mod optimiser;
+mod score;
+
+pub use score::Score;
+
+use lapwing_base::nearest;
+
+use crate::data::{Batch, Samples};
+use crate::layout::Layout;
+use crate::model::{InputShape, Model, ModelError};
+
+/// A model with its parameters and its optimiser, on some tensor library.
+pub trait Backend: Send {
+    /// Where each parameter lies in the flat vector.
+    fn layout(&self) -> &Layout;
+
+    /// Copies all parameters to `flat`, whatever was in it.
+    fn read(&self, flat: &mut Vec<f32>);
+
+    /// Replaces all parameters. The optimiser's state stays.
+    ///
+    /// # Errors
+    ///
+    /// When the length is not the layout's, or a value is not finite; then nothing is changed.
+    fn write(&mut self, flat: &[f32]) -> Result<(), BackendError>;
+
+    /// One step of the optimiser on a batch, with learning rate `lr`.
+    ///
+    /// # Errors
+    ///
+    /// When the batch does not fit the model, or training diverged; then nothing is changed.
+    fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError>;
+
+    /// The mean loss of a batch and its gradient, in the layout's order. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the batch does not fit the model.
+    fn gradient(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<f32>), BackendError>;
+
+    /// How good the model is on these samples. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the samples do not fit the model.
+    fn evaluate(&mut self, data: &Samples) -> Result<Score, BackendError>;
+
+    /// The optimiser's momentum, in the layout's order.
+    fn optimiser_state(&self) -> Vec<f32>;
+
+    /// Replaces the optimiser's momentum.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::write`].
+    fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), BackendError>;
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss of the batch before the step, in nats.
+    pub loss: f32,
+    /// Samples in the batch.
+    pub samples: u32,
+}
+
+/// Why a backend did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// No backend has this name.
+    #[error("there is no backend `{name}` in this build; {}", hint(*.nearest))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The known name that was probably meant.
+        nearest: Option<&'static str>,
+    },
+    /// There is no such model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A flat vector of another model.
+    #[error("a vector of {given} values is not one of this model's {expected}")]
+    Length {
+        /// Its length.
+        given: usize,
+        /// The layout's.
+        expected: usize,
+    },
+    /// A flat vector with an infinity or a NaN.
+    #[error("the value of coordinate {coordinate} is not finite")]
+    NotFinite {
+        /// The first such coordinate.
+        coordinate: usize,
+    },
+    /// A batch for another model.
+    #[error("samples of {width} values do not fit a model for {expected}")]
+    Width {
+        /// Values a sample.
+        width: usize,
+        /// The model's input.
+        expected: usize,
+    },
+    /// A batch with no samples, or with another number of values than its labels ask for.
+    #[error("a batch of {labels} labels and {features} values is empty or ragged")]
+    Ragged {
+        /// Its labels.
+        labels: usize,
+        /// Its values.
+        features: usize,
+    },
+    /// A class that the model has no output for.
+    #[error("label {label} is beyond a model of {classes} classes")]
+    Label {
+        /// The label.
+        label: u8,
+        /// The model's classes.
+        classes: usize,
+    },
+    /// The loss or the gradient is infinite or a NaN.
+    #[error("training diverged: the loss is {loss} and its gradient is not finite; use a smaller learning rate")]
+    Diverged {
+        /// The loss of the batch.
+        loss: f32,
+    },
+    /// The tensor library failed.
+    #[error("the tensor library failed: {0}")]
+    Library(String),
+}
+
+/// The backends of this build.
+const NAMES: [&str; 1] = ["burn"];
+
+fn hint(nearest: Option<&'static str>) -> String {
+    match nearest {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("known: {}", NAMES.join(", ")),
+    }
+}
+
+/// A backend by name, holding a built-in model with its first parameters.
+///
+/// # Errors
+///
+/// When there is no such backend in this build, or no such model.
+pub fn backend(
+    name: &str,
+    model: &str,
+    shape: InputShape,
+    classes: usize,
+    seed: u64,
+) -> Result<Box<dyn Backend>, BackendError> {
+    let model = Model::named(model, shape, classes)?;
+    match name {
+        "burn" => Ok(Box::new(burn::Burn::new(model, seed))),
+        _ => Err(BackendError::Unknown {
+            name: name.chars().take(64).collect(),
+            nearest: nearest(name, NAMES),
+        }),
+    }
+}
+
+/// Checks that a flat vector may become a model's parameters or momentum.
+fn check_flat(flat: &[f32], layout: &Layout) -> Result<(), BackendError> {
+    if flat.len() != layout.parameters() {
+        return Err(BackendError::Length {
+            given: flat.len(),
+            expected: layout.parameters(),
+        });
+    }
+    match flat.iter().position(|value| !value.is_finite()) {
+        Some(coordinate) => Err(BackendError::NotFinite { coordinate }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a batch fits a model, so that the tensor library need not.
+fn check_batch(batch: &Batch<'_>, model: &Model) -> Result<(), BackendError> {
+    let expected = model.input().values();
+    if batch.width != expected {
+        return Err(BackendError::Width {
+            width: batch.width,
+            expected,
+        });
+    }
+    if batch.labels.is_empty() || batch.features.len() != batch.labels.len() * batch.width {
+        return Err(BackendError::Ragged {
+            labels: batch.labels.len(),
+            features: batch.features.len(),
+        });
+    }
+    let classes = model.classes();
+    match batch.labels.iter().find(|label| usize::from(**label) >= classes) {
+        Some(label) => Err(BackendError::Label {
+            label: *label,
+            classes,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draws::Draws;
+
+    const SHAPE: InputShape = InputShape::flat(6);
+
+    fn samples(count: usize) -> Samples {
+        let mut draws = Draws::new("backend tests", &[count as u64]);
+        let labels: Vec<u8> = (0..count).map(|_| draws.below(4) as u8).collect();
+        let features = labels
+            .iter()
+            .flat_map(|label| {
+                let mut row: [f32; 6] = std::array::from_fn(|_| draws.symmetric() * 0.5);
+                row[usize::from(*label)] += 1.0;
+                row
+            })
+            .collect();
+        Samples::new(features, labels, 6).unwrap()
+    }
+
+    fn each(test: impl Fn(Box<dyn Backend>)) {
+        for name in NAMES {
+            test(backend(name, "mlp", SHAPE, 4, 11).unwrap());
+        }
+    }
+
+    /// Away from the first parameters, whose zero biases hide mistakes.
+    fn perturbed(backend: &mut dyn Backend) -> Vec<f32> {
+        let mut flat = vec![];
+        backend.read(&mut flat);
+        let mut draws = Draws::new("backend tests", &[1]);
+        for value in &mut flat {
+            *value += draws.symmetric() * 0.1;
+        }
+        backend.write(&flat).unwrap();
+        flat
+    }
+
+    #[test]
+    fn gradients_agree_with_finite_differences_in_every_parameter() {
+        each(|mut backend| {
+            /// Large enough that a loss in `f32` shows it, small enough that few ReLUs bend in between.
+            const STEP: f32 = 4e-3;
+            let data = samples(32);
+            let flat = perturbed(&mut *backend);
+            let (loss, gradient) = backend.gradient(&data.as_batch()).unwrap();
+            assert!((loss - backend.evaluate(&data).unwrap().loss).abs() < 1e-5);
+            let parameters: Vec<_> = backend.layout().iter().cloned().collect();
+            for parameter in parameters {
+                // Where the slope is large, rounding of the loss does not hide it.
+                let mut steepest: Vec<usize> = parameter.range.clone().collect();
+                steepest.sort_by(|a, b| gradient[*b].abs().total_cmp(&gradient[*a].abs()));
+                for coordinate in steepest.into_iter().take(6).take_while(|c| gradient[*c] != 0.0) {
+                    let mut loss_at = |offset: f32| {
+                        let mut moved = flat.clone();
+                        moved[coordinate] += offset;
+                        backend.write(&moved).unwrap();
+                        f64::from(backend.evaluate(&data).unwrap().loss)
+                    };
+                    let slope = (loss_at(STEP) - loss_at(-STEP)) / f64::from(2.0 * STEP);
+                    let error = (slope / f64::from(gradient[coordinate]) - 1.0).abs();
+                    assert!(error < 1e-2, "{} at {coordinate}: {error}", parameter.name);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn steps_learn_and_report_the_loss_before_them() {
+        each(|mut backend| {
+            let data = samples(128);
+            let first = backend.step(&data.as_batch(), 0.1).unwrap();
+            for _ in 0..60 {
+                let _ = backend.step(&data.as_batch(), 0.1).unwrap();
+            }
+            let last = backend.step(&data.as_batch(), 0.1).unwrap();
+            assert_eq!(first.samples, 128);
+            assert!(last.loss < first.loss / 4.0, "{first:?} {last:?}");
+            let score = backend.evaluate(&data).unwrap();
+            assert_eq!(score.total, 128);
+            assert!(score.correct > 120, "{score:?}");
+        });
+    }
+
+    #[test]
+    fn parameters_and_momentum_carried_to_another_backend_go_on_the_same() {
+        each(|mut one| {
+            let data = samples(16);
+            let _ = one.step(&data.as_batch(), 0.05).unwrap();
+            let mut flat = vec![];
+            one.read(&mut flat);
+            let mut other = backend("burn", "mlp", SHAPE, 4, 99).unwrap();
+            other.write(&flat).unwrap();
+            other.set_optimiser_state(&one.optimiser_state()).unwrap();
+            for _ in 0..3 {
+                assert_eq!(
+                    one.step(&data.as_batch(), 0.05).unwrap(),
+                    other.step(&data.as_batch(), 0.05).unwrap()
+                );
+            }
+            let mut same = vec![];
+            one.read(&mut flat);
+            other.read(&mut same);
+            assert_eq!(flat, same);
+        });
+    }
+
+    #[test]
+    fn vectors_of_another_model_or_with_a_nan_are_refused_and_change_nothing() {
+        each(|mut backend| {
+            let before = perturbed(&mut *backend);
+            let mut wrong = before.clone();
+            wrong[7] = f32::NAN;
+            assert!(matches!(
+                backend.write(&wrong),
+                Err(BackendError::NotFinite { coordinate: 7 })
+            ));
+            assert!(backend.write(&before[1..]).is_err());
+            assert!(backend.set_optimiser_state(&[1.0]).is_err());
+            assert!(backend.set_optimiser_state(&wrong).is_err());
+            let mut after = vec![];
+            backend.read(&mut after);
+            assert_eq!(before, after);
+        });
+    }
+
+    #[test]
+    fn batches_that_do_not_fit_are_refused() {
+        each(|mut backend| {
+            let ok = [0.0; 12];
+            for (features, labels, width) in [
+                (&ok[..], &[0_u8, 4][..], 6),
+                (&ok, &[0, 1], 5),
+                (&ok, &[0], 6),
+                (&[], &[], 6),
+            ] {
+                let batch = Batch {
+                    features,
+                    labels,
+                    width,
+                };
+                assert!(backend.step(&batch, 0.1).is_err());
+                assert!(backend.gradient(&batch).is_err());
+            }
+        });
+    }
+
+    #[test]
+    fn a_step_that_would_diverge_changes_nothing() {
+        each(|mut backend| {
+            let before = perturbed(&mut *backend);
+            let data = Samples::new(vec![f32::MAX; 12], vec![0, 1], 6).unwrap();
+            let error = backend.step(&data.as_batch(), 0.1).unwrap_err();
+            assert!(matches!(error, BackendError::Diverged { .. }), "{error}");
+            let mut after = vec![];
+            backend.read(&mut after);
+            assert_eq!(before, after);
+        });
+    }
+
+    #[test]
+    fn a_mistyped_backend_is_answered_with_the_one_that_was_meant() {
+        let error = backend("bur", "mlp", SHAPE, 4, 1).err().unwrap().to_string();
+        assert_eq!(
+            error,
+            "there is no backend `bur` in this build; did you mean `burn`?"
+        );
+    }
+}

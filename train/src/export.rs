@@ -1,0 +1,128 @@
+//! Writes a model as a `.safetensors` file, which PyTorch and others read.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensorError, View};
+
+use crate::atomic;
+use crate::layout::{Layout, Parameter};
+
+/// Why a model was not exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The vector is another model's.
+    #[error("a vector of {given} values is not one of this model's {expected}")]
+    Length {
+        /// Its length.
+        given: usize,
+        /// The layout's.
+        expected: usize,
+    },
+    /// The names or the metadata cannot be written down.
+    #[error("the model cannot be written as safetensors")]
+    Format(#[source] SafeTensorError),
+    /// The file cannot be written.
+    #[error("`{}` cannot be written", file.display())]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Replaces a file with a flat vector's tensors under the names and shapes of its layout, and with `metadata`
+/// beside them.
+///
+/// # Errors
+///
+/// When the vector is not of this layout, or the file cannot be written. A file that was there is then as it
+/// was.
+pub fn export_safetensors(
+    layout: &Layout,
+    flat: &[f32],
+    metadata: HashMap<String, String>,
+    file: &Path,
+) -> Result<(), ExportError> {
+    if flat.len() != layout.parameters() {
+        return Err(ExportError::Length {
+            given: flat.len(),
+            expected: layout.parameters(),
+        });
+    }
+    let tensors = layout.iter().map(|parameter| {
+        let values = &flat[parameter.range.clone()];
+        (parameter.name.as_str(), Tensor { parameter, values })
+    });
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(ExportError::Format)?;
+    atomic::replace(file, |output| output.write_all(&bytes)).map_err(|source| ExportError::Write {
+        file: file.into(),
+        source,
+    })
+}
+
+/// One parameter with its values.
+struct Tensor<'a> {
+    parameter: &'a Parameter,
+    values: &'a [f32],
+}
+
+impl View for Tensor<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.parameter.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{InputShape, Model};
+
+    #[test]
+    fn an_exported_model_is_read_back_by_name_and_shape() {
+        let model = Model::named("mlp", InputShape::flat(5), 3).unwrap();
+        let flat = model.initial(1);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        let metadata = HashMap::from([("job".to_owned(), "job-7".to_owned())]);
+        export_safetensors(model.layout(), &flat, metadata.clone(), &file).unwrap();
+
+        let bytes = std::fs::read(&file).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(tensors.len(), 4);
+        let weight = tensors.tensor("output.weight").unwrap();
+        assert_eq!(weight.shape()[0], 3);
+        for parameter in model.layout().iter() {
+            let values = flat[parameter.range.clone()].iter();
+            let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
+            assert_eq!(tensors.tensor(&parameter.name).unwrap().data(), bytes);
+        }
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata(), &Some(metadata));
+    }
+
+    #[test]
+    fn a_vector_of_another_model_is_refused_and_no_file_appears() {
+        let model = Model::named("mlp", InputShape::flat(5), 3).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        let refused = export_safetensors(model.layout(), &[1.0], HashMap::new(), &file);
+        assert!(matches!(refused, Err(ExportError::Length { given: 1, .. })));
+        assert!(!file.exists());
+    }
+}
