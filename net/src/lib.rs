@@ -1,1 +1,44 @@
-//! Room.
+//! Peers, addresses and priority streams: the only room with a UDP socket.
+//!
+//! The cores decide (whom to let in, when to dial, which of two connections to keep, how fast to send, what a
+//! link carries) and know neither clock nor socket. The driver owns the sockets and does what they say.
+//! Nothing of libp2p leaks out of [`Network`].
+//!
+//! This room knows nothing of rounds, logs or models: it moves frames between peers, by class.
+
+mod address_book;
+mod bucket;
+mod codec;
+mod connections;
+mod dialer;
+mod estimate;
+mod gate;
+mod hello;
+mod kind;
+mod peer_table;
+mod probes;
+mod refusal;
+mod status;
+
+#[cfg(feature = "driver")]
+mod driver;
+
+pub use address_book::AddressBook;
+pub use bucket::Bucket;
+pub use codec::{DecodeError, decode, encode};
+pub use connections::{Connections, Dialed};
+pub use dialer::{Dialer, Step};
+pub use estimate::Estimate;
+pub use gate::Gate;
+pub use hello::{Hello, HelloError, VERSION};
+pub use kind::{Access, Kind};
+pub use peer_table::{Counters, PeerEntry, PeerTable};
+pub use probes::{Candidate, Probes};
+pub use refusal::Refusal;
+pub use status::{NetworkStatus, PeerStatus};
+
+#[cfg(feature = "driver")]
+pub use driver::{
+    Channel, ChannelError, IdentityError, Network, NetworkConfig, OpenError, ReceiveHalf, RequestError,
+    SendHalf, StartError, load_or_create_identity,
+};

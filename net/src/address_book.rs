@@ -1,0 +1,139 @@
+//! Where peers can be reached, as far as anybody has said. Dials nobody.
+
+use lapwing_base::{Member, Multiaddr, PeerId};
+use std::collections::HashMap;
+
+/// What is known of peers' addresses, by who said it. Each source replaces only what it said before.
+#[derive(Debug, Default)]
+pub struct AddressBook {
+    peers: HashMap<PeerId, Entry>,
+    /// Counts changes, so that the entry that has not changed for longest makes room.
+    clock: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// What the roster, the gateway or a person said.
+    learned: Vec<Multiaddr>,
+    /// What the peer itself says over a standing connection.
+    told: Vec<Multiaddr>,
+    /// Where the last dial succeeded.
+    reached: Option<Multiaddr>,
+    changed: u64,
+}
+
+impl AddressBook {
+    /// Most peers: ten times the largest cluster that is planned for; about 400 bytes each.
+    pub const PEERS_MAX: usize = 4096;
+
+    /// Replaces what was learned about a peer; says whether that changed anything.
+    pub fn learn(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> bool {
+        let addrs = bounded(addrs);
+        let entry = self.entry(peer);
+        let changed = entry.learned != addrs;
+        entry.learned = addrs;
+        changed
+    }
+
+    /// Replaces what the peer has told of itself.
+    pub fn told(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) {
+        self.entry(peer).told = bounded(addrs);
+    }
+
+    /// Notes where a dial has reached the peer.
+    pub fn reached(&mut self, peer: PeerId, addr: Multiaddr) {
+        self.entry(peer).reached = Some(addr);
+    }
+
+    /// Forgets an address at which somebody else has answered, unless it was learned: what a person or the
+    /// roster said is theirs to correct.
+    pub fn mistaken(&mut self, peer: &PeerId, addr: &Multiaddr) {
+        if let Some(entry) = self.peers.get_mut(peer) {
+            entry.told.retain(|told| told != addr);
+            entry.reached.take_if(|reached| reached == addr);
+        }
+    }
+
+    /// Where to dial a peer, the likeliest first, without repetition.
+    pub fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        let Some(entry) = self.peers.get(peer) else {
+            return Vec::new();
+        };
+        let mut addrs = Vec::new();
+        for addr in entry.reached.iter().chain(&entry.learned).chain(&entry.told) {
+            if !addrs.contains(addr) {
+                addrs.push(addr.clone());
+            }
+        }
+        addrs
+    }
+
+    fn entry(&mut self, peer: PeerId) -> &mut Entry {
+        if self.peers.len() >= Self::PEERS_MAX && !self.peers.contains_key(&peer) {
+            let oldest = self.peers.iter().min_by_key(|(_, entry)| entry.changed);
+            if let Some(oldest) = oldest.map(|(peer, _)| *peer) {
+                self.peers.remove(&oldest);
+            }
+        }
+        self.clock += 1;
+        let entry = self.peers.entry(peer).or_default();
+        entry.changed = self.clock;
+        entry
+    }
+}
+
+fn bounded(mut addrs: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    addrs.truncate(Member::ADDRS_MAX);
+    addrs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_learned_replaces_what_was_learned_but_not_what_the_peer_told() {
+        let (mut book, peer) = (AddressBook::default(), PeerId::random());
+        assert!(book.learn(peer, vec![addr(1)]));
+        book.told(peer, vec![addr(2)]);
+        assert!(book.learn(peer, vec![addr(3)]));
+        assert!(!book.learn(peer, vec![addr(3)]));
+        assert_eq!(book.addresses(&peer), [addr(3), addr(2)]);
+    }
+
+    #[test]
+    fn the_address_that_worked_comes_first_and_once() {
+        let (mut book, peer) = (AddressBook::default(), PeerId::random());
+        book.learn(peer, vec![addr(1), addr(2)]);
+        book.reached(peer, addr(2));
+        assert_eq!(book.addresses(&peer), [addr(2), addr(1)]);
+    }
+
+    #[test]
+    fn an_address_where_somebody_else_answers_is_forgotten_unless_it_was_learned() {
+        let (mut book, peer) = (AddressBook::default(), PeerId::random());
+        book.learn(peer, vec![addr(1)]);
+        book.told(peer, vec![addr(1), addr(2)]);
+        book.reached(peer, addr(2));
+        book.mistaken(&peer, &addr(1));
+        book.mistaken(&peer, &addr(2));
+        assert_eq!(book.addresses(&peer), [addr(1)]);
+    }
+
+    #[test]
+    fn neither_peers_nor_addresses_grow_without_bound() {
+        let mut book = AddressBook::default();
+        let first = PeerId::random();
+        book.learn(first, (0..100).map(addr).collect());
+        assert_eq!(book.addresses(&first).len(), Member::ADDRS_MAX);
+        for _ in 0..AddressBook::PEERS_MAX {
+            book.learn(PeerId::random(), vec![addr(1)]);
+        }
+        assert_eq!(book.peers.len(), AddressBook::PEERS_MAX);
+        assert!(book.addresses(&first).is_empty(), "the oldest made room");
+    }
+
+    fn addr(port: u16) -> Multiaddr {
+        format!("/ip4/192.0.2.1/udp/{port}/quic-v1").parse().unwrap()
+    }
+}

@@ -1,0 +1,803 @@
+//! The edge: the one task that owns the swarm, and the order in which it starts and stops.
+//!
+//! It feeds events to the cores and does what they say; the decisions are theirs. Streams, once open, belong to
+//! their channels and do not pass through here.
+
+mod acceptor;
+mod behaviour;
+mod channel;
+mod frames;
+mod identity;
+mod limits;
+mod network;
+mod prober;
+mod shared;
+mod stream;
+
+pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
+pub use identity::{IdentityError, load_or_create_identity};
+pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU8;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::{ListenerId, TransportError};
+use libp2p::core::upgrade::Version;
+use libp2p::core::{ConnectedPoint, Transport as _};
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
+use libp2p::{Swarm, identify, ping, quic};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, trace};
+
+use crate::{Connections, Dialed, Dialer, Gate, Step};
+use behaviour::{OpenOrder, Opened};
+use lapwing_base::{Class, Keypair, Multiaddr, PeerId};
+use shared::Shared;
+
+/// The clock of this room; cores take what it says as an argument.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver reads the clock for the cores"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// What handles ask of the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A stream of a class to a peer; the reply is dropped when the connection is lost meanwhile.
+    Open {
+        peer: PeerId,
+        class: Class,
+        deadline: Instant,
+        reply: oneshot::Sender<Result<Opened, OpenFailure>>,
+    },
+    /// The address book knows something new of a peer.
+    Learned(PeerId),
+    /// Close every connection with a peer.
+    Disconnect { peer: PeerId, done: oneshot::Sender<()> },
+}
+
+/// Why there is no stream.
+#[derive(Clone, Debug)]
+pub(crate) enum OpenFailure {
+    NoAddress,
+    Unreachable(String),
+    Overloaded,
+    Stream(String),
+    Stopped,
+}
+
+/// Commands that may wait while the driver handles an event: a burst of opens from every room at once.
+pub(crate) const COMMANDS_MAX: usize = 1024;
+
+/// Opens that may wait for a connection: the streams of ten peers.
+const PENDING_MAX: usize = 4096;
+
+/// A dead peer is noticed after this much silence; four keep-alives may be lost before.
+const IDLE_MAX: Duration = Duration::from_secs(6);
+const KEEP_ALIVE: Duration = Duration::from_millis(1200);
+
+/// Two round trips at 600 ms and one lost packet, which costs QUIC a second.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Streams that one peer may have open with us. Two kinds' worth of [`acceptor::PER_PEER_AND_KIND_MAX`], and as
+/// many on their way.
+const STREAMS_MAX: u32 = 1024;
+
+/// Eight streams that nobody reads fill a connection; one alone fills an eighth.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Connections with peers that are not members close after this much idleness.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a listener on all interfaces may take to name one more address.
+const LISTEN_SETTLE: Duration = Duration::from_millis(50);
+
+/// How long closing may take: a close frame to every peer, and three probe timeouts until the sockets are free.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// Addresses under which others see us, for the status.
+const OBSERVED_MAX: usize = 8;
+
+#[derive(NetworkBehaviour)]
+struct Protocols {
+    classes: behaviour::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+}
+
+/// Owns the swarm.
+pub(crate) struct Driver {
+    swarm: Swarm<Protocols>,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    gate: watch::Receiver<Gate>,
+    stop: CancellationToken,
+    dialer: Dialer,
+    connections: Connections<ConnectionId>,
+    /// Opens that wait for a connection.
+    pending: HashMap<PeerId, Vec<PendingOpen>>,
+    pending_count: usize,
+    disconnecting: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
+    listeners: Vec<Listener>,
+    observed: Vec<(Multiaddr, u32)>,
+}
+
+/// What a driver is made of.
+pub(crate) struct Setup<'a> {
+    pub(crate) keypair: &'a Keypair,
+    pub(crate) listen: Vec<Multiaddr>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) gate: watch::Receiver<Gate>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    pub(crate) incarnation: u64,
+}
+
+struct PendingOpen {
+    class: Class,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Opened, OpenFailure>>,
+}
+
+struct Listener {
+    id: ListenerId,
+    asked: Multiaddr,
+    bound: Vec<Multiaddr>,
+}
+
+impl Driver {
+    /// Builds the swarm and binds every address.
+    pub(crate) async fn bind(setup: Setup<'_>) -> Result<Self, StartError> {
+        let Setup {
+            keypair,
+            listen,
+            shared,
+            commands,
+            gate,
+            tracker,
+            stop,
+            incarnation,
+        } = setup;
+        let me = keypair.public().to_peer_id();
+        let mut swarm = swarm(keypair, Arc::clone(&shared), tracker, incarnation);
+        let mut listeners = Vec::new();
+        for asked in listen {
+            match swarm.listen_on(asked.clone()) {
+                Ok(id) => listeners.push(Listener {
+                    id,
+                    asked,
+                    bound: Vec::new(),
+                }),
+                Err(error) => return Err(start_error(asked, error)),
+            }
+        }
+        let mut driver = Self {
+            swarm,
+            shared,
+            commands,
+            gate,
+            stop,
+            dialer: Dialer::new(incarnation),
+            connections: Connections::new(me),
+            pending: HashMap::new(),
+            pending_count: 0,
+            disconnecting: HashMap::new(),
+            listeners,
+            observed: Vec::new(),
+        };
+        driver.on_gate();
+        driver.wait_until_bound().await?;
+        Ok(driver)
+    }
+
+    async fn wait_until_bound(&mut self) -> Result<(), StartError> {
+        loop {
+            let all_bound = self.listeners.iter().all(|listener| !listener.bound.is_empty());
+            let patience = if all_bound { LISTEN_SETTLE } else { CLOSE_MAX };
+            match tokio::time::timeout(patience, self.swarm.select_next_some()).await {
+                Ok(SwarmEvent::ListenerClosed {
+                    listener_id, reason, ..
+                }) => {
+                    let reason = reason
+                        .err()
+                        .unwrap_or_else(|| io::Error::other("the listener has closed"));
+                    let address = self.asked(listener_id);
+                    return Err(StartError::Listen {
+                        address,
+                        source: reason,
+                    });
+                }
+                Ok(event) => self.on_event(event),
+                Err(_) if all_bound => return Ok(()),
+                Err(_) => {
+                    let unbound = self.listeners.iter().find(|listener| listener.bound.is_empty());
+                    let address = unbound.map_or_else(Multiaddr::empty, |listener| listener.asked.clone());
+                    let source =
+                        io::Error::new(io::ErrorKind::AddrNotAvailable, "no interface has this address");
+                    return Err(StartError::Listen { address, source });
+                }
+            }
+        }
+    }
+
+    fn asked(&self, id: ListenerId) -> Multiaddr {
+        let listener = self.listeners.iter().find(|listener| listener.id == id);
+        listener.map_or_else(Multiaddr::empty, |listener| listener.asked.clone())
+    }
+
+    /// Handles events until it is told to stop, then closes everything.
+    pub(crate) async fn run(mut self) {
+        let mut gate_open = true;
+        loop {
+            let wake_at = self.wake_at();
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                event = self.swarm.select_next_some() => self.on_event(event),
+                command = self.commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => break,
+                },
+                changed = self.gate.changed(), if gate_open => match changed {
+                    Ok(()) => self.on_gate(),
+                    // Whoever decides about members is gone; the last word stands.
+                    Err(_) => gate_open = false,
+                },
+                () = tokio::time::sleep_until(wake_at.into()) => self.on_time(),
+            }
+        }
+        self.close().await;
+    }
+
+    /// Shutdown, in this order: no new opens; close frames to all peers; no listeners; wait until the sockets
+    /// have sent what they had to and the ports are free.
+    async fn close(mut self) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Open { reply, .. } => drop(reply.send(Err(OpenFailure::Stopped))),
+                Command::Learned(_) => (),
+                Command::Disconnect { done, .. } => {
+                    let _ = done.send(());
+                }
+            }
+        }
+        for open in self.pending.drain().flat_map(|(_, opens)| opens) {
+            drop(open.reply.send(Err(OpenFailure::Stopped)));
+        }
+        self.shared.acceptor.stop();
+        let peers: Vec<_> = self.connections.peers().copied().collect();
+        for peer in peers {
+            // `Err` means that it has just gone by itself.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let closed = async {
+            while self.connections.peers().next().is_some() {
+                let event = self.swarm.select_next_some().await;
+                self.on_event(event);
+            }
+        };
+        if tokio::time::timeout(CLOSE_MAX / 2, closed).await.is_err() {
+            debug!("connections did not close in time");
+        }
+        let ports: Vec<_> = self.shared.bound_sockets();
+        drop(self.swarm);
+        // The QUIC endpoint lives on in tasks of its own, which cannot be awaited, until its last packet is sent.
+        let freed = async {
+            while ports.iter().any(|address| UdpSocket::bind(address).is_err()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_MAX, freed).await.is_err() {
+            debug!("the listening sockets were not free in time");
+        }
+        debug!("network stopped");
+    }
+
+    fn wake_at(&self) -> Instant {
+        // Retries are due at the jittered instants of the dialer, which are bounded below by nothing: look again
+        // shortly while somebody waits, and otherwise only for connections to tidy up.
+        let patience = if self.pending.is_empty() { TIDY } else { RETRY };
+        now() + patience
+    }
+
+    fn on_time(&mut self) {
+        let now = now();
+        let waiting: Vec<_> = self.pending.keys().copied().collect();
+        for peer in waiting {
+            self.prune(&peer, now);
+            if self.pending.contains_key(&peer) {
+                self.dial(peer, now);
+            }
+        }
+        for (peer, id) in self.connections.surplus(now) {
+            if !self.swarm.behaviour().classes.in_use(id) {
+                debug!(%peer, connection = %id, "closing the connection that is not preferred");
+                self.swarm.close_connection(id);
+            }
+        }
+    }
+
+    fn on_gate(&mut self) {
+        let gate = self.gate.borrow_and_update().clone();
+        self.swarm.behaviour_mut().classes.set_members(&gate.members);
+        self.shared.acceptor.set_gate(gate);
+        self.shared.probe_soon();
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Open {
+                peer,
+                class,
+                deadline,
+                reply,
+            } => {
+                let open = PendingOpen {
+                    class,
+                    deadline,
+                    reply,
+                };
+                if let Some(id) = self.connections.preferred(&peer) {
+                    self.order(peer, id, open);
+                } else {
+                    self.enqueue(peer, open);
+                }
+            }
+            Command::Learned(peer) => {
+                self.dialer.learned(&peer);
+                if self.pending.contains_key(&peer) {
+                    self.dial(peer, now());
+                }
+            }
+            Command::Disconnect { peer, done } => {
+                if self.connections.count(&peer) == 0 {
+                    let _ = done.send(());
+                } else {
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                    self.disconnecting.entry(peer).or_default().push(done);
+                }
+            }
+        }
+    }
+
+    fn order(&mut self, peer: PeerId, id: ConnectionId, open: PendingOpen) {
+        let order = OpenOrder {
+            class: open.class,
+            reply: open.reply,
+        };
+        self.swarm.behaviour_mut().classes.open(peer, id, order);
+    }
+
+    fn enqueue(&mut self, peer: PeerId, open: PendingOpen) {
+        let now = now();
+        if self.pending_count >= PENDING_MAX {
+            drop(open.reply.send(Err(OpenFailure::Overloaded)));
+            return;
+        }
+        self.pending.entry(peer).or_default().push(open);
+        self.pending_count += 1;
+        self.dial(peer, now);
+    }
+
+    /// Drops opens that nobody waits for any more.
+    fn prune(&mut self, peer: &PeerId, now: Instant) {
+        if let Some(opens) = self.pending.get_mut(peer) {
+            let before = opens.len();
+            opens.retain(|open| !open.reply.is_closed() && open.deadline > now);
+            self.pending_count -= before - opens.len();
+            if opens.is_empty() {
+                self.pending.remove(peer);
+            }
+        }
+    }
+
+    fn take_pending(&mut self, peer: &PeerId) -> Vec<PendingOpen> {
+        let opens = self.pending.remove(peer).unwrap_or_default();
+        self.pending_count -= opens.len();
+        opens
+    }
+
+    fn dial(&mut self, peer: PeerId, now: Instant) {
+        let addresses = self.shared.book().addresses(&peer);
+        if addresses.is_empty() {
+            for open in self.take_pending(&peer) {
+                drop(open.reply.send(Err(OpenFailure::NoAddress)));
+            }
+            return;
+        }
+        match self.dialer.want(peer, now) {
+            Step::Dialing => (),
+            Step::Wait { retry_at } => self.give_up(peer, retry_at),
+            Step::Dial => {
+                trace!(%peer, ?addresses, "dialing");
+                let options = DialOpts::peer_id(peer)
+                    .condition(PeerCondition::NotDialing)
+                    .addresses(addresses)
+                    .build();
+                match self.swarm.dial(options) {
+                    Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => (),
+                    Err(error) => self.on_dial_failure(peer, &error),
+                }
+            }
+        }
+    }
+
+    /// Fails the opens whose patience ends before the next dial begins.
+    fn give_up(&mut self, peer: PeerId, retry_at: Instant) {
+        let Some(opens) = self.pending.remove(&peer) else {
+            return;
+        };
+        let (hopeless, waiting): (Vec<_>, Vec<_>) =
+            opens.into_iter().partition(|open| open.deadline <= retry_at);
+        self.pending_count -= hopeless.len();
+        if !waiting.is_empty() {
+            self.pending.insert(peer, waiting);
+        }
+        if hopeless.is_empty() {
+            return;
+        }
+        let why = self
+            .shared
+            .last_error(&peer)
+            .unwrap_or_else(|| "it does not answer".to_owned());
+        for open in hopeless {
+            drop(open.reply.send(Err(OpenFailure::Unreachable(why.clone()))));
+        }
+    }
+
+    fn on_dial_failure(&mut self, peer: PeerId, error: &DialError) {
+        if let DialError::WrongPeerId { address, .. } = error {
+            self.shared.book().mistaken(&peer, &without_peer(address));
+        }
+        let retry_at = self.dialer.failed(peer, now());
+        if self.connections.count(&peer) > 0 {
+            return;
+        }
+        let why = explain(error);
+        let first = {
+            let mut peers = self.shared.peers();
+            let entry = peers.entry(peer);
+            entry.last_error = Some(why.clone());
+            !std::mem::replace(&mut entry.told_unreachable, true)
+        };
+        if first && self.is_member(&peer) {
+            info!(%peer, reason = why, "member is unreachable");
+        } else {
+            trace!(%peer, reason = why, "dial failed");
+        }
+        self.give_up(peer, retry_at);
+    }
+
+    fn is_member(&self, peer: &PeerId) -> bool {
+        self.swarm.behaviour().classes.is_member(peer)
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<ProtocolsEvent>) {
+        match event {
+            SwarmEvent::Behaviour(ProtocolsEvent::Identify(event)) => self.on_identify(event),
+            SwarmEvent::Behaviour(ProtocolsEvent::Ping(ping::Event {
+                peer,
+                connection,
+                result,
+            })) => {
+                if let (Ok(rtt), true) = (result, self.connections.preferred(&peer) == Some(connection)) {
+                    self.shared.peers().entry(peer).rtt = Some(rtt);
+                }
+            }
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => self.on_established(peer_id, connection_id, &endpoint),
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                cause,
+                ..
+            } => {
+                let why = cause.map_or_else(|| "closed".to_owned(), |cause| chain(&cause));
+                self.on_closed(peer_id, connection_id, why);
+            }
+            SwarmEvent::OutgoingConnectionError {
+                peer_id: Some(peer),
+                error,
+                ..
+            } => self.on_dial_failure(peer, &error),
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                if let Some(listener) = self.listener(listener_id) {
+                    listener.bound.push(address);
+                }
+                self.publish_listen();
+            }
+            SwarmEvent::ExpiredListenAddr { listener_id, address } => {
+                if let Some(listener) = self.listener(listener_id) {
+                    listener.bound.retain(|bound| *bound != address);
+                }
+                self.publish_listen();
+            }
+            SwarmEvent::IncomingConnectionError {
+                send_back_addr,
+                error,
+                ..
+            } => {
+                debug!(address = %send_back_addr, error = chain(&error), "incoming connection failed");
+            }
+            SwarmEvent::ListenerError { listener_id, error } => {
+                debug!(address = %self.asked(listener_id), %error, "listener reported an error");
+            }
+            event => trace!(?event, "swarm"),
+        }
+    }
+
+    fn on_identify(&mut self, event: identify::Event) {
+        let identify::Event::Received {
+            connection_id,
+            peer_id,
+            info,
+        } = event
+        else {
+            return;
+        };
+        let addrs = info.listen_addrs.iter().map(without_peer).collect();
+        self.shared.book().told(peer_id, addrs);
+        self.observe(without_peer(&info.observed_addr));
+        if let Some(incarnation) = parse_agent(&info.agent_version) {
+            for dead in self.connections.identified(&peer_id, connection_id, incarnation) {
+                debug!(peer = %peer_id, connection = %dead, "peer has restarted, closing its old connection");
+                self.swarm.close_connection(dead);
+            }
+        }
+    }
+
+    fn observe(&mut self, address: Multiaddr) {
+        if let Some((_, count)) = self.observed.iter_mut().find(|(seen, _)| *seen == address) {
+            *count = count.saturating_add(1);
+        } else {
+            if self.observed.len() >= OBSERVED_MAX {
+                self.observed.pop();
+            }
+            self.observed.push((address, 1));
+        }
+        self.observed.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let addresses = self.observed.iter().map(|(address, _)| address.clone()).collect();
+        self.shared.set_observed(addresses);
+    }
+
+    fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let dialed = if endpoint.is_dialer() {
+            Dialed::ByUs
+        } else {
+            Dialed::ByThem
+        };
+        let address = without_peer(endpoint.get_remote_address());
+        if dialed == Dialed::ByUs {
+            self.shared.book().reached(peer, address.clone());
+        }
+        let first = self.connections.established(peer, id, dialed, now());
+        self.dialer.connected(&peer);
+        {
+            let mut peers = self.shared.peers();
+            let entry = peers.entry(peer);
+            entry.connected = true;
+            entry.address = Some(address.clone());
+            entry.last_error = None;
+            entry.told_unreachable = false;
+        }
+        if first && self.is_member(&peer) {
+            info!(%peer, %address, "member connected");
+        } else {
+            debug!(%peer, %address, connection = %id, "connection established");
+        }
+        for open in self.take_pending(&peer) {
+            // The newest connection is known to work; the preferred one may be the remains of a restart.
+            self.order(peer, id, open);
+        }
+        self.shared.probe_soon();
+    }
+
+    fn on_closed(&mut self, peer: PeerId, id: ConnectionId, why: String) {
+        if !self.connections.closed(&peer, id) {
+            debug!(%peer, connection = %id, reason = why, "connection closed, another one stands");
+            return;
+        }
+        if self.is_member(&peer) {
+            info!(%peer, reason = why, "member disconnected");
+        } else {
+            debug!(%peer, reason = why, "connection closed");
+        }
+        {
+            let mut peers = self.shared.peers();
+            let entry = peers.entry(peer);
+            entry.connected = false;
+            entry.rtt = None;
+            entry.last_error = Some(why);
+        }
+        for done in self.disconnecting.remove(&peer).unwrap_or_default() {
+            let _ = done.send(());
+        }
+    }
+
+    fn listener(&mut self, id: ListenerId) -> Option<&mut Listener> {
+        self.listeners.iter_mut().find(|listener| listener.id == id)
+    }
+
+    fn publish_listen(&self) {
+        let mut addresses = Vec::new();
+        for listener in &self.listeners {
+            // Asked for all interfaces, a node is not reached over loopback, unless there is nothing else.
+            let only_loopback = listener.bound.iter().all(is_loopback);
+            let shown = listener
+                .bound
+                .iter()
+                .filter(|address| only_loopback || !is_loopback(address));
+            addresses.extend(shown.cloned());
+        }
+        addresses.sort();
+        addresses.dedup();
+        let sockets = self.listeners.iter().filter_map(|listener| {
+            let asked = socket_address(&listener.asked)?;
+            let port = listener.bound.iter().find_map(socket_address)?.port();
+            Some((asked.ip(), port).into())
+        });
+        self.shared.set_listen(addresses, sockets.collect());
+    }
+}
+
+/// While opens wait for a connection, how often their deadlines and the dialer's are looked at.
+const RETRY: Duration = Duration::from_millis(25);
+
+/// How often surplus connections are looked for.
+const TIDY: Duration = Duration::from_secs(1);
+
+fn swarm(keypair: &Keypair, shared: Arc<Shared>, tracker: TaskTracker, incarnation: u64) -> Swarm<Protocols> {
+    let mut quic = quic::Config::new(keypair);
+    quic.handshake_timeout = HANDSHAKE_TIMEOUT;
+    // Six seconds fit in 32 bits of milliseconds.
+    quic.max_idle_timeout = IDLE_MAX.as_millis() as u32;
+    quic.keep_alive_interval = KEEP_ALIVE;
+    quic.max_concurrent_stream_limit = STREAMS_MAX;
+    quic.max_stream_data = STREAM_WINDOW;
+    quic.max_connection_data = CONNECTION_WINDOW;
+    let transport = quic::tokio::Transport::new(quic)
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .boxed();
+    let agent = format!("lapwing/{}+{incarnation:016x}", env!("CARGO_PKG_VERSION"));
+    let identify = identify::Config::new("/lapwing/1".to_owned(), keypair.public())
+        .with_agent_version(agent)
+        .with_push_listen_addr_updates(true);
+    let ping = ping::Config::new()
+        .with_interval(Duration::from_secs(5))
+        .with_timeout(Duration::from_secs(10));
+    let protocols = Protocols {
+        classes: behaviour::Behaviour::new(shared),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::new(ping),
+    };
+    let executor = move |task| {
+        tracker.spawn(task);
+    };
+    let config = libp2p::swarm::Config::with_executor(executor)
+        .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
+        // An open costs no round trip: the protocol's name and the first frame travel together.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        .with_dial_concurrency_factor(DIALS_AT_ONCE);
+    Swarm::new(transport, protocols, keypair.public().to_peer_id(), config)
+}
+
+/// Addresses of one peer that are tried at once: all that it may have.
+const DIALS_AT_ONCE: NonZeroU8 = NonZeroU8::MIN.saturating_add(15);
+
+/// The incarnation in an agent of ours, `lapwing/VERSION+INCARNATION`.
+fn parse_agent(agent: &str) -> Option<u64> {
+    let (_, incarnation) = agent.strip_prefix("lapwing/")?.split_once('+')?;
+    u64::from_str_radix(incarnation, 16).ok()
+}
+
+fn start_error(address: Multiaddr, error: TransportError<io::Error>) -> StartError {
+    match error {
+        TransportError::MultiaddrNotSupported(address) => StartError::Unsupported { address },
+        TransportError::Other(error) => {
+            let in_use = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<quic::Error>())
+                .is_some_and(
+                    |inner| matches!(inner, quic::Error::Io(inner) if inner.kind() == io::ErrorKind::AddrInUse),
+                );
+            if in_use || error.kind() == io::ErrorKind::AddrInUse {
+                StartError::AddressInUse { address }
+            } else {
+                StartError::Listen {
+                    address,
+                    source: error,
+                }
+            }
+        }
+    }
+}
+
+/// Why a dial failed, in one line for people.
+fn explain(error: &DialError) -> String {
+    match error {
+        DialError::WrongPeerId { obtained, address } => {
+            format!("at {} answers another node, {obtained}", without_peer(address))
+        }
+        DialError::LocalPeerId { address } => format!("{} is this node's own", without_peer(address)),
+        DialError::Transport(errors) => {
+            let each = errors.iter().map(|(address, error)| {
+                let error = match error {
+                    TransportError::MultiaddrNotSupported(_) => {
+                        "this kind of address is not supported".to_owned()
+                    }
+                    TransportError::Other(error) => chain(error),
+                };
+                format!("{}: {error}", without_peer(address))
+            });
+            let shown: Vec<_> = each.take(3).collect();
+            let more = errors.len() - shown.len();
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            format!("{}{more}", shown.join("; "))
+        }
+        DialError::Denied { cause } => chain(cause),
+        DialError::NoAddresses | DialError::DialPeerConditionFalse(_) | DialError::Aborted => {
+            error.to_string()
+        }
+    }
+}
+
+/// An error with its sources, without repetition.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+fn without_peer(address: &Multiaddr) -> Multiaddr {
+    address
+        .iter()
+        .filter(|part| !matches!(part, Protocol::P2p(_)))
+        .collect()
+}
+
+fn is_loopback(address: &Multiaddr) -> bool {
+    socket_address(address).is_some_and(|address| address.ip().is_loopback())
+}
+
+fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Udp(port) => Some((ip, port).into()),
+        _ => None,
+    }
+}

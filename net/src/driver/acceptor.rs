@@ -1,0 +1,169 @@
+//! What happens to an inbound stream: hello, gate, queue, or a refusal that says why.
+//!
+//! Runs inside the connection's own task, as part of the stream's negotiation, whose timeout and bound it shares.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::AsyncReadExt as _;
+use tokio::sync::mpsc;
+use tracing::{debug, trace};
+
+use super::behaviour::Opened;
+use super::channel::Channel;
+use super::frames::{FrameReader, FrameWriter, Incoming};
+use super::shared::{Shared, lock};
+use crate::{Gate, Hello, Kind, Refusal};
+use lapwing_base::{ByteSize, Class, PeerId};
+
+/// A stream that has not said hello after this long is dropped.
+pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Channels of one kind that one peer may have open with us at once.
+pub(crate) const PER_PEER_AND_KIND_MAX: usize = 256;
+
+/// Inbound channels at once over all peers and kinds; each costs a few KiB until somebody reads it.
+const CHANNELS_MAX: usize = 8192;
+
+/// Knows who may open what, and who waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Acceptor {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    gate: Gate,
+    served: HashMap<(Class, &'static str), Served>,
+    seats: HashMap<(PeerId, Class, &'static str), usize>,
+    seats_taken: usize,
+}
+
+#[derive(Debug)]
+struct Served {
+    kind: Kind,
+    queue: mpsc::Sender<Channel>,
+}
+
+/// One inbound channel's place among those that are open; given back when the channel is gone.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    state: Arc<Mutex<State>>,
+    key: (PeerId, Class, &'static str),
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        state.seats_taken = state.seats_taken.saturating_sub(1);
+        if let Some(taken) = state.seats.get_mut(&self.key) {
+            *taken -= 1;
+            if *taken == 0 {
+                state.seats.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Acceptor {
+    /// From now on channels of this kind go to the returned queue.
+    pub(crate) fn serve(&self, kind: Kind, queue: usize) -> mpsc::Receiver<Channel> {
+        let (sender, receiver) = mpsc::channel(queue.max(1));
+        let served = Served { kind, queue: sender };
+        lock(&self.state).served.insert((kind.class, kind.name), served);
+        receiver
+    }
+
+    pub(crate) fn set_gate(&self, gate: Gate) {
+        lock(&self.state).gate = gate;
+    }
+
+    pub(crate) fn gate(&self) -> Gate {
+        lock(&self.state).gate.clone()
+    }
+
+    /// Ends every queue.
+    pub(crate) fn stop(&self) {
+        lock(&self.state).served.clear();
+    }
+
+    /// Takes one stream through to its queue, or refuses it.
+    pub(crate) async fn accept(&self, peer: PeerId, class: Class, opened: Opened, shared: &Shared) {
+        let (reader, writer) = opened.stream.split();
+        let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
+        let hello = match reader.next(ByteSize(Hello::SIZE_MAX as u64)).await {
+            Ok(Some(Incoming::Frame(bytes))) => bytes,
+            Ok(None) => return,
+            other => {
+                debug!(%peer, %class, ?other, "a stream did not begin with a hello");
+                return;
+            }
+        };
+        let verdict = match Hello::parse(&hello) {
+            Ok(hello) => self.admit(peer, class, &hello),
+            Err(error) => {
+                debug!(%peer, %class, %error, "a stream began with a hello that is not ours");
+                match error.refusal() {
+                    Some(refusal) => Err(refusal),
+                    None => return,
+                }
+            }
+        };
+        match verdict {
+            Ok((kind, seat, place)) => {
+                trace!(%peer, %kind, "channel accepted");
+                place.send(Channel::new(
+                    peer,
+                    kind,
+                    reader,
+                    writer,
+                    opened.usage,
+                    Some(seat),
+                    shared,
+                ));
+            }
+            Err(refusal) => {
+                debug!(%peer, %class, ?refusal, "channel refused");
+                // The opener may be gone already.
+                let _ = writer.refuse(refusal).await;
+            }
+        }
+    }
+
+    fn admit(
+        &self,
+        peer: PeerId,
+        class: Class,
+        hello: &Hello,
+    ) -> Result<(Kind, Seat, mpsc::OwnedPermit<Channel>), Refusal> {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let served = state
+            .served
+            .iter()
+            .find(|((served_class, name), _)| *served_class == class && *name == hello.name)
+            .map(|(_, served)| served)
+            .ok_or(Refusal::NotServed)?;
+        let kind = served.kind;
+        state.gate.admit(&peer, hello, kind.access)?;
+        let place = match served.queue.clone().try_reserve_owned() {
+            Ok(place) => place,
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(Refusal::Busy),
+            // Nobody listens any more.
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Refusal::NotServed),
+        };
+        let key = (peer, class, kind.name);
+        let taken = state.seats.get(&key).copied().unwrap_or(0);
+        if taken >= PER_PEER_AND_KIND_MAX || state.seats_taken >= CHANNELS_MAX {
+            return Err(Refusal::Busy);
+        }
+        state.seats.insert(key, taken + 1);
+        state.seats_taken += 1;
+        let seat = Seat {
+            state: Arc::clone(&self.state),
+            key,
+        };
+        Ok((kind, seat, place))
+    }
+}

@@ -1,0 +1,447 @@
+//! The handle that the other rooms hold. It asks the driver and reads the shared tables; it owns no socket.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, info_span};
+
+use super::channel::{Channel, ChannelError};
+use super::limits::Limits;
+use super::shared::Shared;
+use super::{COMMANDS_MAX, Command, Driver, OpenFailure, now, prober, without_peer};
+use crate::{Gate, Hello, Kind, NetworkStatus, Probes, Refusal};
+use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId};
+
+/// How a node takes part in the network.
+#[derive(Clone)]
+pub struct NetworkConfig {
+    /// The node's identity; see [`crate::load_or_create_identity`].
+    pub keypair: Keypair,
+    /// Where to listen, as `/ip4/0.0.0.0/udp/0/quic-v1`; port 0 lets the system choose, and with no address at
+    /// all the node only dials.
+    pub listen: Vec<Multiaddr>,
+    /// Holds the sum of `Model` and `Maintenance` to this rate when sending; the other classes are counted and
+    /// never wait. Default: none. Costs a timer for each 16 KiB.
+    pub upload_max: Option<Bandwidth>,
+    /// The same for receiving, by reading no faster.
+    pub download_max: Option<Bandwidth>,
+    /// A link to a member that no transfer has measured for so long is probed. Default 30 s: up to 1 MiB each time,
+    /// and never more than a tenth of the link. At least a second.
+    pub probe_interval: Duration,
+}
+
+impl NetworkConfig {
+    /// A node with this identity that listens on every interface, at a port of the system's choice, without limits.
+    pub fn new(keypair: Keypair) -> Self {
+        let any = Multiaddr::empty()
+            .with(std::net::Ipv4Addr::UNSPECIFIED.into())
+            .with(libp2p::multiaddr::Protocol::Udp(0))
+            .with(libp2p::multiaddr::Protocol::QuicV1);
+        Self {
+            keypair,
+            listen: vec![any],
+            upload_max: None,
+            download_max: None,
+            probe_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl fmt::Debug for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetworkConfig")
+            .field("peer", &self.keypair.public().to_peer_id())
+            .field("listen", &self.listen)
+            .field("upload_max", &self.upload_max)
+            .field("download_max", &self.download_max)
+            .field("probe_interval", &self.probe_interval)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node's place in the network. Cheap to clone; the network stops at [`Network::shutdown`], or when the last
+/// clone is dropped.
+#[derive(Clone, Debug)]
+#[must_use = "a network stops when its last handle is dropped"]
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
+}
+
+impl Network {
+    /// Binds every address and begins to take and open channels, for those that `gate` lets in.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on; nothing stays bound then.
+    pub async fn start(config: NetworkConfig, gate: watch::Receiver<Gate>) -> Result<Self, StartError> {
+        let me = config.keypair.public().to_peer_id();
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let limits = Limits::new(config.upload_max, config.download_max);
+        let probe_interval = config.probe_interval.max(Duration::from_secs(1));
+        let shared = Arc::new(Shared::new(me, commands, limits, probe_interval));
+        let tracker = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let probed = shared.acceptor.serve(prober::PROBE, prober::QUEUE);
+        let driver = Driver::bind(super::Setup {
+            keypair: &config.keypair,
+            listen: config.listen,
+            shared: Arc::clone(&shared),
+            commands: inbox,
+            gate,
+            tracker: tracker.clone(),
+            stop: stop.child_token(),
+            incarnation: rand::random(),
+        })
+        .await?;
+        let span = info_span!("net", %me);
+        tracker.spawn(driver.run().instrument(span.clone()));
+        let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval));
+        let answering = prober::answer_probes(probed);
+        let stopped = stop.child_token();
+        let tasks = async move {
+            stopped
+                .run_until_cancelled(async { tokio::join!(probing, answering) })
+                .await;
+        };
+        tracker.spawn(tasks.instrument(span));
+        let inner = Inner {
+            shared,
+            tracker,
+            _stop_on_drop: stop.clone().drop_guard(),
+            stop,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// This node.
+    pub fn peer_id(&self) -> PeerId {
+        self.inner.shared.me
+    }
+
+    /// Where others can reach it: concrete addresses. Loopback only when it was asked for, or there is nothing else.
+    pub fn listen_addrs(&self) -> Vec<Multiaddr> {
+        self.inner.shared.listen()
+    }
+
+    /// Replaces what was learned earlier of a peer's addresses.
+    pub fn learn(&self, peer: PeerId, addrs: Vec<Multiaddr>) {
+        let shared = &self.inner.shared;
+        if peer == shared.me {
+            return;
+        }
+        let addrs = addrs.iter().map(without_peer).collect();
+        if shared.book().learn(peer, addrs) {
+            // Only cuts a backoff of seconds short, so it may be lost where the driver is busy.
+            let _ = shared.commands.try_send(Command::Learned(peer));
+        }
+    }
+
+    /// Takes inbound channels of a kind from now on, past the gate; up to `queue` of them may wait to be received,
+    /// and peers that open more are refused as [`Refusal::Busy`]. Replaces an earlier receiver of the same kind.
+    pub fn serve(&self, kind: Kind, queue: usize) -> mpsc::Receiver<Channel> {
+        self.inner.shared.acceptor.serve(kind, queue)
+    }
+
+    /// Opens a channel over the peer's connection, which is dialed when there is none.
+    ///
+    /// Whether the peer takes it shows at the first [`Channel::receive`]: opening costs no round trip.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached within `timeout`, or cannot be hoped to be.
+    pub async fn open(&self, peer: PeerId, kind: Kind, timeout: Duration) -> Result<Channel, OpenError> {
+        open(&self.inner.shared, peer, kind, timeout).await
+    }
+
+    /// Opens a channel, sends one frame and receives one.
+    ///
+    /// # Errors
+    /// When there is no answer within `timeout`, for whatever reason. The peer may have acted all the same.
+    pub async fn request(
+        &self,
+        peer: PeerId,
+        kind: Kind,
+        body: &[u8],
+        timeout: Duration,
+    ) -> Result<Bytes, RequestError> {
+        let begun_at = now();
+        let exchange = async {
+            let mut channel = self.open(peer, kind, timeout).await?;
+            channel.send(body).await?;
+            channel.finish().await?;
+            channel
+                .receive()
+                .await?
+                .ok_or(RequestError::NoAnswer { peer, kind })
+        };
+        match tokio::time::timeout_at((begun_at + timeout).into(), exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RequestError::Timeout {
+                peer,
+                kind,
+                waited: timeout,
+            }),
+        }
+    }
+
+    /// Our upload to each peer, as far as it was measured lately: smoothed.
+    pub fn measured(&self) -> Vec<(PeerId, Bandwidth)> {
+        let (now, fresh) = (now(), self.inner.shared.fresh());
+        let peers = self.inner.shared.peers();
+        peers
+            .iter()
+            .filter_map(|(peer, entry)| Some((*peer, entry.estimate.speed(now, fresh)?)))
+            .collect()
+    }
+
+    /// Takes a real transfer for a measurement of the link: `took` is from the first byte sent until the peer has
+    /// said that it has the last, less what the peer waited for other things. Less than 64 KiB says nothing.
+    pub fn record_transfer(&self, peer: PeerId, sent: ByteSize, took: Duration) {
+        if sent >= Probes::SIZE_MIN && !took.is_zero() {
+            self.inner.shared.record(peer, Bandwidth::per(sent, took));
+        }
+    }
+
+    /// The network as this node sees it now.
+    pub fn status(&self) -> NetworkStatus {
+        let shared = &self.inner.shared;
+        let (now, fresh) = (now(), shared.fresh());
+        let peers = shared
+            .peers()
+            .iter()
+            .map(|(peer, entry)| entry.status(*peer, now, fresh))
+            .collect();
+        NetworkStatus {
+            peer: shared.me,
+            listen: shared.listen(),
+            observed: shared.observed(),
+            peers,
+        }
+    }
+
+    /// Closes every connection with a peer and waits until they are closed. Does not keep it from coming back.
+    pub async fn disconnect(&self, peer: PeerId) {
+        let (done, closed) = oneshot::channel();
+        if self
+            .inner
+            .shared
+            .commands
+            .send(Command::Disconnect { peer, done })
+            .await
+            .is_ok()
+        {
+            // An error means that the driver has stopped, and then everything is closed.
+            let _ = closed.await;
+        }
+    }
+
+    /// Closes every connection, so that peers see it at once, frees the ports and waits for every task.
+    ///
+    /// Channels that are still held are lost; a port is free at once only when they are dropped first.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tracker.close();
+        self.inner.tracker.wait().await;
+    }
+}
+
+pub(crate) async fn open(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    kind: Kind,
+    timeout: Duration,
+) -> Result<Channel, OpenError> {
+    if peer == shared.me {
+        return Err(OpenError::Myself { kind });
+    }
+    let deadline = now() + timeout;
+    match tokio::time::timeout_at(deadline.into(), open_before(shared, peer, kind, deadline)).await {
+        Ok(result) => result,
+        Err(_) => Err(match shared.last_error(&peer) {
+            Some(reason) => OpenError::Unreachable { peer, kind, reason },
+            None => OpenError::Timeout {
+                peer,
+                kind,
+                waited: timeout,
+            },
+        }),
+    }
+}
+
+/// Between two attempts over connections that turn out to be lost.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Tries until a stream takes the hello: until then nothing has happened at the other end.
+async fn open_before(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    kind: Kind,
+    deadline: Instant,
+) -> Result<Channel, OpenError> {
+    loop {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Open {
+            peer,
+            class: kind.class,
+            deadline,
+            reply,
+        };
+        shared
+            .commands
+            .send(command)
+            .await
+            .map_err(|_| OpenError::Stopped)?;
+        match answer.await {
+            Ok(Ok(opened)) => {
+                let hello = Hello::new(shared.acceptor.gate().cluster, &kind).to_bytes();
+                match Channel::outbound(peer, kind, opened, &hello, shared).await {
+                    Ok(channel) => return Ok(channel),
+                    Err(error) => tracing::trace!(%peer, %kind, %error, "a stream was lost before its hello"),
+                }
+            }
+            Ok(Err(OpenFailure::NoAddress)) => return Err(OpenError::NoAddress { peer, kind }),
+            Ok(Err(OpenFailure::Unreachable(reason))) => {
+                return Err(OpenError::Unreachable { peer, kind, reason });
+            }
+            Ok(Err(OpenFailure::Overloaded)) => return Err(OpenError::Overloaded { peer, kind }),
+            Ok(Err(OpenFailure::Stopped)) => return Err(OpenError::Stopped),
+            Ok(Err(OpenFailure::Stream(reason))) => {
+                tracing::trace!(%peer, %kind, reason, "a stream was not opened");
+            }
+            // The connection went while the stream was being opened.
+            Err(_) => (),
+        }
+        tokio::time::sleep(ATTEMPT_PAUSE).await;
+    }
+}
+
+/// The network cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Another process has the port.
+    #[error("{address} is in use by another process; stop it, or choose another port (0 takes a free one)")]
+    AddressInUse {
+        /// The address that was asked for.
+        address: Multiaddr,
+    },
+    /// The address is not one to listen on.
+    #[error("cannot listen on {address}; use an address such as /ip4/0.0.0.0/udp/0/quic-v1")]
+    Unsupported {
+        /// The address that was asked for.
+        address: Multiaddr,
+    },
+    /// The system does not let us.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address that was asked for.
+        address: Multiaddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// There is no channel.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Nobody has said where the peer is.
+    #[error("no address of peer {peer} is known, so {kind} cannot be opened")]
+    NoAddress {
+        /// Who.
+        peer: PeerId,
+        /// What for.
+        kind: Kind,
+    },
+    /// It does not answer where it should be.
+    #[error("peer {peer} cannot be reached for {kind}: {reason}")]
+    Unreachable {
+        /// Who.
+        peer: PeerId,
+        /// What for.
+        kind: Kind,
+        /// What the last attempt came to.
+        reason: String,
+    },
+    /// Nothing failed, and nothing came of it in time.
+    #[error("peer {peer} did not take {kind} within {waited:?}")]
+    Timeout {
+        /// Who.
+        peer: PeerId,
+        /// What for.
+        kind: Kind,
+        /// How long it was given.
+        waited: Duration,
+    },
+    /// Too many channels of this node already wait for connections.
+    #[error("too many channels wait for connections; {kind} to peer {peer} was not added to them")]
+    Overloaded {
+        /// Who.
+        peer: PeerId,
+        /// What for.
+        kind: Kind,
+    },
+    /// The peer is this node.
+    #[error("a node opens no {kind} channel to itself")]
+    Myself {
+        /// What for.
+        kind: Kind,
+    },
+    /// This node's network has been shut down.
+    #[error("the network of this node has stopped")]
+    Stopped,
+}
+
+/// There is no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The request was not sent.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The channel failed, or the peer refused it.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The peer took the request and ended the channel without an answer.
+    #[error("peer {peer} ended {kind} without an answer")]
+    NoAnswer {
+        /// Who.
+        peer: PeerId,
+        /// What for.
+        kind: Kind,
+    },
+    /// The answer did not come in time.
+    #[error("peer {peer} did not answer {kind} within {waited:?}")]
+    Timeout {
+        /// Who.
+        peer: PeerId,
+        /// What for.
+        kind: Kind,
+        /// How long it was given.
+        waited: Duration,
+    },
+}
+
+impl RequestError {
+    /// The peer's refusal, when that is what it is.
+    pub const fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Channel(error) => error.refusal(),
+            Self::Open(_) | Self::NoAnswer { .. } | Self::Timeout { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! How fast one link is, from what was measured on it. Measures nothing itself.
+
+use lapwing_base::Bandwidth;
+use std::time::{Duration, Instant};
+
+/// A smoothed measurement with its age.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Estimate {
+    known: Option<Known>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    kbit_s: f64,
+    measured_at: Instant,
+}
+
+impl Estimate {
+    /// How long a measurement stands for the link: four probe intervals, so that three probes may be lost.
+    pub const FRESH_INTERVALS: u32 = 4;
+
+    /// Takes in one measurement.
+    ///
+    /// Each counts half, so that a link that has become slow is known to be slow after two or three; one that
+    /// follows a silence of `fresh` stands alone.
+    pub fn record(&mut self, speed: Bandwidth, now: Instant, fresh: Duration) {
+        let sample = f64::from(speed.kbit_s);
+        let kbit_s = match self.known {
+            Some(known) if now.saturating_duration_since(known.measured_at) < fresh => {
+                known.kbit_s + WEIGHT * (sample - known.kbit_s)
+            }
+            _ => sample,
+        };
+        self.known = Some(Known {
+            kbit_s,
+            measured_at: now,
+        });
+    }
+
+    /// The speed, when it was measured within `fresh`.
+    pub fn speed(&self, now: Instant, fresh: Duration) -> Option<Bandwidth> {
+        let known = self.known?;
+        // Between two numbers that fit, so it fits.
+        (now.saturating_duration_since(known.measured_at) < fresh)
+            .then(|| Bandwidth::kbit(known.kbit_s.round() as u32))
+    }
+
+    /// When the link was measured last.
+    pub fn measured_at(&self) -> Option<Instant> {
+        self.known.map(|known| known.measured_at)
+    }
+}
+
+const WEIGHT: f64 = 0.5;
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
+mod tests {
+    use super::*;
+
+    const FRESH: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn nothing_is_known_before_a_measurement() {
+        assert_eq!(Estimate::default().speed(Instant::now(), FRESH), None);
+    }
+
+    #[test]
+    fn a_throttled_link_is_known_within_three_measurements() {
+        let now = Instant::now();
+        let mut estimate = Estimate::default();
+        estimate.record(Bandwidth::mbit(100), now, FRESH);
+        for _ in 0..3 {
+            estimate.record(Bandwidth::mbit(2), now, FRESH);
+        }
+        assert!(estimate.speed(now, FRESH).unwrap() < Bandwidth::mbit(20));
+    }
+
+    #[test]
+    fn an_old_measurement_is_forgotten_and_does_not_weigh_on_the_next() {
+        let now = Instant::now();
+        let mut estimate = Estimate::default();
+        estimate.record(Bandwidth::mbit(100), now, FRESH);
+        let later = now + FRESH;
+        assert_eq!(estimate.speed(later, FRESH), None);
+        estimate.record(Bandwidth::mbit(2), later, FRESH);
+        assert_eq!(estimate.speed(later, FRESH), Some(Bandwidth::mbit(2)));
+    }
+}

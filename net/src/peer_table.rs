@@ -1,0 +1,130 @@
+//! What is remembered of each peer: its link, its speed, and what went over it.
+
+use crate::{Estimate, PeerStatus};
+use lapwing_base::{ByteSize, CLASSES, Class, Multiaddr, PeerId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Every peer that this node has dealt with, up to a bound.
+#[derive(Debug, Default)]
+pub struct PeerTable {
+    peers: BTreeMap<PeerId, PeerEntry>,
+}
+
+impl PeerTable {
+    /// Beyond as many, peers without a connection are forgotten; connections have a bound of their own.
+    pub const PEERS_MAX: usize = 4096;
+
+    /// The entry of a peer, made when there is none.
+    pub fn entry(&mut self, peer: PeerId) -> &mut PeerEntry {
+        if self.peers.len() >= Self::PEERS_MAX && !self.peers.contains_key(&peer) {
+            self.peers.retain(|_, entry| entry.connected);
+        }
+        self.peers.entry(peer).or_default()
+    }
+
+    /// The entry of a peer, when there is one.
+    pub fn get(&self, peer: &PeerId) -> Option<&PeerEntry> {
+        self.peers.get(peer)
+    }
+
+    /// Every entry, by identity.
+    pub fn iter(&self) -> impl Iterator<Item = (&PeerId, &PeerEntry)> {
+        self.peers.iter()
+    }
+}
+
+/// What is remembered of one peer.
+#[derive(Debug, Default)]
+pub struct PeerEntry {
+    /// Whether a connection stands.
+    pub connected: bool,
+    /// Where the last connection led.
+    pub address: Option<Multiaddr>,
+    /// Round-trip time on the standing connection.
+    pub rtt: Option<Duration>,
+    /// Our upload to it.
+    pub estimate: Estimate,
+    /// Payload in both directions.
+    pub counters: Arc<Counters>,
+    /// Why there is no connection; gone once there is one.
+    pub last_error: Option<String>,
+    /// Whether its being unreachable has been logged; told once, until it is reached again.
+    pub told_unreachable: bool,
+}
+
+impl PeerEntry {
+    /// The entry as the status document shows it.
+    pub fn status(&self, peer: PeerId, now: Instant, fresh: Duration) -> PeerStatus {
+        PeerStatus {
+            peer,
+            connected: self.connected,
+            address: self.address.clone(),
+            rtt: self.rtt,
+            bandwidth: self.estimate.speed(now, fresh),
+            sent: self.counters.sent(),
+            received: self.counters.received(),
+            last_error: self.last_error.clone(),
+        }
+    }
+}
+
+/// Payload bytes by class, counted where frames are sent and received.
+#[derive(Debug, Default)]
+pub struct Counters {
+    sent: [AtomicU64; CLASSES.len()],
+    received: [AtomicU64; CLASSES.len()],
+}
+
+impl Counters {
+    /// A frame was handed to the transport whole.
+    pub fn count_sent(&self, class: Class, size: usize) {
+        // Usize is at most 64 bits wide.
+        self.sent[class.index()].fetch_add(size as u64, Ordering::Relaxed);
+    }
+
+    /// A frame has arrived whole.
+    pub fn count_received(&self, class: Class, size: usize) {
+        self.received[class.index()].fetch_add(size as u64, Ordering::Relaxed);
+    }
+
+    /// Sent so far, by class.
+    pub fn sent(&self) -> [ByteSize; CLASSES.len()] {
+        CLASSES.map(|class| ByteSize(self.sent[class.index()].load(Ordering::Relaxed)))
+    }
+
+    /// Received so far, by class.
+    pub fn received(&self) -> [ByteSize; CLASSES.len()] {
+        CLASSES.map(|class| ByteSize(self.received[class.index()].load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_table_forgets_peers_without_a_connection() {
+        let mut table = PeerTable::default();
+        let connected = PeerId::random();
+        table.entry(connected).connected = true;
+        for _ in 1..PeerTable::PEERS_MAX {
+            table.entry(PeerId::random());
+        }
+        table.entry(PeerId::random());
+        assert_eq!(table.peers.len(), 2);
+        assert!(table.get(&connected).is_some());
+    }
+
+    #[test]
+    fn counters_keep_classes_and_directions_apart() {
+        let counters = Counters::default();
+        counters.count_sent(Class::Model, 10);
+        counters.count_received(Class::Control, 3);
+        assert_eq!(counters.sent()[Class::Model.index()], ByteSize(10));
+        assert_eq!(counters.received()[Class::Model.index()], ByteSize(0));
+        assert_eq!(counters.received()[Class::Control.index()], ByteSize(3));
+    }
+}
