@@ -1,6 +1,6 @@
 //! A training job: what was asked for, and how far the log has brought it.
 
-use crate::{ByteSize, JobId, NodeId, Pair, Ppm, Round, RoundOutcome, RoundPlan, RoundReport};
+use crate::{ByteSize, JobId, NodeId, Pair, Ppm, Round, RoundKind, RoundOutcome, RoundPlan, RoundReport};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -71,7 +71,7 @@ pub struct JobSpec {
     pub batch: u32,
     /// Everything random in the job follows from this.
     pub seed: u64,
-    /// The last rounds of the job that exchange everything and do not train.
+    /// The last rounds of the job that exchange everything and do not train; less than [`ROUNDS_KEPT`].
     pub final_dense_rounds: u32,
     /// A checkpoint each this many rounds.
     pub checkpoint_every: u32,
@@ -234,9 +234,18 @@ impl JobView {
         self.rounds.get(usize::try_from(offset).ok()?)
     }
 
+    /// The round that ends the job, as far as is known: dense rounds that began early end it early.
+    pub fn last_round(&self) -> Round {
+        let first_dense = self.rounds.iter().find(|record| record.plan.kind == RoundKind::Dense);
+        match first_dense {
+            Some(first) => Round(first.plan.round.0 + u64::from(self.spec.final_dense_rounds.max(1)) - 1),
+            None => Round(self.spec.rounds.into()),
+        }
+    }
+
     /// Whether the averaged model is evaluated after this round.
     pub fn evaluates_after(&self, round: Round) -> bool {
         let every = u64::from(self.spec.evaluate_every);
-        round.0 >= u64::from(self.spec.rounds) || (every > 0 && round.0 > 0 && round.0.is_multiple_of(every))
+        round >= self.last_round() || (every > 0 && round.0 > 0 && round.0.is_multiple_of(every))
     }
 }

@@ -20,7 +20,7 @@ pub use job::{
     Algorithm, Evaluation, JobPhase, JobSpec, JobView, Manifest, ROUNDS_KEPT, Report, RoundRecord, Values,
 };
 pub use libp2p_identity::{Keypair, PeerId, PublicKey};
-pub use multiaddr::Multiaddr;
+pub use multiaddr::{Multiaddr, Protocol};
 pub use nearest::nearest;
 pub use roster::{Member, MemberState, Role, Roster};
 pub use round::{NodeOutcome, Pair, RoundKind, RoundOutcome, RoundPlan, RoundReport};
