@@ -1,0 +1,137 @@
+//! Turns raft's own measurements and the applied state into what the other rooms read: the roster and raft's
+//! status; and keeps the network's address book as the log says.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapwing_base::{LogIndex, NodeId, Roster, Term};
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{Instant as _, ServerState};
+
+use super::consensus::Inner;
+use super::status::{RaftState, RaftStatus};
+
+/// How often it looks without being told of a change: silence is not an event.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Watches until the member stops.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.metrics();
+    let mut state = inner.state.clone();
+    let mut interval = tokio::time::interval(LOOK_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut learned = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stop.cancelled() => return,
+            changed = metrics.changed() => if changed.is_err() { return },
+            changed = state.changed() => if changed.is_err() { return },
+            _ = interval.tick() => {}
+        }
+        look(&inner);
+        let version = inner.roster.borrow().version;
+        if learned != Some(version) {
+            learned = Some(version);
+            learn(&inner);
+        }
+    }
+}
+
+/// Publishes what has changed.
+pub(super) fn look(inner: &Inner) {
+    let metrics = inner.raft.metrics().borrow_watched().clone();
+    let membership = metrics.membership_config.membership();
+    let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
+    let learners: BTreeSet<NodeId> = membership.learner_ids().map(NodeId).collect();
+    let state = match metrics.state {
+        ServerState::Learner => RaftState::Learner,
+        ServerState::Follower => RaftState::Follower,
+        ServerState::Candidate => RaftState::Candidate,
+        ServerState::Leader => RaftState::Leader,
+        ServerState::Shutdown => RaftState::Stopped,
+    };
+    let failure = match &metrics.running_state {
+        Err(fatal) if !inner.stop.is_cancelled() => Some(fatal.to_string()),
+        _ => None,
+    };
+    // Raft names the last leader until it votes for another, and a learner never votes.
+    let heard = inner.leader_silence() <= inner.config.timing.silence_max();
+    let leader = metrics
+        .current_leader
+        .map(NodeId)
+        .filter(|_| heard && failure.is_none());
+    let quorum = match state {
+        RaftState::Leader => {
+            voters.len() == 1
+                || metrics
+                    .last_quorum_acked
+                    .is_some_and(|acked| acked.elapsed() <= inner.config.timing.election_max)
+        }
+        _ => leader.is_some(),
+    };
+    let index = |log_id: Option<super::types::LogId>| LogIndex(log_id.map_or(0, |log_id| log_id.index));
+    let status = RaftStatus {
+        state,
+        term: Term(metrics.current_term),
+        leader,
+        voters: voters.clone(),
+        learners,
+        last_log: LogIndex(metrics.last_log_index.unwrap_or(0)),
+        committed: index(metrics.local_committed),
+        applied: index(metrics.last_applied),
+        quorum,
+        failure,
+    };
+    inner.status.send_if_modified(|before| {
+        let changed = *before != status;
+        if changed {
+            if before.leader != status.leader {
+                tracing::info!(leader = ?status.leader, term = %status.term, "the leader changed");
+            }
+            *before = status.clone();
+        }
+        changed
+    });
+
+    let applied = inner.state.borrow().clone();
+    let membership_changed = index(*metrics.membership_config.log_id());
+    let members = &applied.members;
+    let roster = Roster {
+        cluster: inner.cluster,
+        version: applied.members_changed.max(membership_changed),
+        members: members.clone(),
+        voters: voters.into_iter().filter(|id| members.contains_key(id)).collect(),
+        leader: status.leader,
+        term: status.term,
+    };
+    inner.roster.send_if_modified(|before| {
+        let changed = **before != roster;
+        if changed {
+            *before = Arc::new(roster);
+        }
+        changed
+    });
+}
+
+/// Tells the network where members listen, and gives up the streams to those that are gone.
+fn learn(inner: &Inner) {
+    let state = inner.state.borrow().clone();
+    let metrics = inner.raft.metrics().borrow_watched().membership_config.clone();
+    let mut targets: BTreeSet<u64> = BTreeSet::new();
+    for (id, node) in metrics.nodes() {
+        targets.insert(*id);
+        // Before the entry that made it a member is applied, raft's membership is all that is known.
+        if let Some(peer) = node.peer
+            && *id != inner.link.me
+            && !state.members.contains_key(&NodeId(*id))
+        {
+            inner.learn(peer, &node.addrs);
+        }
+    }
+    for member in state.members.values().filter(|member| member.id != inner.id) {
+        inner.learn(member.peer, &member.addrs);
+    }
+    inner.link.keep_only(&targets);
+}

@@ -1,0 +1,113 @@
+//! What can be wrong with a data directory.
+
+use std::io;
+use std::path::PathBuf;
+
+use lapwing_base::{ClusterId, NodeId, PeerId};
+
+/// The data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// Another process has it.
+    #[error("{} is in use by another process; stop that one, or give this node a directory of its own", path.display())]
+    Locked {
+        /// The log file.
+        path: PathBuf,
+    },
+    /// A file is damaged.
+    #[error(
+        "{} is corrupt ({what}); move its directory {} away and start again: the node then joins as a new member and takes the state from the others",
+        path.display(),
+        path.parent().unwrap_or(path).display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A snapshot is damaged.
+    #[error(
+        "{} is corrupt ({what}); move this file away and start again: the snapshot before it and the log serve instead, or the next start says what else is missing",
+        path.display()
+    )]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A newer program has written it.
+    #[error("{} was written in format {found}; this program reads format {known}: use the newer program", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u16,
+        /// Ours.
+        known: u16,
+    },
+    /// It belongs to another identity.
+    #[error(
+        "{} belongs to the node with identity {theirs}, not to {ours}; use that node's key, or another directory",
+        path.display()
+    )]
+    OtherPeer {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        theirs: PeerId,
+        /// Who we are.
+        ours: PeerId,
+    },
+    /// It belongs to another cluster, or to another member of this one.
+    #[error(
+        "{} belongs to {theirs_id} of cluster {theirs}, not to {ours_id} of cluster {ours}; use another directory, or move this one away",
+        path.display()
+    )]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// Its cluster.
+        theirs: ClusterId,
+        /// Its member.
+        theirs_id: NodeId,
+        /// The cluster that was to be entered.
+        ours: ClusterId,
+        /// As which member.
+        ours_id: NodeId,
+    },
+    /// There is nothing to resume.
+    #[error("{} has no log to resume; join a cluster or found one", path.display())]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The disk failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
+    /// The database failed.
+    #[error("{}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        source: Box<redb::Error>,
+    },
+}
+
+impl From<StorageError> for io::Error {
+    fn from(error: StorageError) -> Self {
+        let kind = match error {
+            StorageError::Corrupt { .. } | StorageError::Snapshot { .. } => io::ErrorKind::InvalidData,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,333 @@
+//! Jobs and their rounds, as the log moves them: the half of [`State`] that training lives on.
+//!
+//! It plans nothing and trains nothing; it only decides what is valid. A round is planned once and closed
+//! once, in order, and only planned pairs are ever merged.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lapwing_base::{
+    Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, NodeId, Pair, ROUNDS_KEPT, Round,
+    RoundKind, RoundOutcome, RoundPlan, RoundRecord,
+};
+
+use crate::command::Malformed;
+use crate::state::{JOBS_OVER_KEPT, MEMBERS_MAX, State, check_count};
+use crate::{Applied, RefusedReason};
+
+impl State {
+    pub(crate) fn submit_job(&mut self, index: LogIndex, spec: JobSpec) -> Result<Applied, RefusedReason> {
+        if let Some(job) = self.running_job() {
+            return Err(RefusedReason::JobNotOver(job.id));
+        }
+        check_spec(&spec)?;
+        let id = JobId(index.0);
+        let job = JobView {
+            id,
+            spec,
+            phase: JobPhase::Running,
+            rounds: Default::default(),
+            last_matched: Default::default(),
+            last_alone: Default::default(),
+            evaluating: None,
+            evaluations: Default::default(),
+            manifest: None,
+        };
+        self.jobs.insert(id, Arc::new(job));
+        while self.jobs.len() > JOBS_OVER_KEPT + 1 {
+            // The first one is over: only the last can run.
+            self.jobs.pop_first();
+        }
+        Ok(Applied::Submitted(id))
+    }
+
+    pub(crate) fn stop_job(&mut self, id: JobId) -> Result<Applied, RefusedReason> {
+        let job = self.job_in(id, &[JobPhase::Running, JobPhase::Finishing])?;
+        job.phase = JobPhase::Stopped;
+        job.evaluating = None;
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn plan_round(&mut self, plan: RoundPlan) -> Result<Applied, RefusedReason> {
+        check_participants(&plan)?;
+        for node in plan.participants() {
+            self.member(node)?;
+        }
+        let job = self.job_in(plan.job, &[JobPhase::Running])?;
+        if plan.round <= job.round() {
+            return Err(RefusedReason::RoundPlanned(plan.round));
+        }
+        if job.open_round().is_some() {
+            return Err(RefusedReason::RoundOpen(job.round()));
+        }
+        let expected = job.round().next();
+        if plan.round != expected {
+            let given = plan.round;
+            return Err(RefusedReason::RoundOutOfOrder { expected, given });
+        }
+        for pair in &plan.pairs {
+            job.last_matched.insert(*pair, plan.round);
+        }
+        for node in &plan.alone {
+            job.last_alone.insert(*node, plan.round);
+        }
+        job.rounds.push_back(RoundRecord { plan, outcome: None });
+        while job.rounds.len() > ROUNDS_KEPT {
+            job.rounds.pop_front();
+        }
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn close_round(&mut self, outcome: RoundOutcome) -> Result<Applied, RefusedReason> {
+        let job = self.job_in(outcome.job, &[JobPhase::Running])?;
+        let record = job
+            .rounds
+            .back_mut()
+            .filter(|record| record.outcome.is_none() && record.plan.round == outcome.round)
+            .ok_or(RefusedReason::RoundNotOpen(outcome.round))?;
+        check_outcome(&record.plan, &outcome)?;
+        record.outcome = Some(outcome);
+        finish_if_at_the_end(job);
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn assign_evaluation(
+        &mut self,
+        id: JobId,
+        round: Round,
+        evaluator: NodeId,
+    ) -> Result<Applied, RefusedReason> {
+        self.member(evaluator)?;
+        let job = self.job_in(id, &[JobPhase::Running, JobPhase::Finishing])?;
+        if !is_evaluable(job, round) {
+            return Err(RefusedReason::NotEvaluating(round));
+        }
+        job.evaluating = Some((round, evaluator));
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn record_evaluation(
+        &mut self,
+        id: JobId,
+        evaluation: Evaluation,
+        manifest: Option<Manifest>,
+    ) -> Result<Applied, RefusedReason> {
+        check_count("accuracies", evaluation.local_accuracies.len(), MEMBERS_MAX)?;
+        let nodes = evaluation.local_accuracies.iter().map(|(node, _)| *node);
+        if let Some(node) = out_of_order(nodes) {
+            return Err(RefusedReason::Malformed(Malformed::EvaluatedTwice(node)));
+        }
+        let holders = manifest
+            .as_ref()
+            .map(|manifest| self.members_among(&manifest.holders));
+        let job = self.job_in(id, &[JobPhase::Running, JobPhase::Finishing])?;
+        if !is_evaluable(job, evaluation.round) {
+            return Err(RefusedReason::NotEvaluating(evaluation.round));
+        }
+        if manifest.is_some() && job.phase != JobPhase::Finishing {
+            return Err(wrong_phase(job));
+        }
+        if job.evaluating.is_some_and(|(round, _)| round <= evaluation.round) {
+            job.evaluating = None;
+        }
+        job.evaluations.push_back(evaluation);
+        while job.evaluations.len() > ROUNDS_KEPT {
+            job.evaluations.pop_front();
+        }
+        if let (Some(manifest), Some(holders)) = (manifest, holders) {
+            let holders = holders.into_iter().collect();
+            job.manifest = Some(Manifest { holders, ..manifest });
+        }
+        finish_if_at_the_end(job);
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn record_holders(&mut self, id: JobId, holders: &[NodeId]) -> Result<Applied, RefusedReason> {
+        check_count("holders", holders.len(), MEMBERS_MAX)?;
+        let holders = self.members_among(holders);
+        let job = self.job_in(id, &[JobPhase::Finishing, JobPhase::Finished])?;
+        let manifest = job.manifest.as_mut().ok_or(RefusedReason::NoManifest(id))?;
+        let all: BTreeSet<NodeId> = manifest.holders.iter().copied().chain(holders).collect();
+        manifest.holders = all.into_iter().collect();
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn finish_job(&mut self, id: JobId) -> Result<Applied, RefusedReason> {
+        let job = self.job_in(id, &[JobPhase::Finishing])?;
+        job.phase = JobPhase::Finished;
+        job.evaluating = None;
+        Ok(Applied::Done)
+    }
+
+    /// A member is gone: who it met, and what it was to evaluate, means nothing any more.
+    pub(crate) fn forget_in_jobs(&mut self, node: NodeId) {
+        for job in self.jobs.values_mut().filter(|job| !job.phase.is_over()) {
+            let job = Arc::make_mut(job);
+            job.last_matched.retain(|pair, _| pair.partner_of(node).is_none());
+            job.last_alone.remove(&node);
+            job.evaluating = job.evaluating.filter(|(_, evaluator)| *evaluator != node);
+        }
+    }
+
+    fn job_in(&mut self, id: JobId, phases: &[JobPhase]) -> Result<&mut JobView, RefusedReason> {
+        let job = self.jobs.get_mut(&id).ok_or(RefusedReason::UnknownJob(id))?;
+        if phases.contains(&job.phase) {
+            Ok(Arc::make_mut(job))
+        } else {
+            Err(wrong_phase(job))
+        }
+    }
+
+    fn members_among(&self, nodes: &[NodeId]) -> BTreeSet<NodeId> {
+        nodes
+            .iter()
+            .copied()
+            .filter(|node| self.members.contains_key(node))
+            .collect()
+    }
+}
+
+fn wrong_phase(job: &JobView) -> RefusedReason {
+    RefusedReason::WrongPhase {
+        job: job.id,
+        phase: job.phase,
+    }
+}
+
+/// A closed round that has no evaluation yet, nor has a later one.
+fn is_evaluable(job: &JobView, round: Round) -> bool {
+    let recorded = job
+        .evaluations
+        .back()
+        .map_or(Round(0), |evaluation| evaluation.round);
+    let closed = match job.open_round() {
+        Some(open) => Round(open.round.0.saturating_sub(1)),
+        None => job.round(),
+    };
+    round > recorded && round <= closed
+}
+
+/// The last round is closed, or all dense rounds are: those come early when the accuracy that was asked for
+/// is reached.
+fn finish_if_at_the_end(job: &mut JobView) {
+    if job.phase != JobPhase::Running || job.open_round().is_some() || job.round() == Round(0) {
+        return;
+    }
+    let dense = job
+        .rounds
+        .iter()
+        .rev()
+        .take_while(|record| record.plan.kind == RoundKind::Dense)
+        .count();
+    let dense_wanted = usize::try_from(job.spec.final_dense_rounds).unwrap_or(usize::MAX);
+    let accurate = |stop| {
+        job.evaluations
+            .iter()
+            .any(|evaluation| evaluation.averaged_accuracy >= stop)
+    };
+    let at_the_end = job.round().0 >= u64::from(job.spec.rounds)
+        || (dense_wanted > 0 && dense >= dense_wanted)
+        || (dense_wanted == 0 && job.spec.stop.is_some_and(accurate));
+    if at_the_end {
+        job.phase = JobPhase::Finishing;
+    }
+}
+
+/// Pairs and those alone are in order, and nobody is in two places.
+fn check_participants(plan: &RoundPlan) -> Result<(), RefusedReason> {
+    check_count(
+        "participants",
+        plan.participants().take(MEMBERS_MAX + 1).count(),
+        MEMBERS_MAX,
+    )?;
+    let malformed = |kind| Err(RefusedReason::Malformed(kind));
+    let mut seen = BTreeSet::new();
+    let mut last: Option<Pair> = None;
+    for pair in &plan.pairs {
+        let [a, b] = pair.nodes();
+        if a >= b || last.is_some_and(|last| last >= *pair) {
+            return malformed(Malformed::Repeated(a));
+        }
+        last = Some(*pair);
+    }
+    if let Some(node) = out_of_order(plan.alone.iter().copied()) {
+        return malformed(Malformed::Repeated(node));
+    }
+    for node in plan.participants() {
+        if !seen.insert(node) {
+            return malformed(Malformed::Repeated(node));
+        }
+    }
+    if seen.is_empty() {
+        return malformed(Malformed::Empty);
+    }
+    Ok(())
+}
+
+fn check_outcome(plan: &RoundPlan, outcome: &RoundOutcome) -> Result<(), RefusedReason> {
+    let malformed = |kind| Err(RefusedReason::Malformed(kind));
+    let mut last: Option<Pair> = None;
+    for pair in &outcome.merged {
+        let [a, b] = pair.nodes();
+        // The plan's pairs are in order, by `check_participants`.
+        if plan.pairs.binary_search(pair).is_err() || last.is_some_and(|last| last >= *pair) {
+            return malformed(Malformed::NotPlanned(a, b));
+        }
+        last = Some(*pair);
+    }
+    let participants: BTreeSet<NodeId> = plan.participants().collect();
+    let stranger = outcome
+        .nodes
+        .iter()
+        .map(|done| done.node)
+        .find(|node| !participants.contains(node));
+    if let Some(node) = stranger.or_else(|| out_of_order(outcome.nodes.iter().map(|done| done.node))) {
+        return malformed(Malformed::NotParticipating(node));
+    }
+    Ok(())
+}
+
+/// The first that is not greater than the one before.
+fn out_of_order(nodes: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+    let mut last = None;
+    for node in nodes {
+        if last.is_some_and(|last| last >= node) {
+            return Some(node);
+        }
+        last = Some(node);
+    }
+    None
+}
+
+/// Bounds that hold for every job, whatever room reads it: so that no job can fill the log or the state.
+fn check_spec(spec: &JobSpec) -> Result<(), RefusedReason> {
+    let bad = |key: &str, expected: &str| {
+        Err(RefusedReason::BadJob {
+            key: key.to_owned(),
+            expected: expected.to_owned(),
+        })
+    };
+    if spec.model.is_empty() || spec.model.len() > TEXT_LENGTH_MAX {
+        return bad("model", "a name of 1 to 256 bytes");
+    }
+    if spec.data.is_empty() || spec.data.len() > TEXT_LENGTH_MAX {
+        return bad("data", "a name of 1 to 256 bytes");
+    }
+    if spec.rounds == 0 {
+        return bad("rounds", "at least 1");
+    }
+    if spec.compression == 0 {
+        return bad("compression", "at least 1");
+    }
+    if spec.batch == 0 {
+        return bad("batch", "at least 1");
+    }
+    // The dense rounds are counted among the rounds that are kept.
+    if spec.final_dense_rounds > spec.rounds || spec.final_dense_rounds as usize > ROUNDS_KEPT / 2 {
+        return bad("final_dense_rounds", "at most `rounds`, and at most 32");
+    }
+    Ok(())
+}
+
+/// Longest model or data name, in bytes.
+const TEXT_LENGTH_MAX: usize = 256;
