@@ -1,0 +1,559 @@
+//! The job file: what a person asks to be trained, as TOML, read into a checked [`JobSpec`] and written back.
+//!
+//! It touches no disk and submits nothing. Whether a data set is there, and whether a model fits it, only the
+//! nodes that train can say.
+
+use crate::data::{ParseDataSpecError, Source};
+use crate::model::Model;
+use lapwing_base::{Algorithm, JobSpec, Ppm, Values, nearest};
+use std::fmt::{self, Write as _};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Longest job file. One with every key and a comment for each is under 2 KiB.
+pub const JOB_FILE_BYTES_MAX: usize = 64 * 1024;
+
+/// The job file does not say what to train.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobFileError {
+    /// It is too long to be a job file.
+    #[error("a job file of {bytes} bytes is longer than the {JOB_FILE_BYTES_MAX} that are allowed")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// It is not TOML.
+    #[error("line {line}: {message}")]
+    Syntax {
+        /// Counted from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key that no job has.
+    #[error("line {line}: unknown key `{key}`{}", DidYouMean(*.nearest))]
+    UnknownKey {
+        /// Counted from 1.
+        line: usize,
+        /// The key, shortened.
+        key: String,
+        /// The known key that may have been meant.
+        nearest: Option<&'static str>,
+    },
+    /// A value of another type, or out of its range.
+    #[error("line {line}: `{key}` must be {allowed}, not {value}")]
+    BadValue {
+        /// Counted from 1.
+        line: usize,
+        /// The key.
+        key: &'static str,
+        /// The value as it was written, shortened.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// The data set cannot be named so.
+    #[error("line {line}: `data` is not a data set")]
+    BadData {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        #[source]
+        source: ParseDataSpecError,
+    },
+    /// Two values that do not go together.
+    #[error("{0}")]
+    Contradiction(&'static str),
+}
+
+/// Prints a suggestion, or nothing.
+struct DidYouMean(Option<&'static str>);
+
+impl fmt::Display for DidYouMean {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(nearest) => write!(f, "; did you mean `{nearest}`?"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every key, in the order in which they are written back.
+const KEYS: [&str; 14] = [
+    "model",
+    "data",
+    "algorithm",
+    "rounds",
+    "local_steps",
+    "compression",
+    "values",
+    "lr",
+    "batch",
+    "seed",
+    "final_dense_rounds",
+    "checkpoint_every",
+    "evaluate_every",
+    "stop",
+];
+
+/// What a job is that a file says nothing about: the embedded digits, on eight nodes, to 95 % in a minute.
+pub fn defaults(algorithm: Algorithm) -> JobSpec {
+    JobSpec {
+        // The smallest built-in model that passes 95 % on the digits.
+        model: "mlp".to_owned(),
+        // Embedded: needs no file and no network.
+        data: "digits".to_owned(),
+        algorithm,
+        // Four cycles of the cyclic mask at compression 25.
+        rounds: 100,
+        // About one pass over a node's share: 1,437 digits on 8 nodes are 180 each, 5.6 batches of 32.
+        local_steps: 5,
+        // With 14 nodes disagreement shrinks by 1/e in about 40 rounds; at 100 it would take 185.
+        compression: 25,
+        values: match algorithm {
+            // A quarter of the bytes, at no measurable loss.
+            Algorithm::Default => Values::Int8,
+            // As published.
+            Algorithm::Saps => Values::F32,
+        },
+        lr_micro: 100_000,
+        batch: 32,
+        seed: 1,
+        // Five bring 14 nodes to consensus; eight nodes need three, and two are to spare for a failed pair.
+        final_dense_rounds: 5,
+        // A small model costs a millisecond to write; raise this for a large one.
+        checkpoint_every: 1,
+        evaluate_every: 10,
+        stop: None,
+    }
+}
+
+/// Reads a job file.
+///
+/// Keys that are absent have the [`defaults`] of the file's algorithm.
+///
+/// # Errors
+///
+/// When the text is too long, is not TOML, has a key that no job has, or a value that is out of its range; the
+/// error names line, key, value and what is allowed.
+pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
+    if text.len() > JOB_FILE_BYTES_MAX {
+        return Err(JobFileError::TooLong { bytes: text.len() });
+    }
+    let table = DeTable::parse(text).map_err(|error| JobFileError::Syntax {
+        line: line_at(text, error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    })?;
+    let file = File {
+        text,
+        table: table.get_ref(),
+    };
+    file.check_keys()?;
+    let algorithm = file.choice(
+        "algorithm",
+        &[("default", Algorithm::Default), ("saps", Algorithm::Saps)],
+    )?;
+    let mut spec = defaults(algorithm.unwrap_or_default());
+    if let Some((model, line)) = file.string("model")? {
+        if !Model::names().any(|known| known == model) {
+            let names: Vec<String> = Model::names().map(|name| format!("`{name}`")).collect();
+            return Err(bad_value(
+                line,
+                "model",
+                model,
+                &format!("one of {}", names.join(", ")),
+            ));
+        }
+        spec.model = model.to_owned();
+    }
+    if let Some((data, line)) = file.string("data")? {
+        if data.len() > DATA_BYTES_MAX {
+            return Err(bad_value(
+                line,
+                "data",
+                data,
+                &format!("at most {DATA_BYTES_MAX} bytes"),
+            ));
+        }
+        data.parse::<Source>()
+            .map_err(|source| JobFileError::BadData { line, source })?;
+        spec.data = data.to_owned();
+    }
+    let values = [("f32", Values::F32), ("f16", Values::F16), ("int8", Values::Int8)];
+    replace(&mut spec.values, file.choice("values", &values)?);
+    replace(&mut spec.rounds, file.whole("rounds", 1, 1_000_000)?);
+    replace(&mut spec.local_steps, file.whole("local_steps", 1, 100_000)?);
+    // Beyond this even a model of a billion parameters mixes too slowly to be of use.
+    replace(&mut spec.compression, file.whole("compression", 1, 10_000)?);
+    replace(&mut spec.lr_micro, file.millionths("lr", 1, 10_000_000)?);
+    replace(&mut spec.batch, file.whole("batch", 1, 65_536)?);
+    replace(
+        &mut spec.seed,
+        file.integer("seed", 0, i64::MAX)?.map(i64::unsigned_abs),
+    );
+    replace(
+        &mut spec.final_dense_rounds,
+        file.whole("final_dense_rounds", 0, FINAL_DENSE_ROUNDS_MAX)?,
+    );
+    replace(
+        &mut spec.checkpoint_every,
+        file.whole("checkpoint_every", 1, 1_000_000)?,
+    );
+    replace(
+        &mut spec.evaluate_every,
+        file.whole("evaluate_every", 0, 1_000_000)?,
+    );
+    spec.stop = file.millionths("stop", 1, 1_000_000)?.map(Ppm);
+    check_together(&file, &mut spec)?;
+    Ok(spec)
+}
+
+/// Longest name of a data set in a job, in bytes: it goes into the log.
+const DATA_BYTES_MAX: usize = 256;
+
+/// Most dense rounds: the log keeps 64 rounds, and with 32 dense ones any number of members agrees to the last bit.
+const FINAL_DENSE_ROUNDS_MAX: u32 = 32;
+
+fn check_together(file: &File<'_, '_>, spec: &mut JobSpec) -> Result<(), JobFileError> {
+    if spec.final_dense_rounds >= spec.rounds {
+        if file.table.contains_key("final_dense_rounds") {
+            return Err(JobFileError::Contradiction(
+                "`final_dense_rounds` must be less than `rounds`: dense rounds do not train",
+            ));
+        }
+        // A short job that does not mention them: keep at least one round that trains.
+        spec.final_dense_rounds = spec.rounds - 1;
+    }
+    if spec.stop.is_some() && spec.evaluate_every == 0 {
+        return Err(JobFileError::Contradiction(
+            "`stop` needs `evaluate_every` to be at least 1: nothing else tells the accuracy before the end",
+        ));
+    }
+    if spec.stop.is_some() && spec.final_dense_rounds == 0 {
+        return Err(JobFileError::Contradiction(
+            "`stop` needs `final_dense_rounds` to be at least 1: they make the model that is handed out",
+        ));
+    }
+    Ok(())
+}
+
+/// Writes a job so that [`parse`] reads the same job again, every key on a line of its own.
+pub fn to_toml(spec: &JobSpec) -> String {
+    let mut out = String::new();
+    for key in KEYS {
+        let value = match key {
+            "model" => quoted(&spec.model),
+            "data" => quoted(&spec.data),
+            "algorithm" => quoted(&spec.algorithm.to_string()),
+            "rounds" => spec.rounds.to_string(),
+            "local_steps" => spec.local_steps.to_string(),
+            "compression" => spec.compression.to_string(),
+            "values" => quoted(&spec.values.to_string()),
+            "lr" => decimal(spec.lr_micro),
+            "batch" => spec.batch.to_string(),
+            "seed" => spec.seed.to_string(),
+            "final_dense_rounds" => spec.final_dense_rounds.to_string(),
+            "checkpoint_every" => spec.checkpoint_every.to_string(),
+            "evaluate_every" => spec.evaluate_every.to_string(),
+            _ => match spec.stop {
+                Some(stop) => decimal(stop.0),
+                None => continue,
+            },
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{key} = {value}");
+    }
+    out
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Millionths as a decimal fraction, exactly.
+fn decimal(micro: u32) -> String {
+    let text = format!("{}.{:06}", micro / 1_000_000, micro % 1_000_000);
+    let short = text.trim_end_matches('0');
+    if short.ends_with('.') {
+        format!("{short}0")
+    } else {
+        short.to_owned()
+    }
+}
+
+fn replace<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+/// A parsed file and the text that its places refer to.
+struct File<'a, 't> {
+    text: &'t str,
+    table: &'a DeTable<'t>,
+}
+
+impl<'a, 't> File<'a, 't> {
+    fn check_keys(&self) -> Result<(), JobFileError> {
+        let unknown = self
+            .table
+            .keys()
+            .find(|key| !KEYS.contains(&key.get_ref().as_ref()));
+        unknown.map_or(Ok(()), |key| {
+            Err(JobFileError::UnknownKey {
+                line: line_at(self.text, key.span().start),
+                key: shortened(key.get_ref()),
+                nearest: nearest(key.get_ref(), KEYS),
+            })
+        })
+    }
+
+    fn get(&self, key: &str) -> Option<(&'a DeValue<'t>, usize, String)> {
+        let value: &'a Spanned<DeValue<'t>> = self.table.get(key)?;
+        let span = value.span();
+        let written = self.text.get(span.clone()).unwrap_or_default();
+        Some((
+            value.get_ref(),
+            line_at(self.text, span.start),
+            shortened(written),
+        ))
+    }
+
+    fn string(&self, key: &'static str) -> Result<Option<(&'a str, usize)>, JobFileError> {
+        let Some((value, line, written)) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_str() {
+            Some(text) => Ok(Some((text, line))),
+            None => Err(bad_value(line, key, &written, "a text in quotes")),
+        }
+    }
+
+    fn choice<T: Copy>(&self, key: &'static str, choices: &[(&str, T)]) -> Result<Option<T>, JobFileError> {
+        let Some((text, line)) = self.string(key)? else {
+            return Ok(None);
+        };
+        match choices.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => {
+                let names: Vec<String> = choices.iter().map(|(name, _)| format!("`{name}`")).collect();
+                Err(bad_value(
+                    line,
+                    key,
+                    text,
+                    &format!("one of {}", names.join(", ")),
+                ))
+            }
+        }
+    }
+
+    fn integer(&self, key: &'static str, min: i64, max: i64) -> Result<Option<i64>, JobFileError> {
+        let Some((value, line, written)) = self.get(key) else {
+            return Ok(None);
+        };
+        let number = value
+            .as_integer()
+            .and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
+        match number {
+            Some(number) if (min..=max).contains(&number) => Ok(Some(number)),
+            _ => Err(bad_value(
+                line,
+                key,
+                &written,
+                &format!("a whole number from {min} to {max}"),
+            )),
+        }
+    }
+
+    fn whole(&self, key: &'static str, min: u32, max: u32) -> Result<Option<u32>, JobFileError> {
+        let number = self.integer(key, min.into(), max.into())?;
+        // Within the range of two `u32`s.
+        Ok(number.and_then(|number| u32::try_from(number).ok()))
+    }
+
+    /// A fraction, in millionths; nothing finer is kept.
+    fn millionths(&self, key: &'static str, min: u32, max: u32) -> Result<Option<u32>, JobFileError> {
+        let Some((value, line, written)) = self.get(key) else {
+            return Ok(None);
+        };
+        let number = match value {
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            DeValue::Integer(number) if number.radix() == 10 => number.as_str().parse::<f64>().ok(),
+            _ => None,
+        };
+        let micro = number.map(|number| (number * 1e6).round());
+        match micro {
+            Some(micro) if (f64::from(min)..=f64::from(max)).contains(&micro) => Ok(Some(micro as u32)),
+            _ => {
+                let allowed = format!("a number from {} to {}", decimal(min), decimal(max));
+                Err(bad_value(line, key, &written, &allowed))
+            }
+        }
+    }
+}
+
+fn bad_value(line: usize, key: &'static str, value: &str, allowed: &str) -> JobFileError {
+    JobFileError::BadValue {
+        line,
+        key,
+        value: shortened(value),
+        allowed: allowed.to_owned(),
+    }
+}
+
+/// What a person wrote, as much of it as fits into an error.
+fn shortened(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+/// The line of a place in the text, counted from 1.
+fn line_at(text: &str, place: usize) -> usize {
+    let before = text.as_bytes().iter().take(place);
+    1 + before.filter(|byte| **byte == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_file_is_the_default_job() {
+        assert_eq!(parse(""), Ok(defaults(Algorithm::Default)));
+        assert_eq!(parse("# nothing\n").map(|spec| spec.values), Ok(Values::Int8));
+    }
+
+    #[test]
+    fn plain_saps_sends_exact_values_unless_the_file_says_otherwise() {
+        assert_eq!(
+            parse("algorithm = 'saps'").map(|spec| spec.values),
+            Ok(Values::F32)
+        );
+        let spec = parse("values = 'f16'\nalgorithm = 'saps'").unwrap();
+        assert_eq!((spec.algorithm, spec.values), (Algorithm::Saps, Values::F16));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "model = \"mlp\"\ndata = \"csv:/a \\\"b\\\".csv\"\nalgorithm = \"saps\"\nrounds = 7\n\
+            local_steps = 2\ncompression = 10\nvalues = \"f16\"\nlr = 0.05\nbatch = 8\nseed = 9\n\
+            final_dense_rounds = 2\ncheckpoint_every = 3\nevaluate_every = 4\nstop = 0.95\n";
+        let spec = parse(text).unwrap();
+        assert_eq!(spec.data, "csv:/a \"b\".csv");
+        assert_eq!((spec.rounds, spec.local_steps, spec.compression), (7, 2, 10));
+        assert_eq!((spec.lr_micro, spec.batch, spec.seed), (50_000, 8, 9));
+        assert_eq!(
+            (
+                spec.final_dense_rounds,
+                spec.checkpoint_every,
+                spec.evaluate_every
+            ),
+            (2, 3, 4)
+        );
+        assert_eq!(spec.stop, Some(Ppm(950_000)));
+        assert_eq!(parse(&to_toml(&spec)), Ok(spec));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        let error = parse("rounds = 5\n\nlokal_steps = 3\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "line 3: unknown key `lokal_steps`; did you mean `local_steps`?"
+        );
+        let error = parse("[zebra]\n").unwrap_err();
+        assert_eq!(error.to_string(), "line 1: unknown key `zebra`");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_key_and_the_range() {
+        for (text, message) in [
+            (
+                "rounds = 0",
+                "line 1: `rounds` must be a whole number from 1 to 1000000, not 0",
+            ),
+            (
+                "\nbatch = -3",
+                "line 2: `batch` must be a whole number from 1 to 65536, not -3",
+            ),
+            (
+                "compression = 2.5",
+                "line 1: `compression` must be a whole number from 1 to 10000, not 2.5",
+            ),
+            (
+                "lr = 0",
+                "line 1: `lr` must be a number from 0.000001 to 10.0, not 0",
+            ),
+            (
+                "lr = nan",
+                "line 1: `lr` must be a number from 0.000001 to 10.0, not nan",
+            ),
+            (
+                "stop = 95",
+                "line 1: `stop` must be a number from 0.000001 to 1.0, not 95",
+            ),
+            (
+                "values = 'int4'",
+                "line 1: `values` must be one of `f32`, `f16`, `int8`, not int4",
+            ),
+            ("model = 3", "line 1: `model` must be a text in quotes, not 3"),
+            (
+                "algorithm = 'sabs'",
+                "line 1: `algorithm` must be one of `default`, `saps`, not sabs",
+            ),
+            (
+                "seed = -1",
+                "line 1: `seed` must be a whole number from 0 to 9223372036854775807, not -1",
+            ),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_told_the_line() {
+        let error = parse("rounds = 5\nbatch = \n").unwrap_err();
+        assert!(matches!(error, JobFileError::Syntax { line: 2, .. }), "{error:?}");
+        let error = parse(&"#".repeat(JOB_FILE_BYTES_MAX + 1)).unwrap_err();
+        assert!(matches!(error, JobFileError::TooLong { .. }));
+    }
+
+    #[test]
+    fn an_unknown_model_and_data_set_are_refused() {
+        let error = parse("model = 'mpl'").unwrap_err();
+        assert!(error.to_string().contains("`mlp`"), "{error}");
+        assert!(matches!(
+            parse("data = 'digit'"),
+            Err(JobFileError::BadData { line: 1, .. })
+        ));
+    }
+
+    #[test]
+    fn a_job_keeps_at_least_one_round_that_trains() {
+        assert_eq!(parse("rounds = 3").map(|spec| spec.final_dense_rounds), Ok(2));
+        let error = parse("rounds = 3\nfinal_dense_rounds = 3").unwrap_err();
+        assert!(matches!(error, JobFileError::Contradiction(_)));
+        assert!(parse("stop = 0.9\nevaluate_every = 0").is_err());
+        assert!(parse("stop = 0.9\nfinal_dense_rounds = 0").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back_as_the_same_job(
+            rounds in 33_u32..1_000_000, compression in 1_u32..=10_000, lr_micro in 1_u32..=10_000_000,
+            seed in 0..=i64::MAX as u64, dense in 1_u32..=32, stop in prop::option::of(1_u32..=1_000_000),
+        ) {
+            let spec = JobSpec {
+                rounds, compression, lr_micro, seed, final_dense_rounds: dense, stop: stop.map(Ppm),
+                ..defaults(Algorithm::Saps)
+            };
+            prop_assert_eq!(parse(&to_toml(&spec)), Ok(spec));
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}
