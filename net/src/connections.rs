@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 /// Two connections to one peer arise in two ways. Both ends dialed at once: then both must keep the same one,
 /// and they keep the one that the smaller identity dialed. Or the peer has lost the older one (it restarted, or
 /// its network changed) and dialed anew: then the newer one counts. They are told apart by the peer's incarnation,
-/// a number that it draws when it starts, and, until that is known, by the time between the two.
+/// a number that it draws when it starts, and by the time between the two. Until both are known to lead to the same
+/// incarnation the newer one counts, since it is the one that was alive last.
 #[derive(Debug)]
 pub struct Connections<Id> {
     me: PeerId,
@@ -126,14 +127,12 @@ impl<Id: Copy + Eq> Connections<Id> {
 
     fn best<'a>(&self, peer: &PeerId, list: &'a [Connection<Id>]) -> Option<&'a Connection<Id>> {
         list.iter().reduce(|older, newer| {
-            let restarted = matches!(
-                (older.incarnation, newer.incarnation),
-                (Some(before), Some(after)) if before != after
-            );
+            // Only of connections to one and the same incarnation both are known to be alive.
+            let same = older.incarnation.is_some() && older.incarnation == newer.incarnation;
             let apart = newer
                 .established_at
                 .saturating_duration_since(older.established_at);
-            if restarted || older.dialed == newer.dialed || apart > SIMULTANEOUS {
+            if !same || older.dialed == newer.dialed || apart > SIMULTANEOUS {
                 return newer;
             }
             let dialed_by_smaller = if self.me < *peer {
@@ -173,6 +172,20 @@ mod tests {
         let mut at_large = Connections::new(large);
         at_large.established(small, 1, Dialed::ByThem, now);
         at_large.established(small, 2, Dialed::ByUs, soon);
+        assert_eq!(
+            at_small.preferred(&large),
+            Some(1),
+            "the newer one until more is known"
+        );
+        assert_eq!(
+            at_large.preferred(&small),
+            Some(2),
+            "the newer one until more is known"
+        );
+        for id in [1, 2] {
+            assert_eq!(at_small.identified(&large, id, 77), []);
+            assert_eq!(at_large.identified(&small, id, 78), []);
+        }
         assert_eq!(at_small.preferred(&large), Some(1));
         assert_eq!(at_large.preferred(&small), Some(1));
         let later = soon + GRACE;
@@ -198,6 +211,8 @@ mod tests {
         let mut connections = Connections::new(small);
         connections.established(large, 1, Dialed::ByUs, now);
         connections.established(large, 2, Dialed::ByThem, now + SIMULTANEOUS * 2);
+        connections.identified(&large, 1, 77);
+        connections.identified(&large, 2, 77);
         assert_eq!(connections.preferred(&large), Some(2));
     }
 
@@ -209,7 +224,7 @@ mod tests {
         connections.established(large, 1, Dialed::ByUs, now);
         assert_eq!(connections.identified(&large, 1, 77), []);
         connections.established(large, 2, Dialed::ByThem, now);
-        assert_eq!(connections.preferred(&large), Some(1));
+        assert_eq!(connections.preferred(&large), Some(2));
         assert_eq!(connections.identified(&large, 2, 78), [1]);
         assert_eq!(connections.preferred(&large), Some(2));
     }

@@ -134,6 +134,8 @@ pub(crate) struct Driver {
     disconnecting: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
     listeners: Vec<Listener>,
     observed: Vec<(Multiaddr, u32)>,
+    /// When deadlines and surplus connections were last looked at.
+    looked_at: Instant,
 }
 
 /// What a driver is made of.
@@ -199,6 +201,7 @@ impl Driver {
             disconnecting: HashMap::new(),
             listeners,
             observed: Vec::new(),
+            looked_at: now(),
         };
         driver.on_gate();
         driver.wait_until_bound().await?;
@@ -312,11 +315,13 @@ impl Driver {
         // Retries are due at the jittered instants of the dialer, which are bounded below by nothing: look again
         // shortly while somebody waits, and otherwise only for connections to tidy up.
         let patience = if self.pending.is_empty() { TIDY } else { RETRY };
-        now() + patience
+        // From the last look, not from now: other events must not put it off.
+        self.looked_at + patience
     }
 
     fn on_time(&mut self) {
         let now = now();
+        self.looked_at = now;
         let waiting: Vec<_> = self.pending.keys().copied().collect();
         for peer in waiting {
             self.prune(&peer, now);
@@ -591,10 +596,11 @@ impl Driver {
         }
         let first = self.connections.established(peer, id, dialed, now());
         self.dialer.connected(&peer);
+        let standing = self.standing(&peer);
         {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
-            entry.connected = true;
+            entry.connections = standing;
             entry.address = Some(address.clone());
             entry.last_error = None;
             entry.told_unreachable = false;
@@ -613,6 +619,8 @@ impl Driver {
 
     fn on_closed(&mut self, peer: PeerId, id: ConnectionId, why: String) {
         if !self.connections.closed(&peer, id) {
+            let standing = self.standing(&peer);
+            self.shared.peers().entry(peer).connections = standing;
             debug!(%peer, connection = %id, reason = why, "connection closed, another one stands");
             return;
         }
@@ -624,13 +632,18 @@ impl Driver {
         {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
-            entry.connected = false;
+            entry.connections = 0;
             entry.rtt = None;
             entry.last_error = Some(why);
         }
         for done in self.disconnecting.remove(&peer).unwrap_or_default() {
             let _ = done.send(());
         }
+    }
+
+    fn standing(&self, peer: &PeerId) -> u32 {
+        // A handful at most: `Connections::PER_PEER_MAX`.
+        self.connections.count(peer) as u32
     }
 
     fn listener(&mut self, id: ListenerId) -> Option<&mut Listener> {

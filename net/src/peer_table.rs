@@ -20,7 +20,7 @@ impl PeerTable {
     /// The entry of a peer, made when there is none.
     pub fn entry(&mut self, peer: PeerId) -> &mut PeerEntry {
         if self.peers.len() >= Self::PEERS_MAX && !self.peers.contains_key(&peer) {
-            self.peers.retain(|_, entry| entry.connected);
+            self.peers.retain(|_, entry| entry.connections > 0);
         }
         self.peers.entry(peer).or_default()
     }
@@ -39,8 +39,8 @@ impl PeerTable {
 /// What is remembered of one peer.
 #[derive(Debug, Default)]
 pub struct PeerEntry {
-    /// Whether a connection stands.
-    pub connected: bool,
+    /// How many connections stand.
+    pub connections: u32,
     /// Where the last connection led.
     pub address: Option<Multiaddr>,
     /// Round-trip time on the standing connection.
@@ -60,7 +60,8 @@ impl PeerEntry {
     pub fn status(&self, peer: PeerId, now: Instant, fresh: Duration) -> PeerStatus {
         PeerStatus {
             peer,
-            connected: self.connected,
+            connected: self.connections > 0,
+            connections: self.connections,
             address: self.address.clone(),
             rtt: self.rtt,
             bandwidth: self.estimate.speed(now, fresh),
@@ -109,7 +110,7 @@ mod tests {
     fn a_full_table_forgets_peers_without_a_connection() {
         let mut table = PeerTable::default();
         let connected = PeerId::random();
-        table.entry(connected).connected = true;
+        table.entry(connected).connections = 1;
         for _ in 1..PeerTable::PEERS_MAX {
             table.entry(PeerId::random());
         }

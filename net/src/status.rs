@@ -24,6 +24,8 @@ pub struct PeerStatus {
     pub peer: PeerId,
     /// Whether a connection stands now.
     pub connected: bool,
+    /// How many stand: more than one only for seconds, after both ends have dialed at once or one has restarted.
+    pub connections: u32,
     /// Where the standing connection leads, or else the last one did.
     pub address: Option<Multiaddr>,
     /// Round-trip time of the standing connection, as last measured.

@@ -60,7 +60,8 @@ fn create(file: &Path, keypair: &Keypair) -> io::Result<()> {
     };
     fs::create_dir_all(folder)?;
     let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    // Its own for each attempt: others may be at it too.
+    name.push(format!(".{:016x}.tmp", rand::random::<u64>()));
     let draft = folder.join(name);
     let written = write_new(&draft, &bytes).and_then(|()| {
         // A link fails where the name exists already; a rename would replace another process's key.
@@ -74,7 +75,7 @@ fn create(file: &Path, keypair: &Keypair) -> io::Result<()> {
 
 fn write_new(draft: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, OWNER_ONLY);
     let mut draft = options.open(draft)?;

@@ -75,7 +75,7 @@ fn candidates(shared: &Shared) -> Vec<Candidate> {
     let peers = shared.peers();
     peers
         .iter()
-        .filter(|(peer, entry)| entry.connected && gate.members.contains(peer))
+        .filter(|(peer, entry)| entry.connections > 0 && gate.members.contains(peer))
         .map(|(peer, entry)| Candidate {
             peer: *peer,
             measured_at: entry.estimate.measured_at(),

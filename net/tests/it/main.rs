@@ -1,0 +1,12 @@
+//! The network as its users see it: real sockets on loopback, one file for each behaviour.
+#![cfg(feature = "driver")]
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod connections;
+mod exchange;
+mod identity;
+mod lifecycle;
+mod limits;
+mod nodes;
+mod raw_peer;
+mod refusals;
