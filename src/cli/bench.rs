@@ -1,0 +1,113 @@
+//! `lapwing bench`: measures this machine, always beside a floor that nothing could beat.
+//!
+//! The rooms measure themselves; this file only prints their rows.
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::output::{Align, Output, Table};
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Masks, gathering and merging beside a memory copy, and the planning of rounds
+    Train,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    bench: &'static str,
+    case: String,
+    value: f64,
+    unit: &'static str,
+    /// What bounds it, in the same unit.
+    baseline: f64,
+    /// `value` as a multiple of `baseline`.
+    ratio: f64,
+}
+
+/// Measures, and prints a table, or for programs an object a row.
+pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Failure> {
+    let rows = match command {
+        BenchCommand::Train => train().await?,
+    };
+    if output.is_json() {
+        return rows.iter().try_for_each(|row| output.document(row));
+    }
+    output.line(table(&rows))
+}
+
+async fn train() -> Result<Vec<Row>, Failure> {
+    // It computes for seconds, and Ctrl-C is to be heard meanwhile.
+    let rows = tokio::task::spawn_blocking(lapwing_train::bench::kernel_rows)
+        .await
+        .map_err(|error| Failure::new("measure the training kernels", error))?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Row {
+            bench: row.bench,
+            case: row.case,
+            value: row.value,
+            unit: row.unit,
+            baseline: row.baseline,
+            ratio: row.ratio,
+        })
+        .collect())
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new([
+        ("bench", Align::Left),
+        ("case", Align::Left),
+        ("value", Align::Right),
+        ("baseline", Align::Right),
+        ("unit", Align::Left),
+        ("ratio", Align::Right),
+    ]);
+    for row in rows {
+        table.row([
+            row.bench.to_owned(),
+            row.case.clone(),
+            figures(row.value),
+            figures(row.baseline),
+            row.unit.to_owned(),
+            format!("{:.2}", row.ratio),
+        ]);
+    }
+    table
+}
+
+/// Three figures: more is noise between two runs.
+fn figures(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_printed_beside_its_baseline() {
+        let row = Row {
+            bench: "train",
+            case: "mask".to_owned(),
+            value: 12.345,
+            unit: "GB/s",
+            baseline: 6.1725,
+            ratio: 2.0,
+        };
+        assert_eq!(
+            table(&[row]).to_string(),
+            "bench  case  value  baseline  unit  ratio\ntrain  mask   12.3      6.17  GB/s   2.00"
+        );
+        assert_eq!(figures(0.0123), "0.012");
+        assert_eq!(figures(1234.5), "1234");
+    }
+}

@@ -1,0 +1,320 @@
+//! The documents of a node's admin address, as far as the command line reads them.
+//!
+//! A key that is missing or null is read as "nothing known", and a key that we do not know is passed over: a
+//! command must be able to speak to a node that is a version older or newer. What `--json` prints is the node's
+//! own document, not one of these. The keys are described where the node writes them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct StatusDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) version: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) peer_id: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) name: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) role: String,
+    pub(crate) cluster_id: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) uptime_seconds: f64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) node: NodeSection,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) raft: RaftSection,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) training: TrainingSection,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) network: NetworkSection,
+}
+
+/// How the node is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeSection {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) state: String,
+    pub(crate) reason: Option<String>,
+}
+
+/// Its part in the cluster's log.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RaftSection {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) state: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) term: u64,
+    pub(crate) leader: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) voters: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) learners: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) last_log_index: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) committed_index: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) applied_index: u64,
+}
+
+/// Its part in the job.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct TrainingSection {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) state: String,
+    pub(crate) job: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) round: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) rounds: u64,
+    pub(crate) partner: Option<String>,
+    pub(crate) loss: Option<f64>,
+    pub(crate) local_accuracy: Option<f64>,
+    pub(crate) averaged_accuracy: Option<f64>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) sent_bytes: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) received_bytes: u64,
+}
+
+/// Its links.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NetworkSection {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) state: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) listen: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) peers: Vec<PeerSection>,
+}
+
+/// One peer, as the node sees it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct PeerSection {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) peer_id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) transport: Option<String>,
+    pub(crate) address: Option<String>,
+    pub(crate) rtt_ms: Option<f64>,
+    pub(crate) bandwidth_mbit_s: Option<f64>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) sent_bytes: BTreeMap<String, u64>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) received_bytes: BTreeMap<String, u64>,
+}
+
+/// `GET /v1/members`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MembersDocument {
+    pub(crate) cluster_id: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) term: u64,
+    pub(crate) leader: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) members: Vec<MemberSection>,
+}
+
+/// One member.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MemberSection {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) id: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) peer_id: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) name: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) role: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) state: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) voter: bool,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) addrs: Vec<String>,
+}
+
+/// `GET /v1/jobs`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct JobsDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) jobs: Vec<JobLine>,
+}
+
+/// One job, in short.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct JobLine {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) id: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) phase: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) model: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) data: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) rounds: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) round: u64,
+}
+
+/// `POST /v1/jobs`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SubmittedDocument {
+    pub(crate) id: String,
+}
+
+/// `GET /v1/jobs/{id}`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct JobDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) id: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) phase: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) spec: serde_json::Map<String, serde_json::Value>,
+    pub(crate) parameters: Option<u64>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) round: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) history: Vec<RoundDocument>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) evaluations: Vec<EvaluationDocument>,
+    pub(crate) manifest: Option<ManifestDocument>,
+}
+
+impl JobDocument {
+    /// Whether nothing more will happen in the job.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase.as_str(), "finished" | "stopped")
+    }
+
+    /// All rounds that the job asks for.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.spec
+            .get("rounds")
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
+    }
+}
+
+/// One round.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RoundDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) round: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) kind: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) pairs: Vec<[String; 2]>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) alone: Vec<String>,
+    /// `None` while the round is open.
+    pub(crate) merged: Option<Vec<[String; 2]>>,
+    pub(crate) took_ms: Option<u64>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) nodes: Vec<NodeRoundDocument>,
+}
+
+impl RoundDocument {
+    /// Mean loss of the nodes that reported, weighted by nothing; `None` when none did.
+    pub(crate) fn loss(&self) -> Option<f64> {
+        let losses: Vec<f64> = self.nodes.iter().filter_map(|node| node.loss).collect();
+        mean(&losses)
+    }
+}
+
+/// What one node did in one round.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeRoundDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) node: String,
+    pub(crate) loss: Option<f64>,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) samples: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) sent_bytes: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) received_bytes: u64,
+}
+
+/// One evaluation of the averaged model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct EvaluationDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) round: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) averaged_accuracy: f64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) local_accuracy: f64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) transferred_bytes: u64,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) local: BTreeMap<String, f64>,
+}
+
+/// The consensus model.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ManifestDocument {
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) hash: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(crate) holders: Vec<String>,
+}
+
+/// The mean; `None` of nothing.
+pub(crate) fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Reads null as the default.
+fn lenient<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_and_null_and_missing_keys_do_not_stop_a_reader() {
+        let text =
+            r#"{"peer_id": "x", "role": null, "raft": {"term": 3, "voters": null}, "later": {"a": 1}}"#;
+        let document: StatusDocument = serde_json::from_str(text).unwrap();
+        assert_eq!(document.peer_id, "x");
+        assert_eq!(document.role, "");
+        assert_eq!(document.raft.term, 3);
+        assert!(document.raft.voters.is_empty() && document.training.loss.is_none());
+    }
+
+    #[test]
+    fn an_open_round_is_told_from_one_that_merged_nothing() {
+        let text = r#"{"history": [{"round": 1, "pairs": [["n1", "n2"]], "merged": []}, {"round": 2, "merged": null}]}"#;
+        let document: JobDocument = serde_json::from_str(text).unwrap();
+        assert_eq!(document.history[0].merged, Some(Vec::new()));
+        assert_eq!(document.history[1].merged, None);
+    }
+}

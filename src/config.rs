@@ -1,0 +1,469 @@
+//! The settings of a node, from four layers: flags, `LAPWING_*` environment variables, a TOML file, defaults.
+//!
+//! The first layer that says something about a setting wins. Flags and environment are read by the argument
+//! parser, which knows both; this file reads the TOML file, puts the layers together and checks the result. It
+//! starts nothing and touches no network.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use lapwing::NodeConfig;
+use lapwing_base::{Bandwidth, Member, Multiaddr, nearest};
+use serde::Deserialize;
+
+/// What can be set of a node. A flag wins over its environment variable, that over the file, that over the default.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct NodeFlags {
+    /// TOML file with settings; keys are the flags' names with `_` for `-`
+    #[arg(long, env = "LAPWING_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Gateway to ask for the cluster; repeatable, any one that answers is enough
+    #[arg(long, env = "LAPWING_GATEWAY", value_name = "URL", value_delimiter = ',')]
+    pub(crate) gateway: Vec<String>,
+
+    /// Where the node keeps its identity, log, checkpoints and model [default: the user's data directory]
+    #[arg(long, env = "LAPWING_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Address to listen on; repeatable [default: /ip4/0.0.0.0/udp/0/quic-v1]
+    #[arg(long, env = "LAPWING_LISTEN", value_name = "MULTIADDR", value_delimiter = ',')]
+    pub(crate) listen: Vec<Multiaddr>,
+
+    /// Where the node answers `status`, `job`, `cluster` and `/metrics`; port 0 picks a free one [default: 127.0.0.1:0]
+    #[arg(long, env = "LAPWING_ADMIN", value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+
+    /// What people call the node, at most 64 bytes [default: the host's name]
+    #[arg(long, env = "LAPWING_NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Data to train on: digits, idx:DIR or csv:FILE, with #partition=iid|dirichlet:ALPHA|labels:K,seed=S,part=I/N
+    #[arg(long, env = "LAPWING_DATA", value_name = "SPEC")]
+    pub(crate) data: Option<String>,
+
+    /// What computes the training [default: burn]
+    #[arg(long, env = "LAPWING_BACKEND", value_name = "NAME")]
+    pub(crate) backend: Option<String>,
+
+    /// Found a cluster without asking a gateway
+    #[arg(
+        long,
+        env = "LAPWING_BOOTSTRAP",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "BOOL",
+        value_parser = BoolishValueParser::new()
+    )]
+    pub(crate) bootstrap: Option<bool>,
+
+    /// Most to send, such as 10mbit [default: no limit]
+    #[arg(long, env = "LAPWING_MAX_UPLOAD", value_name = "RATE")]
+    pub(crate) max_upload: Option<Bandwidth>,
+
+    /// Most to receive, such as 100mbit [default: no limit]
+    #[arg(long, env = "LAPWING_MAX_DOWNLOAD", value_name = "RATE")]
+    pub(crate) max_download: Option<Bandwidth>,
+}
+
+/// The settings of one node, complete and checked as far as that is possible without trying them.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeSettings {
+    /// For the node.
+    pub(crate) node: NodeConfig,
+    /// For the log, when the file names a level.
+    pub(crate) log_level: Option<String>,
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The settings file could not be read.
+    #[error("cannot read the settings file {}", file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The settings file is larger than any settings are.
+    #[error("the settings file {} has more than {SETTINGS_SIZE_MAX} bytes", file.display())]
+    TooLarge {
+        /// Which.
+        file: PathBuf,
+    },
+    /// The settings file is not TOML, or a value has the wrong type.
+    #[error("{}, line {line}: {problem}", file.display())]
+    Syntax {
+        /// Which.
+        file: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What the parser said.
+        problem: String,
+    },
+    /// The settings file has a key that is no setting.
+    #[error("{} has an unknown key `{key}`{}", file.display(), suggestion(*nearest))]
+    UnknownKey {
+        /// Which file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// The known key that was probably meant.
+        nearest: Option<&'static str>,
+    },
+    /// A value in the settings file cannot be used.
+    #[error("{}, key `{key}`: {problem}", file.display())]
+    Value {
+        /// Which file.
+        file: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A name is empty, or longer than a member's may be.
+    #[error("a name has 1 to {} bytes, not {length}", Member::NAME_MAX)]
+    Name {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Nothing says where the data directory is.
+    #[error("no --data-dir is given, and the user has no home directory to put one in")]
+    NoDataDir,
+}
+
+fn suggestion(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(key) => format!("; did you mean `{key}`?"),
+        None => format!("; the keys are {}", KEYS.join(", ")),
+    }
+}
+
+/// The largest settings file; ours have a dozen lines.
+const SETTINGS_SIZE_MAX: u64 = 64 * 1024;
+
+/// The keys of the settings file, as [`FileSettings`] reads them.
+const KEYS: [&str; 11] = [
+    "gateway",
+    "data_dir",
+    "listen",
+    "admin",
+    "name",
+    "data",
+    "backend",
+    "bootstrap",
+    "max_upload",
+    "max_download",
+    "log_level",
+];
+
+/// The settings file as it stands, every key optional.
+#[derive(Debug, Default, Deserialize)]
+struct FileSettings {
+    gateway: Option<OneOrMany>,
+    data_dir: Option<PathBuf>,
+    listen: Option<OneOrMany>,
+    admin: Option<String>,
+    name: Option<String>,
+    data: Option<String>,
+    backend: Option<String>,
+    bootstrap: Option<bool>,
+    max_upload: Option<String>,
+    max_download: Option<String>,
+    log_level: Option<String>,
+}
+
+/// `gateway = "http://a"` and `gateway = ["http://a", "http://b"]` are both what a person would write.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+impl NodeFlags {
+    /// Puts the layers together.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be used, or a value of any layer cannot.
+    pub(crate) fn settings(self, defaults: Defaults) -> Result<NodeSettings, SettingsError> {
+        let (file, path) = match &self.config {
+            Some(path) => (FileSettings::read(path)?, path.clone()),
+            None => (FileSettings::default(), PathBuf::new()),
+        };
+        let listen = if self.listen.is_empty() {
+            let texts = file
+                .listen
+                .map_or_else(|| vec![LISTEN_DEFAULT.to_owned()], OneOrMany::into_vec);
+            parse_all(&texts, "listen", &path)?
+        } else {
+            self.listen
+        };
+        let admin = match self.admin {
+            Some(admin) => admin,
+            None => parse(file.admin.as_deref(), "admin", &path)?.unwrap_or(defaults.admin),
+        };
+        let max_upload = match self.max_upload {
+            Some(rate) => Some(rate),
+            None => parse(file.max_upload.as_deref(), "max_upload", &path)?,
+        };
+        let max_download = match self.max_download {
+            Some(rate) => Some(rate),
+            None => parse(file.max_download.as_deref(), "max_download", &path)?,
+        };
+        let gateways = if self.gateway.is_empty() {
+            file.gateway.map_or_else(Vec::new, OneOrMany::into_vec)
+        } else {
+            self.gateway
+        };
+        let name = self.name.or(file.name).unwrap_or(defaults.name);
+        if name.is_empty() || name.len() > Member::NAME_MAX {
+            return Err(SettingsError::Name { length: name.len() });
+        }
+        let node = NodeConfig {
+            gateways,
+            data_dir: self
+                .data_dir
+                .or(file.data_dir)
+                .or(defaults.data_dir)
+                .ok_or(SettingsError::NoDataDir)?,
+            listen,
+            admin,
+            name,
+            data: self.data.or(file.data),
+            backend: self.backend.or(file.backend).unwrap_or_else(|| "burn".to_owned()),
+            bootstrap: self.bootstrap.or(file.bootstrap).unwrap_or(false),
+            max_upload,
+            max_download,
+        };
+        Ok(NodeSettings {
+            node,
+            log_level: file.log_level,
+        })
+    }
+}
+
+/// The lowest layer, as far as it depends on the machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Defaults {
+    /// The host's name.
+    pub(crate) name: String,
+    /// Below the user's home, if there is one.
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Loopback only: who may speak to it may steer the node.
+    pub(crate) admin: SocketAddr,
+}
+
+impl Defaults {
+    /// What this machine and this user suggest.
+    pub(crate) fn of_this_machine() -> Self {
+        let uname = rustix::system::uname();
+        let mut name = String::new();
+        for character in uname.nodename().to_string_lossy().chars() {
+            if name.len() + character.len_utf8() > Member::NAME_MAX {
+                break;
+            }
+            name.push(character);
+        }
+        if name.is_empty() {
+            name.push_str("node");
+        }
+        Self {
+            name,
+            data_dir: user_data_dir("node"),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+}
+
+/// Where this user's programs keep data, by the XDG base directory specification 0.8; `None` without a home.
+pub(crate) fn user_data_dir(what: &str) -> Option<PathBuf> {
+    let base = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
+    Some(base.join("lapwing").join(what))
+}
+
+/// An environment variable that names an absolute path; the specification tells to ignore relative ones.
+pub(crate) fn absolute(variable: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(variable)?);
+    path.is_absolute().then_some(path)
+}
+
+/// Every interface, a free UDP port: several nodes fit on one machine, and peers learn the port anyway.
+const LISTEN_DEFAULT: &str = "/ip4/0.0.0.0/udp/0/quic-v1";
+
+impl FileSettings {
+    fn read(path: &Path) -> Result<Self, SettingsError> {
+        let unreadable = |source| SettingsError::Unreadable {
+            file: path.to_owned(),
+            source,
+        };
+        let size = fs::metadata(path).map_err(unreadable)?.len();
+        if size > SETTINGS_SIZE_MAX {
+            return Err(SettingsError::TooLarge {
+                file: path.to_owned(),
+            });
+        }
+        Self::parse(&fs::read_to_string(path).map_err(unreadable)?, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        let syntax = |error: toml::de::Error| SettingsError::Syntax {
+            file: path.to_owned(),
+            line: line_of(text, error.span()),
+            problem: error.message().trim().replace('\n', ", "),
+        };
+        let table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(SettingsError::UnknownKey {
+                file: path.to_owned(),
+                key: key.chars().take(64).collect(),
+                nearest: nearest(key, KEYS),
+            });
+        }
+        toml::from_str(text).map_err(syntax)
+    }
+}
+
+/// The line, counted from 1, in which a span begins.
+fn line_of(text: &str, span: Option<std::ops::Range<usize>>) -> usize {
+    let start = span.map_or(0, |span| span.start).min(text.len());
+    text.as_bytes()[..start]
+        .iter()
+        .filter(|&&byte| byte == b'\n')
+        .count()
+        + 1
+}
+
+fn parse<T>(text: Option<&str>, key: &'static str, file: &Path) -> Result<Option<T>, SettingsError>
+where
+    T: FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.map(|text| {
+        text.parse().map_err(|problem: T::Err| SettingsError::Value {
+            file: file.to_owned(),
+            key,
+            problem: format!("`{}`: {problem}", text.chars().take(64).collect::<String>()),
+        })
+    })
+    .transpose()
+}
+
+fn parse_all<T>(texts: &[String], key: &'static str, file: &Path) -> Result<Vec<T>, SettingsError>
+where
+    T: FromStr,
+    T::Err: std::fmt::Display,
+{
+    texts
+        .iter()
+        .filter_map(|text| parse(Some(text), key, file).transpose())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let settings = settings(
+            NodeFlags {
+                name: Some("from-flag".to_owned()),
+                ..NodeFlags::default()
+            },
+            "name = \"from-file\"\nadmin = \"127.0.0.1:9000\"\ngateway = \"http://a\"\nmax_upload = \"10mbit\"",
+        )
+        .unwrap();
+        assert_eq!(settings.node.name, "from-flag");
+        assert_eq!(settings.node.admin.port(), 9000);
+        assert_eq!(settings.node.gateways, ["http://a"]);
+        assert_eq!(settings.node.max_upload, Some(Bandwidth::mbit(10)));
+        assert_eq!(settings.node.backend, "burn");
+        assert_eq!(
+            settings.node.listen,
+            ["/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap()]
+        );
+    }
+
+    #[test]
+    fn a_flag_can_switch_off_what_the_file_switches_on() {
+        let off = NodeFlags {
+            bootstrap: Some(false),
+            ..NodeFlags::default()
+        };
+        assert!(!settings(off, "bootstrap = true").unwrap().node.bootstrap);
+        let silent = NodeFlags::default();
+        assert!(settings(silent, "bootstrap = true").unwrap().node.bootstrap);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_the_nearest_known_one_named() {
+        let error = settings(NodeFlags::default(), "max_uplaod = \"10mbit\"").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("has an unknown key `max_uplaod`; did you mean `max_upload`?"),
+            "{error}"
+        );
+        let error = settings(NodeFlags::default(), "colour = 1").unwrap_err();
+        assert!(
+            error.to_string().contains("the keys are gateway, data_dir"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_with_its_place() {
+        let error = settings(NodeFlags::default(), "\nname = 3").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
+        let error = settings(NodeFlags::default(), "listen = \"here\"").unwrap_err();
+        assert!(error.to_string().contains("key `listen`: `here`"), "{error}");
+        let error = settings(NodeFlags::default(), "name = \"\"").unwrap_err();
+        assert!(matches!(error, SettingsError::Name { length: 0 }));
+    }
+
+    #[test]
+    fn a_node_without_a_place_for_its_data_is_refused() {
+        let nowhere = Defaults {
+            data_dir: None,
+            ..defaults()
+        };
+        let error = NodeFlags::default().settings(nowhere).unwrap_err();
+        assert!(matches!(error, SettingsError::NoDataDir));
+    }
+
+    fn settings(flags: NodeFlags, file: &str) -> Result<NodeSettings, SettingsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        fs::write(&path, file).unwrap();
+        NodeFlags {
+            config: Some(path),
+            ..flags
+        }
+        .settings(defaults())
+    }
+
+    fn defaults() -> Defaults {
+        Defaults {
+            name: "host".to_owned(),
+            data_dir: Some(PathBuf::from("/data")),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+}
