@@ -1,5 +1,6 @@
 //! The edge: raft on the cores, with disk, tasks, messages and the clock.
 
+pub mod bench;
 mod consensus;
 mod duty;
 mod join;

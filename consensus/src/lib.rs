@@ -25,6 +25,8 @@ pub use state::{ADDR_LENGTH_MAX, JOBS_OVER_KEPT, MEMBERS_MAX, State};
 pub use timing::Timing;
 
 #[cfg(feature = "driver")]
+pub use driver::bench;
+#[cfg(feature = "driver")]
 pub use driver::{
     Consensus, ConsensusConfig, JoinError, ProposeError, RaftState, RaftStatus, ReadError, Start, StartError,
     StorageError, Stored, join, stored,

@@ -525,6 +525,7 @@ mod tests {
     fn the_leader_that_fell_silent_before_this_term_is_suspected_soon() {
         let mut world = World::of(3);
         world.silence(3);
+        world.heard.remove(&NodeId(3));
         world.reconciler = Reconciler::new(world.now, Some((NodeId(3), Duration::from_millis(1500))));
         world.wait(Duration::from_millis(400));
         assert_eq!(world.next(), None);

@@ -332,3 +332,484 @@ pub(crate) fn check_count(what: &str, count: usize, max: usize) -> Result<(), Re
         max: u32::try_from(max).unwrap_or(u32::MAX),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use lapwing_base::{
+        Algorithm, Bandwidth, Evaluation, JobPhase, JobSpec, Keypair, Manifest, Pair, Ppm, ROUNDS_KEPT, Round, RoundKind,
+        RoundOutcome, RoundPlan, Values,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::command::Malformed;
+    use crate::{ConfigKey, RequestId};
+
+    #[test]
+    fn nothing_happens_before_the_bootstrap_and_it_happens_once() {
+        let mut state = State::default();
+        let refused = state.apply(LogIndex(1), request(1, join(2)));
+        assert_eq!(refused, Applied::Refused(RefusedReason::NotBootstrapped));
+        let mut log = Log::founded();
+        assert_eq!(log.state.members.len(), 1);
+        assert!(matches!(
+            log.apply(bootstrap()),
+            Applied::Refused(RefusedReason::AlreadyBootstrapped(_))
+        ));
+    }
+
+    #[test]
+    fn a_member_is_numbered_by_its_entry() {
+        let mut log = Log::founded();
+        let Applied::Joined(id) = log.apply(join(2)) else {
+            panic!("it joins");
+        };
+        assert_eq!(id.0, log.state.applied.0);
+        assert_eq!(log.state.members[&id].state, MemberState::Joining);
+        assert!(!log.state.was_removed(id));
+        assert!(!log.state.was_removed(NodeId(id.0 + 1)), "not yet given");
+        log.apply(Command::Remove { id });
+        assert!(log.state.was_removed(id));
+    }
+
+    #[test]
+    fn a_peer_that_joins_again_replaces_its_old_self() {
+        let mut log = Log::founded();
+        let old = log.join(2);
+        let new = log.join(2);
+        assert!(new > old);
+        assert!(log.state.was_removed(old));
+        assert_eq!(log.state.members.len(), 2);
+    }
+
+    #[test]
+    fn a_request_is_applied_once_however_often_it_arrives() {
+        let mut log = Log::founded();
+        let first = log.state.apply(LogIndex(10), request(500, join(2)));
+        let again = log.state.apply(LogIndex(11), request(500, join(2)));
+        assert_eq!(first, again);
+        assert_eq!(log.state.members.len(), 2);
+    }
+
+    #[test]
+    fn the_last_member_cannot_leave() {
+        let mut log = Log::founded();
+        let id = NodeId::FOUNDER;
+        let refused = log.apply(Command::Leave { id });
+        assert_eq!(refused, Applied::Refused(RefusedReason::LastMember(id)));
+    }
+
+    #[test]
+    fn names_and_addresses_are_bounded() {
+        let mut log = Log::founded();
+        let long = Command::Update {
+            id: NodeId::FOUNDER,
+            addrs: Vec::new(),
+            name: "n".repeat(Member::NAME_MAX + 1),
+            role: Role::Main,
+        };
+        assert!(matches!(
+            log.apply(long),
+            Applied::Refused(RefusedReason::NameTooLong { length: 65 })
+        ));
+        let many = Command::Update {
+            id: NodeId::FOUNDER,
+            addrs: vec!["/ip4/127.0.0.1/udp/1/quic-v1".parse().unwrap(); Member::ADDRS_MAX + 1],
+            name: String::new(),
+            role: Role::Main,
+        };
+        assert!(matches!(
+            log.apply(many),
+            Applied::Refused(RefusedReason::BadAddresses { count: 17, .. })
+        ));
+    }
+
+    #[test]
+    fn a_removed_members_links_and_meetings_are_forgotten() {
+        let mut log = Log::founded();
+        let (a, b) = (log.join(2), log.join(3));
+        let speed = Bandwidth::mbit(1);
+        let links = vec![
+            LinkSpeed { from: a, to: b, speed },
+            LinkSpeed {
+                from: a,
+                to: NodeId(999),
+                speed,
+            },
+        ];
+        log.apply(Command::Bandwidth(links));
+        assert_eq!(log.state.bandwidths.len(), 1);
+        let job = log.submit(10);
+        log.apply(Command::PlanRound(plan(job, 1, &[(a, b)], &[NodeId::FOUNDER])));
+        log.apply(Command::Remove { id: b });
+        assert!(log.state.bandwidths.is_empty());
+        assert!(log.state.jobs[&job].last_matched.is_empty());
+        assert_eq!(log.state.jobs[&job].last_alone.len(), 1);
+    }
+
+    #[test]
+    fn rounds_are_planned_once_closed_once_and_in_order() {
+        let mut log = Log::founded();
+        let (a, b) = (log.join(2), log.join(3));
+        let job = log.submit(10);
+        let first = plan(job, 1, &[(a, b)], &[]);
+        assert!(matches!(
+            log.apply(Command::PlanRound(plan(job, 2, &[(a, b)], &[]))),
+            Applied::Refused(RefusedReason::RoundOutOfOrder { .. })
+        ));
+        assert_eq!(log.apply(Command::PlanRound(first.clone())), Applied::Done);
+        assert_eq!(
+            log.apply(Command::PlanRound(first)),
+            Applied::Refused(RefusedReason::RoundPlanned(Round(1)))
+        );
+        assert_eq!(
+            log.apply(Command::PlanRound(plan(job, 2, &[(a, b)], &[]))),
+            Applied::Refused(RefusedReason::RoundOpen(Round(1)))
+        );
+        assert!(matches!(
+            log.apply(Command::CloseRound(outcome(job, 1, &[(NodeId::FOUNDER, a)]))),
+            Applied::Refused(RefusedReason::Malformed(Malformed::NotPlanned(..)))
+        ));
+        assert_eq!(log.apply(Command::CloseRound(outcome(job, 1, &[(a, b)]))), Applied::Done);
+        assert_eq!(
+            log.apply(Command::CloseRound(outcome(job, 1, &[]))),
+            Applied::Refused(RefusedReason::RoundNotOpen(Round(1)))
+        );
+    }
+
+    #[test]
+    fn a_plan_that_names_somebody_twice_or_nobody_is_refused() {
+        let mut log = Log::founded();
+        let (a, b) = (log.join(2), log.join(3));
+        let job = log.submit(10);
+        for (pairs, alone) in [
+            (vec![(a, b), (NodeId::FOUNDER, a)], vec![]),
+            (vec![(NodeId::FOUNDER, a), (a, b)], vec![]),
+            (vec![(a, b)], vec![b]),
+            (vec![], vec![b, a]),
+            (vec![], vec![]),
+        ] {
+            let refused = log.apply(Command::PlanRound(plan(job, 1, &pairs, &alone)));
+            assert!(
+                matches!(refused, Applied::Refused(RefusedReason::Malformed(_))),
+                "{refused:?}"
+            );
+        }
+        let stranger = log.apply(Command::PlanRound(plan(job, 1, &[], &[NodeId(77)])));
+        assert_eq!(stranger, Applied::Refused(RefusedReason::UnknownMember(NodeId(77))));
+    }
+
+    #[test]
+    fn the_last_round_brings_the_job_to_its_end_and_the_manifest_finishes_it() {
+        let mut log = Log::founded();
+        let me = NodeId::FOUNDER;
+        let job = log.submit(2);
+        log.round(job, 1, RoundKind::Sparse);
+        assert_eq!(log.phase(job), JobPhase::Running);
+        log.round(job, 2, RoundKind::Sparse);
+        assert_eq!(log.phase(job), JobPhase::Finishing);
+        let assign = Command::AssignEvaluation {
+            job,
+            round: Round(2),
+            evaluator: me,
+        };
+        assert_eq!(log.apply(assign), Applied::Done);
+        let record = Command::RecordEvaluation {
+            job,
+            evaluation: evaluation(2, 900_000),
+            manifest: Some(Manifest {
+                hash: [1; 32],
+                parameters: 10,
+                holders: vec![me, NodeId(99)],
+            }),
+        };
+        assert_eq!(log.apply(record.clone()), Applied::Done);
+        assert_eq!(
+            log.apply(record),
+            Applied::Refused(RefusedReason::NotEvaluating(Round(2)))
+        );
+        let view = &log.state.jobs[&job];
+        assert_eq!(view.evaluating, None);
+        assert_eq!(view.manifest.as_ref().unwrap().holders, [me]);
+        assert_eq!(log.apply(Command::FinishJob(job)), Applied::Done);
+        assert_eq!(log.phase(job), JobPhase::Finished);
+        log.submit(1);
+    }
+
+    #[test]
+    fn dense_rounds_that_come_early_end_the_job_too() {
+        let mut log = Log::founded();
+        let spec = JobSpec {
+            final_dense_rounds: 2,
+            stop: Some(Ppm(800_000)),
+            ..spec(50)
+        };
+        let Applied::Submitted(job) = log.apply(Command::SubmitJob(spec)) else {
+            panic!("it is submitted");
+        };
+        log.round(job, 1, RoundKind::Sparse);
+        log.round(job, 2, RoundKind::Dense);
+        assert_eq!(log.phase(job), JobPhase::Running);
+        log.round(job, 3, RoundKind::Dense);
+        assert_eq!(log.phase(job), JobPhase::Finishing);
+    }
+
+    #[test]
+    fn only_the_latest_rounds_and_jobs_are_kept() {
+        let mut log = Log::founded();
+        for _ in 0..2 * JOBS_OVER_KEPT {
+            let job = log.submit(10);
+            log.apply(Command::StopJob(job));
+        }
+        let job = log.submit(1000);
+        assert_eq!(log.state.jobs.len(), JOBS_OVER_KEPT + 1);
+        for round in 1..=2 * ROUNDS_KEPT as u64 {
+            log.round(job, round, RoundKind::Sparse);
+        }
+        let view = log.state.current_job().unwrap();
+        assert_eq!((view.id, view.rounds.len()), (job, ROUNDS_KEPT));
+        assert_eq!(view.round(), Round(2 * ROUNDS_KEPT as u64));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+        /// The laws of the state machine, after any sequence of commands, sensible or not.
+        #[test]
+        fn no_sequence_of_commands_breaks_the_laws(commands in proptest::collection::vec(any_command(), 1..120)) {
+            let mut log = Log::founded();
+            let mut twin = Log::founded();
+            let mut closed: BTreeMap<(JobId, Round), RoundOutcome> = BTreeMap::new();
+            for command in commands {
+                let before = log.state.clone();
+                let answer = log.apply(command.clone());
+                prop_assert_eq!(&answer, &twin.apply(command));
+                if matches!(answer, Applied::Refused(_)) {
+                    let mut unchanged = before.clone();
+                    unchanged.applied = log.state.applied;
+                    unchanged.answers = log.state.answers.clone();
+                    prop_assert_eq!(&unchanged, &log.state, "a refusal changes nothing");
+                }
+                prop_assert!(log.state.config.version() >= before.config.version());
+                for (id, job) in &log.state.jobs {
+                    let earlier = before.jobs.get(id).map_or(Round(0), |job| job.round());
+                    prop_assert!(job.round() >= earlier && job.round() <= earlier.next());
+                    for (position, record) in job.rounds.iter().enumerate() {
+                        prop_assert_eq!(record.plan.round.0, job.rounds[0].plan.round.0 + position as u64);
+                        match &record.outcome {
+                            None => prop_assert_eq!(position + 1, job.rounds.len(), "only the last is open"),
+                            Some(outcome) => {
+                                for pair in &outcome.merged {
+                                    prop_assert!(record.plan.pairs.contains(pair));
+                                }
+                                let first = closed.entry((*id, record.plan.round)).or_insert_with(|| outcome.clone());
+                                prop_assert_eq!(&*first, outcome, "a round is closed once");
+                            }
+                        }
+                    }
+                }
+                prop_assert!(log.state.jobs.values().filter(|job| !job.phase.is_over()).count() <= 1);
+                prop_assert!(log.state.pins.keys().all(|id| log.state.members.contains_key(id)));
+            }
+            prop_assert_eq!(
+                postcard::to_stdvec(&log.state).unwrap(),
+                postcard::to_stdvec(&twin.state).unwrap()
+            );
+            let bytes = postcard::to_stdvec(&log.state).unwrap();
+            prop_assert_eq!(postcard::from_bytes::<State>(&bytes).unwrap(), log.state);
+        }
+    }
+
+    fn any_command() -> impl Strategy<Value = Command> {
+        let node = || (1u64..12).prop_map(NodeId);
+        let job = || (1u64..40).prop_map(JobId);
+        let pairs = || proptest::collection::vec((1u64..12, 1u64..12), 0..4);
+        prop_oneof![
+            (2u8..6).prop_map(join),
+            node().prop_map(|id| Command::Remove { id }),
+            node().prop_map(|id| Command::Leave { id }),
+            node().prop_map(|id| Command::Suspect { id }),
+            node().prop_map(|id| Command::Restore { id }),
+            node().prop_map(|id| Command::Activate { id }),
+            node().prop_map(|id| Command::Pin {
+                id,
+                pin: Some(Pin::Voter)
+            }),
+            (1u32..6).prop_map(|rounds| Command::SubmitJob(spec(rounds))),
+            job().prop_map(Command::StopJob),
+            job().prop_map(Command::FinishJob),
+            (job(), 1u64..6, pairs(), proptest::collection::vec(1u64..12, 0..3)).prop_map(
+                |(job, round, pairs, alone)| {
+                    let pairs: Vec<_> = pairs.into_iter().map(|(a, b)| (NodeId(a), NodeId(b))).collect();
+                    let alone: Vec<_> = alone.into_iter().map(NodeId).collect();
+                    Command::PlanRound(plan(job, round, &pairs, &alone))
+                }
+            ),
+            // A plan that fits as often as not: the first job after the founder joins somebody.
+            (3u64..8, 1u64..6).prop_map(|(job, round)| Command::PlanRound(plan(JobId(job), round, &[], &[NodeId(1)]))),
+            (job(), 1u64..6, pairs()).prop_map(|(job, round, pairs)| {
+                let pairs: Vec<_> = pairs.into_iter().map(|(a, b)| (NodeId(a), NodeId(b))).collect();
+                Command::CloseRound(outcome(job, round, &pairs))
+            }),
+            (3u64..8, 1u64..6).prop_map(|(job, round)| Command::CloseRound(outcome(JobId(job), round, &[]))),
+            (job(), 1u64..6, node()).prop_map(|(job, round, evaluator)| Command::AssignEvaluation {
+                job,
+                round: Round(round),
+                evaluator
+            }),
+            (job(), 1u64..6).prop_map(|(job, round)| Command::RecordEvaluation {
+                job,
+                evaluation: evaluation(round, 5),
+                manifest: None
+            }),
+            ("[a-z_]{0,12}", "[0-9]{0,4}").prop_map(|(key, value)| Command::SetConfig {
+                key,
+                value,
+                expected: None
+            }),
+            (proptest::sample::select(ConfigKey::ALL.to_vec()), 0u64..100_000).prop_map(|(key, value)| {
+                Command::SetConfig {
+                    key: key.to_string(),
+                    value: value.to_string(),
+                    expected: None,
+                }
+            }),
+            (0u64..9).prop_map(|version| Command::RollbackConfig { version }),
+        ]
+    }
+
+    struct Log {
+        state: State,
+        next: u64,
+    }
+
+    impl Log {
+        fn founded() -> Self {
+            let mut log = Self {
+                state: State::default(),
+                next: 2,
+            };
+            assert_eq!(log.apply(bootstrap()), Applied::Joined(NodeId::FOUNDER));
+            log
+        }
+
+        fn apply(&mut self, command: Command) -> Applied {
+            let index = self.next;
+            self.next += 1;
+            self.state.apply(LogIndex(index), request(index, command))
+        }
+
+        fn join(&mut self, who: u8) -> NodeId {
+            match self.apply(join(who)) {
+                Applied::Joined(id) => id,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn submit(&mut self, rounds: u32) -> JobId {
+            match self.apply(Command::SubmitJob(spec(rounds))) {
+                Applied::Submitted(id) => id,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn round(&mut self, job: JobId, round: u64, kind: RoundKind) {
+            let plan = RoundPlan {
+                kind,
+                ..plan(job, round, &[], &[NodeId::FOUNDER])
+            };
+            assert_eq!(self.apply(Command::PlanRound(plan)), Applied::Done);
+            assert_eq!(self.apply(Command::CloseRound(outcome(job, round, &[]))), Applied::Done);
+        }
+
+        fn phase(&self, job: JobId) -> JobPhase {
+            self.state.jobs[&job].phase
+        }
+    }
+
+    fn request(id: u64, command: Command) -> Request {
+        Request {
+            id: RequestId(u128::from(id).to_be_bytes()),
+            command,
+        }
+    }
+
+    /// The same identity for the same number, in every run.
+    fn peer(who: u8) -> PeerId {
+        let keypair = Keypair::ed25519_from_bytes([who; 32]).unwrap();
+        keypair.public().to_peer_id()
+    }
+
+    fn bootstrap() -> Command {
+        Command::BootstrapEpoch {
+            cluster: ClusterId::from_bytes([1; 16]),
+            epoch: 3,
+            peer: peer(1),
+            name: "founder".to_owned(),
+            addrs: Vec::new(),
+            role: Role::Main,
+        }
+    }
+
+    fn join(who: u8) -> Command {
+        Command::Join {
+            peer: peer(who),
+            name: who.to_string(),
+            addrs: Vec::new(),
+            role: Role::Home,
+        }
+    }
+
+    fn spec(rounds: u32) -> JobSpec {
+        JobSpec {
+            model: "mlp".to_owned(),
+            data: "digits".to_owned(),
+            algorithm: Algorithm::Default,
+            rounds,
+            local_steps: 5,
+            compression: 25,
+            values: Values::Int8,
+            lr_micro: 100_000,
+            batch: 32,
+            seed: 1,
+            final_dense_rounds: 0,
+            checkpoint_every: 1,
+            evaluate_every: 1,
+            stop: None,
+        }
+    }
+
+    fn plan(job: JobId, round: u64, pairs: &[(NodeId, NodeId)], alone: &[NodeId]) -> RoundPlan {
+        RoundPlan {
+            job,
+            round: Round(round),
+            kind: RoundKind::Sparse,
+            seed: [0; 32],
+            pairs: pairs.iter().filter_map(|(a, b)| Pair::new(*a, *b)).collect(),
+            alone: alone.to_vec(),
+            compression: 25,
+            local_steps: 5,
+            lr_micro: 100_000,
+            deadline_ms: 1000,
+        }
+    }
+
+    fn outcome(job: JobId, round: u64, merged: &[(NodeId, NodeId)]) -> RoundOutcome {
+        RoundOutcome {
+            job,
+            round: Round(round),
+            merged: merged.iter().filter_map(|(a, b)| Pair::new(*a, *b)).collect(),
+            nodes: Vec::new(),
+            took_ms: 5,
+        }
+    }
+
+    fn evaluation(round: u64, accuracy: u32) -> Evaluation {
+        Evaluation {
+            round: Round(round),
+            averaged_accuracy: Ppm(accuracy),
+            local_accuracies: Vec::new(),
+            transferred: lapwing_base::ByteSize(0),
+        }
+    }
+}

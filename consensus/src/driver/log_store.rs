@@ -459,7 +459,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut memory = self.memory();
             memory.forget_from(first);
-            memory.last = last_log_id;
+            // There may be nothing to take back.
+            if memory.last > last_log_id {
+                memory.last = last_log_id;
+            }
         }
         self.write_durably(Change::TruncateFrom(first)).await
     }
@@ -476,5 +479,273 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         // In order with what is appended later; nobody needs to wait for space to be free.
         self.send(Some(Change::Purge(log_id)), Done::Nobody)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use lapwing_base::{ClusterId, Keypair, NodeId, PeerId};
+    use openraft::entry::RaftEntry as _;
+    use openraft::testing::log::{StoreBuilder, Suite};
+    use openraft::type_config::TypeConfigExt as _;
+    use tempfile::TempDir;
+
+    use super::super::snapshot_files::SnapshotFiles;
+    use super::super::state_machine::StateMachine;
+    use super::*;
+    use crate::{Command, Request, RequestId};
+
+    struct Stores;
+
+    impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
+        async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), openraft::StorageError<TypeConfig>> {
+            let (directory, log) = fresh();
+            let (files, newest) = SnapshotFiles::open(&LogFile::directory(directory.path())).unwrap();
+            Ok((directory, log, StateMachine::new(files, newest)))
+        }
+    }
+
+    #[test]
+    fn passes_the_storage_suite_of_openraft() {
+        runtime().block_on(async { Suite::test_all(Stores).await.unwrap() });
+    }
+
+    #[test]
+    fn what_was_reported_durable_is_there_after_a_crash() {
+        runtime().block_on(async {
+            let (directory, mut log) = fresh();
+            append(&mut log, 0..10).await;
+            log.save_vote(&Vote::new(7, 3)).await.unwrap();
+            let crashed = image_of(directory.path());
+            let mut log = reopen(crashed.path());
+            assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(7, 3)));
+            assert_eq!(indices(&mut log).await, (0..10).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn truncation_and_purging_survive_a_crash() {
+        runtime().block_on(async {
+            let (directory, mut log) = fresh();
+            append(&mut log, 0..20).await;
+            log.truncate_after(Some(log_id(14))).await.unwrap();
+            log.purge(log_id(4)).await.unwrap();
+            append(&mut log, 15..17).await;
+            let crashed = image_of(directory.path());
+            let mut log = reopen(crashed.path());
+            assert_eq!(indices(&mut log).await, (5..17).collect::<Vec<_>>());
+            let state = log.get_log_state().await.unwrap();
+            assert_eq!(state.last_purged_log_id, Some(log_id(4)));
+            assert_eq!(state.last_log_id, Some(log_id(16)));
+        });
+    }
+
+    #[test]
+    fn the_mark_of_what_is_committed_is_saved_when_the_log_is_closed() {
+        runtime().block_on(async {
+            let (directory, mut log) = fresh();
+            append(&mut log, 0..3).await;
+            log.save_committed(Some(log_id(2))).await.unwrap();
+            log.close().await.unwrap();
+            let mut log = reopen(directory.path());
+            assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2)));
+        });
+    }
+
+    #[test]
+    fn entries_that_no_longer_fit_the_cache_are_read_from_disk() {
+        runtime().block_on(async {
+            let (_directory, mut log) = fresh();
+            let big = 200 * 1024;
+            let count = (3 * CACHE_BYTES_MAX / big) as u64;
+            for index in 0..count {
+                append_entries(&mut log, vec![entry(index, big)]).await;
+            }
+            assert!(log.memory().cached_bytes <= CACHE_BYTES_MAX);
+            assert_eq!(indices(&mut log).await, (0..count).collect::<Vec<_>>());
+            let some = log.limited_get_log_entries(0, count).await.unwrap();
+            assert!(!some.is_empty() && some.len() < 10);
+            let recent = log.limited_get_log_entries(count - 2, count).await.unwrap();
+            assert_eq!(recent.len(), 2);
+        });
+    }
+
+    #[test]
+    fn a_directory_that_is_in_use_says_so() {
+        let (directory, _log) = fresh();
+        let error = LogFile::open(directory.path()).unwrap_err();
+        assert!(matches!(error, StorageError::Locked { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_flipped_byte_or_a_cut_file_is_an_error_that_names_the_file_or_harmless() {
+        runtime().block_on(async {
+            let (directory, mut log) = fresh();
+            append(&mut log, 0..200).await;
+            log.save_vote(&Vote::new(7, 3)).await.unwrap();
+            log.close().await.unwrap();
+            let path = LogFile::directory(directory.path()).join("log.redb");
+            let whole = std::fs::read(&path).unwrap();
+            let mut noticed = 0;
+            let mut tried = 0;
+            // Most of the file is space for later; damage there harms nobody.
+            let used: Vec<usize> = (0..whole.len()).filter(|place| whole[*place] != 0).collect();
+            for place in used.iter().copied().step_by(used.len() / 150) {
+                let mut damaged = whole.clone();
+                damaged[place] ^= 0x40;
+                tried += 1;
+                noticed += u32::from(!opens_unharmed(&damaged, place).await);
+            }
+            for length in [0, 1, 511, 4096, whole.len() / 2, whole.len() - 1] {
+                tried += 1;
+                noticed += u32::from(!opens_unharmed(&whole[..length], length).await);
+            }
+            assert!(noticed > tried / 2, "{noticed} of {tried} damages were noticed");
+        });
+    }
+
+    /// Opens a file with this content: it is refused with an error that names it, or all of it is there.
+    async fn opens_unharmed(content: &[u8], place: usize) -> bool {
+        let directory = TempDir::new().unwrap();
+        std::fs::create_dir_all(LogFile::directory(directory.path())).unwrap();
+        let path = LogFile::directory(directory.path()).join("log.redb");
+        std::fs::write(&path, content).unwrap();
+        let opened = LogFile::open(directory.path()).and_then(|file| {
+            let file = file.expect("the file is there");
+            file.identity()?;
+            LogStore::start(file)
+        });
+        match opened {
+            Ok(mut log) => {
+                assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(7, 3)), "at {place}");
+                assert_eq!(indices(&mut log).await, (0..200).collect::<Vec<_>>(), "at {place}");
+                true
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("log.redb"), "{error} at {place}");
+                assert!(
+                    matches!(error, StorageError::Corrupt { .. }),
+                    "{error:?} at {place}"
+                );
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn snapshots_without_their_log_are_not_taken_for_an_empty_directory() {
+        let directory = TempDir::new().unwrap();
+        let raft = LogFile::directory(directory.path());
+        assert!(LogFile::open(directory.path()).unwrap().is_none());
+        std::fs::create_dir_all(&raft).unwrap();
+        std::fs::write(raft.join("snapshot-00000000000000000012"), b"LWSN").unwrap();
+        let error = LogFile::open(directory.path()).unwrap_err();
+        assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_half_made_log_is_no_log() {
+        let directory = TempDir::new().unwrap();
+        let raft = LogFile::directory(directory.path());
+        std::fs::create_dir_all(&raft).unwrap();
+        std::fs::write(raft.join("log.redb.new"), b"half").unwrap();
+        assert!(LogFile::open(directory.path()).unwrap().is_none());
+        assert!(LogFile::create(directory.path(), &identity()).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_named() {
+        runtime().block_on(async {
+            let (directory, _log) = fresh();
+            let raft = LogFile::directory(directory.path());
+            let (files, newest) = SnapshotFiles::open(&raft).unwrap();
+            let mut machine = StateMachine::new(files, newest);
+            use openraft::storage::{RaftSnapshotBuilder as _, RaftStateMachine as _};
+            machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+            let path = raft.join("snapshot-00000000000000000000");
+            let whole = std::fs::read(&path).unwrap();
+            assert!(SnapshotFiles::open(&raft).unwrap().1.is_some());
+            for place in 0..whole.len() {
+                let mut damaged = whole.clone();
+                damaged[place] ^= 1;
+                std::fs::write(&path, damaged).unwrap();
+                let error = SnapshotFiles::open(&raft).unwrap_err();
+                assert!(error.to_string().contains("snapshot-0000"), "{error}");
+                std::fs::write(&path, &whole[..place]).unwrap();
+                assert!(SnapshotFiles::open(&raft).is_err());
+            }
+        });
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    fn identity() -> Stored {
+        Stored {
+            id: NodeId(1),
+            cluster: ClusterId::from_bytes([1; 16]),
+            peer: peer(),
+            unconfirmed: None,
+        }
+    }
+
+    fn peer() -> PeerId {
+        Keypair::generate_ed25519().public().to_peer_id()
+    }
+
+    fn fresh() -> (TempDir, LogStore) {
+        let directory = TempDir::new().unwrap();
+        let file = LogFile::create(directory.path(), &identity()).unwrap();
+        (directory, LogStore::start(file).unwrap())
+    }
+
+    fn reopen(directory: &Path) -> LogStore {
+        LogStore::start(LogFile::open(directory).unwrap().unwrap()).unwrap()
+    }
+
+    /// The directory as a crash at this moment would leave it.
+    fn image_of(directory: &Path) -> TempDir {
+        let image = TempDir::new().unwrap();
+        std::fs::create_dir_all(LogFile::directory(image.path())).unwrap();
+        let name = "log.redb";
+        std::fs::copy(
+            LogFile::directory(directory).join(name),
+            LogFile::directory(image.path()).join(name),
+        )
+        .unwrap();
+        image
+    }
+
+    fn log_id(index: u64) -> LogId {
+        LogId::new(openraft::vote::leader_id_std::CommittedLeaderId::new(1), index)
+    }
+
+    fn entry(index: u64, size: usize) -> Entry {
+        let command = Command::SetConfig {
+            key: "k".repeat(size),
+            value: String::new(),
+            expected: None,
+        };
+        let id = RequestId([0; 16]);
+        Entry::new(log_id(index), openraft::EntryPayload::Normal(Request { id, command }))
+    }
+
+    async fn append(log: &mut LogStore, range: std::ops::Range<u64>) {
+        append_entries(log, range.map(|index| entry(index, 100)).collect()).await;
+    }
+
+    async fn append_entries(log: &mut LogStore, entries: Vec<Entry>) {
+        let (done, durable) = TypeConfig::oneshot();
+        let flushed = IOFlushed::signal(done);
+        log.append(entries, flushed).await.unwrap();
+        durable.await.unwrap().unwrap();
+    }
+
+    async fn indices(log: &mut LogStore) -> Vec<u64> {
+        let entries = log.try_get_log_entries(..).await.unwrap();
+        entries.iter().map(|entry| entry.log_id.index).collect()
     }
 }
