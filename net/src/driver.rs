@@ -65,6 +65,8 @@ pub(crate) enum Command {
     },
     /// The address book knows something new of a peer.
     Learned(PeerId),
+    /// A peer has not answered in time, though a connection stands.
+    Suspect(PeerId),
     /// Close every connection with a peer.
     Disconnect { peer: PeerId, done: oneshot::Sender<()> },
 }
@@ -132,6 +134,8 @@ pub(crate) struct Driver {
     pending: HashMap<PeerId, Vec<PendingOpen>>,
     pending_count: usize,
     disconnecting: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
+    /// When a connected peer was last dialed because it did not answer.
+    suspected_at: HashMap<PeerId, Instant>,
     listeners: Vec<Listener>,
     observed: Vec<(Multiaddr, u32)>,
     /// When deadlines and surplus connections were last looked at.
@@ -199,6 +203,7 @@ impl Driver {
             pending: HashMap::new(),
             pending_count: 0,
             disconnecting: HashMap::new(),
+            suspected_at: HashMap::new(),
             listeners,
             observed: Vec::new(),
             looked_at: now(),
@@ -273,7 +278,7 @@ impl Driver {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Open { reply, .. } => drop(reply.send(Err(OpenFailure::Stopped))),
-                Command::Learned(_) => (),
+                Command::Learned(_) | Command::Suspect(_) => (),
                 Command::Disconnect { done, .. } => {
                     let _ = done.send(());
                 }
@@ -366,9 +371,11 @@ impl Driver {
             Command::Learned(peer) => {
                 self.dialer.learned(&peer);
                 if self.pending.contains_key(&peer) {
-                    self.dial(peer, now());
+                    // Beside a dial to where the peer is not, if there is one.
+                    self.dial_now(peer);
                 }
             }
+            Command::Suspect(peer) => self.on_suspicion(peer),
             Command::Disconnect { peer, done } => {
                 if self.connections.count(&peer) == 0 {
                     let _ = done.send(());
@@ -428,17 +435,34 @@ impl Driver {
         match self.dialer.want(peer, now) {
             Step::Dialing => (),
             Step::Wait { retry_at } => self.give_up(peer, retry_at),
-            Step::Dial => {
-                trace!(%peer, ?addresses, "dialing");
-                let options = DialOpts::peer_id(peer)
-                    .condition(PeerCondition::NotDialing)
-                    .addresses(addresses)
-                    .build();
-                match self.swarm.dial(options) {
-                    Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => (),
-                    Err(error) => self.on_dial_failure(peer, &error),
-                }
-            }
+            Step::Dial => self.dial_now(peer),
+        }
+    }
+
+    fn dial_now(&mut self, peer: PeerId) {
+        let addresses = self.shared.book().addresses(&peer);
+        trace!(%peer, ?addresses, "dialing");
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .build();
+        if let Err(error) = self.swarm.dial(options) {
+            self.on_dial_failure(peer, &error);
+        }
+    }
+
+    /// A peer that was killed and has come back does not know the old connection, and nothing on it says so until
+    /// it has been silent for [`IDLE_MAX`]. A second one tells at once; a peer that is only slow is not asked twice.
+    fn on_suspicion(&mut self, peer: PeerId) {
+        let now = now();
+        let trusted = self.suspected_at.get(&peer).is_some_and(|at| now < *at + TRUST);
+        if self.connections.count(&peer) == 0 || trusted || self.shared.book().addresses(&peer).is_empty() {
+            return;
+        }
+        if self.dialer.want(peer, now) == Step::Dial {
+            debug!(%peer, "peer does not answer, trying a second connection");
+            self.suspected_at.insert(peer, now);
+            self.dial_now(peer);
         }
     }
 
@@ -470,6 +494,7 @@ impl Driver {
             self.shared.book().mistaken(&peer, &without_peer(address));
         }
         let retry_at = self.dialer.failed(peer, now());
+        self.suspected_at.remove(&peer);
         if self.connections.count(&peer) > 0 {
             return;
         }
@@ -636,6 +661,7 @@ impl Driver {
             entry.rtt = None;
             entry.last_error = Some(why);
         }
+        self.suspected_at.remove(&peer);
         for done in self.disconnecting.remove(&peer).unwrap_or_default() {
             let _ = done.send(());
         }
@@ -674,6 +700,9 @@ impl Driver {
 
 /// While opens wait for a connection, how often their deadlines and the dialer's are looked at.
 const RETRY: Duration = Duration::from_millis(25);
+
+/// A peer that has answered a second connection is slow and not gone, and is not dialed again for so long.
+const TRUST: Duration = Duration::from_secs(30);
 
 /// How often surplus connections are looked for.
 const TIDY: Duration = Duration::from_secs(1);

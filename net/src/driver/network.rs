@@ -190,11 +190,15 @@ impl Network {
         };
         match tokio::time::timeout_at((begun_at + timeout).into(), exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(RequestError::Timeout {
-                peer,
-                kind,
-                waited: timeout,
-            }),
+            Err(_) => {
+                // A hint, which may be lost where the driver is busy.
+                let _ = self.inner.shared.commands.try_send(Command::Suspect(peer));
+                Err(RequestError::Timeout {
+                    peer,
+                    kind,
+                    waited: timeout,
+                })
+            }
         }
     }
 

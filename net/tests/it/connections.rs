@@ -29,7 +29,7 @@ async fn a_connection_is_dialed_on_demand_and_reused() {
 
 #[tokio::test]
 async fn when_both_sides_dial_at_once_both_keep_working_over_one_connection() {
-    for _ in 0..5 {
+    for _ in 0..3 {
         let (mut a, mut b) = two_members().await;
         a.echo(kind(Class::Control));
         b.echo(kind(Class::Control));
@@ -110,7 +110,7 @@ async fn a_killed_peer_that_restarts_on_its_port_is_reached_again() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     let lost = channel.receive().await.unwrap_err();
     assert!(matches!(lost, ChannelError::Lost { .. }), "{lost}");
     second.kill().await;
@@ -210,19 +210,12 @@ async fn an_open_waits_for_an_address_that_becomes_right() {
     a.network
         .learn(b.id(), vec![loopback(silent.local_addr().unwrap().port())]);
     let request = a.network.request(b.id(), kind(Class::Control), b"late", PATIENCE);
-    let correct = async {
-        eventually("the first dial fails", || {
-            a.network
-                .status()
-                .peers
-                .iter()
-                .any(|peer| peer.last_error.is_some())
-        })
-        .await;
-        a.learn(&b);
-    };
+    // The dial to where nobody answers takes three seconds; what is learned meanwhile does not wait for it.
+    let correct = async { a.learn(&b) };
+    let begun = now();
     let (answer, ()) = tokio::join!(request, correct);
     assert_eq!(answer.unwrap(), "late");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 /// A node in a runtime of its own, so that it can end as if killed: nothing of it runs again, no peer is told.
