@@ -66,6 +66,7 @@ pub(super) async fn serve(listener: TcpListener, app: Arc<App>, connections_max:
     let slots = Arc::new(Semaphore::new(connections_max));
     let connections = TaskTracker::new();
     let stop = app.stop.clone();
+    let mut failing = false;
     loop {
         // Over the cap new connections wait in the kernel's backlog: idle ones end within the request timeout.
         let slot = tokio::select! {
@@ -80,6 +81,7 @@ pub(super) async fn serve(listener: TcpListener, app: Arc<App>, connections_max:
         };
         match accepted {
             Ok((stream, _)) => {
+                failing = false;
                 let (router, app) = (router.clone(), Arc::clone(&app));
                 connections.spawn(async move {
                     app.metrics.opened();
@@ -89,7 +91,10 @@ pub(super) async fn serve(listener: TcpListener, app: Arc<App>, connections_max:
                 });
             }
             Err(error) => {
-                warn!(%error, "could not accept a connection");
+                // Told once: without free file descriptors every attempt fails until one is closed.
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "could not accept a connection");
+                }
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = tokio::time::sleep(ACCEPT_PAUSE) => (),
