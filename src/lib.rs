@@ -1,1 +1,20 @@
-//! Facade.
+//! Lapwing: train a model together, on machines behind any NAT, without a data centre.
+//!
+//! This is the paved path for programs that want a node inside: configure it with [`NodeConfig`], start it
+//! with [`Node::start`], look at its [`StatusDocument`], and stop it with [`NodeHandle::shutdown`]. The
+//! gateway is a crate of its own, `lapwing-gateway`.
+
+mod admin;
+mod data_dir;
+mod documents;
+mod metrics;
+mod node;
+mod status;
+mod wiring;
+
+pub use data_dir::DataDirError;
+pub use node::{Node, NodeConfig, NodeError, NodeHandle, StartError};
+pub use status::{
+    ConfigSection, NatSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection, RaftSection,
+    ReservationSection, ServiceSection, StatusDocument, TrainingSection,
+};

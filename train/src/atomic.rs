@@ -11,10 +11,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 ///
 /// When anything fails; then the old file is as it was, and what was written beside it is removed.
-pub(crate) fn replace(
-    file: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
+pub(crate) fn replace(file: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let beside = beside(file)?;
     let written: io::Result<()> = (|| {
         let mut output = BufWriter::with_capacity(BUFFER, File::create(&beside)?);
@@ -40,7 +37,10 @@ const BUFFER: usize = 256 * 1024;
 
 fn beside(file: &Path) -> io::Result<PathBuf> {
     let Some(name) = file.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path names no file",
+        ));
     };
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);

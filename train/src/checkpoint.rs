@@ -7,14 +7,14 @@
 //! magic 8 · version u32 · header length u32 · header (postcard) · values (f32) · BLAKE3 of all before 32
 //! ```
 //!
-//! Integers and floats are little endian. The values are the model, the optimiser's state, the feedback, and,
-//! when an exchange is pending, what was sent and what was received.
+//! Integers and floats are little endian. The values are the model, the optimiser's state, and, when an
+//! exchange is pending, what was sent and what was received.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use lapwing_base::{JobId, NodeId, Round};
+use lapwing_base::{JobId, NodeId, Round, RoundReport};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
@@ -35,8 +35,8 @@ pub struct Checkpoint {
     pub model: Vec<f32>,
     /// The optimiser's momentum, as long as the model.
     pub optimiser: Vec<f32>,
-    /// What quantisation has left unsent; as long as the model, or empty.
-    pub feedback: Vec<f32>,
+    /// The report of a round that is trained but that the log had not closed yet; without its links.
+    pub held: Option<RoundReport>,
     /// An exchange that is here but that the log has not yet closed.
     pub pending: Option<Pending>,
 }
@@ -136,7 +136,7 @@ struct Header {
     step: u64,
     model: u64,
     optimiser: u64,
-    feedback: u64,
+    held: Option<RoundReport>,
     pending: Option<PendingHeader>,
 }
 
@@ -175,7 +175,10 @@ impl Checkpoint {
             step: self.step,
             model: self.model.len() as u64,
             optimiser: self.optimiser.len() as u64,
-            feedback: self.feedback.len() as u64,
+            held: self.held.clone().map(|held| RoundReport {
+                links: Vec::new(),
+                ..held
+            }),
             pending: self.pending.as_ref().map(|pending| PendingHeader {
                 round: pending.round,
                 partner: pending.partner,
@@ -197,10 +200,7 @@ impl Checkpoint {
         put(&header)?;
         let pending = self.pending.iter().flat_map(|p| [&p.sent, &p.received]);
         let mut bytes = Vec::with_capacity(CHUNK * 4);
-        for values in [&self.model, &self.optimiser, &self.feedback]
-            .into_iter()
-            .chain(pending)
-        {
+        for values in [&self.model, &self.optimiser].into_iter().chain(pending) {
             for chunk in values.chunks(CHUNK) {
                 bytes.clear();
                 bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
@@ -301,7 +301,6 @@ impl Input {
         self.check_length(&header, header_length)?;
         let model = self.values(header.model)?;
         let optimiser = self.values(header.optimiser)?;
-        let feedback = self.values(header.feedback)?;
         let pending = match header.pending {
             Some(pending) => Some(Pending {
                 round: pending.round,
@@ -326,7 +325,7 @@ impl Input {
             step: header.step,
             model,
             optimiser,
-            feedback,
+            held: header.held,
             pending,
         })
     }
@@ -334,7 +333,7 @@ impl Input {
     /// Compares what the header claims with what the file has, before anything of that size is made.
     fn check_length(&self, header: &Header, header_length: u32) -> Result<(), Fault> {
         let pending = header.pending.iter().flat_map(|p| [p.sent, p.received]);
-        let claimed = [header.model, header.optimiser, header.feedback]
+        let claimed = [header.model, header.optimiser]
             .into_iter()
             .chain(pending)
             .try_fold(0_u64, |sum, length| {
@@ -391,7 +390,7 @@ mod tests {
             step: 410,
             model: values(40_000, 0.5),
             optimiser: values(40_000, -0.25),
-            feedback: vec![],
+            held: None,
             pending: pending.then(|| Pending {
                 round: Round(42),
                 partner: NodeId(5),
@@ -436,7 +435,10 @@ mod tests {
         let file = dir.path().join("checkpoint");
         checkpoint(true).save(&file).unwrap();
         let whole = std::fs::read(&file).unwrap();
-        for position in (0..250).chain((250..whole.len()).step_by(9973)).chain([whole.len() - 1]) {
+        for position in (0..250)
+            .chain((250..whole.len()).step_by(9973))
+            .chain([whole.len() - 1])
+        {
             let mut changed = whole.clone();
             changed[position] ^= 0x10;
             std::fs::write(&file, &changed).unwrap();
@@ -453,7 +455,10 @@ mod tests {
         bytes[8] = 9;
         std::fs::write(&file, bytes).unwrap();
         let error = Checkpoint::load(&file).unwrap_err().to_string();
-        assert!(error.contains("has version 9, and this program reads 1"), "{error}");
+        assert!(
+            error.contains("has version 9, and this program reads 1"),
+            "{error}"
+        );
     }
 
     #[cfg(target_os = "linux")]

@@ -25,7 +25,9 @@ pub struct Parameter {
 
 /// A model of these shapes would not fit the flat vector.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the model has more than {PARAMETERS_MAX} parameters at `{name}`; make the input or the model smaller")]
+#[error(
+    "the model has more than {PARAMETERS_MAX} parameters at `{name}`; make the input or the model smaller"
+)]
 pub struct LayoutError {
     /// The parameter at which it became too many.
     pub name: String,

@@ -1,1 +1,68 @@
-//! Room.
+//! Gossip training: rounds, matching, masks, exchange, merging, models and data.
+//!
+//! The cores plan ([`plan_round`], [`Coordinator`]), follow ([`RoundCore`]), choose coordinates ([`Mask`]),
+//! write values down ([`quantise`]) and average them ([`merge`]); they know neither clock nor socket. The edge
+//! (feature `driver`) trains: [`Trainer`] follows the committed rounds with a [`Backend`] of its own, swaps
+//! values with partners and reports to the leader. Who leads and what is committed, it is told.
+
+mod coordinator;
+mod data;
+mod draws;
+pub mod jobfile;
+mod layout;
+mod mask;
+mod matching;
+pub mod merge;
+mod model;
+mod planner;
+pub mod quantise;
+mod round;
+mod status;
+
+#[cfg(feature = "driver")]
+mod atomic;
+#[cfg(feature = "driver")]
+mod backend;
+#[cfg(feature = "driver")]
+pub mod bench;
+#[cfg(feature = "driver")]
+mod checkpoint;
+#[cfg(feature = "driver")]
+mod compute;
+#[cfg(feature = "driver")]
+mod driver;
+#[cfg(feature = "driver")]
+mod exchange;
+#[cfg(feature = "driver")]
+mod model_file;
+#[cfg(feature = "driver")]
+mod models;
+#[cfg(feature = "driver")]
+mod payload;
+#[cfg(feature = "driver")]
+mod worker;
+
+pub use coordinator::{Committed, Coordinator, CoordinatorConfig, Decision};
+pub use data::{
+    Batch, Batches, CsvError, DataSpec, Dataset, IdxError, ParseDataSpecError, ParsePartitionError,
+    Partition, PartitionError, SAMPLES_MIN, Samples, Scaling, Share, Source,
+};
+pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
+pub use mask::{Mask, round_seed};
+pub use model::{InputShape, Layer, Model, ModelError};
+pub use planner::{Knobs, PlanInput, Threshold, next_kind, plan_round};
+pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
+pub use status::{TrainingState, TrainingStatus};
+
+#[cfg(feature = "driver")]
+pub use backend::{Backend, BackendError, Score, StepReport, backend};
+#[cfg(feature = "driver")]
+pub use checkpoint::{Checkpoint, LoadError, Pending, SaveError};
+#[cfg(feature = "driver")]
+pub use data::{DataError, load};
+#[cfg(feature = "driver")]
+pub use driver::{Applied, Trainer, TrainerConfig, TrainerError};
+#[cfg(feature = "driver")]
+pub use model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
+#[cfg(feature = "driver")]
+pub use worker::consensus_file;

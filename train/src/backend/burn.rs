@@ -9,6 +9,7 @@ use burn::tensor::module::linear;
 use burn::tensor::{Device, Int, Tensor, TensorData, TensorReadError};
 
 use super::optimiser::Optimiser;
+use super::prior::shifts;
 use super::score::{Score, Tally};
 use super::{Backend, BackendError, StepReport, check_batch, check_flat};
 use crate::data::{Batch, Samples};
@@ -122,6 +123,11 @@ impl Backend for Burn {
         let device = Device::flex().autodiff();
         let layers = self.tensors(&device);
         let logits = self.logits(&layers, batch.features, &device);
+        let classes = self.model.classes();
+        let logits = match shifts(batch.counts, classes) {
+            Some(shifts) => logits + Tensor::from_data(TensorData::new(shifts, [1, classes]), &device),
+            None => logits,
+        };
         let labels: Vec<i32> = batch.labels.iter().map(|label| i32::from(*label)).collect();
         let labels = TensorData::new(labels, [batch.labels.len(), 1]);
         let labels = Tensor::<2, Int>::from_data(labels, &device);

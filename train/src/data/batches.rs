@@ -19,6 +19,7 @@ pub struct Batches {
     order: Vec<u32>,
     features: Vec<f32>,
     labels: Vec<u8>,
+    counts: Vec<u32>,
 }
 
 impl Batches {
@@ -31,6 +32,7 @@ impl Batches {
             order: vec![],
             features: vec![],
             labels: vec![],
+            counts: vec![],
         }
     }
 
@@ -46,7 +48,7 @@ impl Batches {
             for position in first..first + self.size as u128 {
                 let count = samples.len() as u128;
                 // An epoch beyond 2^64 is beyond any run; wrapping then is as good as any order.
-                self.shuffle((position / count) as u64, samples.len());
+                self.shuffle((position / count) as u64, samples);
                 let sample = self.order[(position % count) as usize] as usize;
                 self.features
                     .extend_from_slice(&samples.features()[sample * width..(sample + 1) * width]);
@@ -57,13 +59,20 @@ impl Batches {
             features: &self.features,
             labels: &self.labels,
             width,
+            counts: &self.counts,
         }
     }
 
     /// Makes `order` that of an epoch, unless it is already.
-    fn shuffle(&mut self, epoch: u64, count: usize) {
+    fn shuffle(&mut self, epoch: u64, samples: &Samples) {
+        let count = samples.len();
         if self.ordered == Some((epoch, count)) {
             return;
+        }
+        self.counts.clear();
+        self.counts.resize(usize::from(u8::MAX) + 1, 0);
+        for label in samples.labels() {
+            self.counts[usize::from(*label)] += 1;
         }
         self.order.clear();
         self.order.extend((0_u32..).take(count));
@@ -105,6 +114,13 @@ mod tests {
         let here = all.at(&samples, 17).labels.to_vec();
         assert_eq!(Batches::new(9, 8).at(&samples, 17).labels, here);
         assert_ne!(Batches::new(10, 8).at(&samples, 17).labels, here);
+    }
+
+    #[test]
+    fn a_batch_knows_how_often_each_label_occurs_in_all_samples() {
+        let samples = Samples::new(vec![0.0; 4], vec![2, 0, 2, 2], 1).unwrap();
+        let mut batches = Batches::new(1, 2);
+        assert_eq!(batches.at(&samples, 5).counts[..4], [1, 0, 3, 0]);
     }
 
     #[test]

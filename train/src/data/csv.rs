@@ -102,7 +102,12 @@ impl Table {
                 Ok(0) => break,
                 Ok(length) if length as u64 > LINE_MAX => return Err(CsvError::Long { line }),
                 Ok(_) => {}
-                Err(source) => return Err(CsvError::Read { line: line - 1, source }),
+                Err(source) => {
+                    return Err(CsvError::Read {
+                        line: line - 1,
+                        source,
+                    });
+                }
             }
             // What is not UTF-8 becomes something that is no number, and is quoted in the error.
             let text = String::from_utf8_lossy(&buffer);
@@ -218,19 +223,41 @@ mod tests {
         for (text, message) in [
             ("1,2,0\n1,0\n", "line 2 has 2 columns where 3 were expected"),
             ("1,x,0\n", "line 1, column 2: `x` is not a finite number"),
-            ("1,2,0\n1,inf,0\n", "line 2, column 2: `inf` is not a finite number"),
+            (
+                "1,2,0\n1,inf,0\n",
+                "line 2, column 2: `inf` is not a finite number",
+            ),
             ("1,2,0\n1,,0\n", "line 2, column 2: `` is not a finite number"),
-            ("1,2,0\n1,2,b\n", "line 2: the last column must be a class from 0 to 255, not `b`"),
-            ("1,2,0.5\n", "line 1: the last column must be a class from 0 to 255, not `0.5`"),
-            ("1,2,256\n", "line 1: the last column must be a class from 0 to 255, not `256`"),
-            ("7\n", "line 1 has 1 column where features and a class were expected"),
+            (
+                "1,2,0\n1,2,b\n",
+                "line 2: the last column must be a class from 0 to 255, not `b`",
+            ),
+            (
+                "1,2,0.5\n",
+                "line 1: the last column must be a class from 0 to 255, not `0.5`",
+            ),
+            (
+                "1,2,256\n",
+                "line 1: the last column must be a class from 0 to 255, not `256`",
+            ),
+            (
+                "7\n",
+                "line 1 has 1 column where features and a class were expected",
+            ),
             ("a,b,label\n", "it has no samples"),
             ("", "it has no samples"),
         ] {
             assert_eq!(read(text).unwrap_err().to_string(), message, "{text:?}");
         }
         let error = Table::read(&b"1,2,0\n1,\xff,0\n"[..]).unwrap_err();
-        assert!(matches!(error, CsvError::Number { line: 2, column: 2, .. }));
+        assert!(matches!(
+            error,
+            CsvError::Number {
+                line: 2,
+                column: 2,
+                ..
+            }
+        ));
     }
 
     #[test]

@@ -39,6 +39,9 @@ mod tests {
         assert!(table.values.iter().all(|pixel| (0.0..=1.0).contains(pixel)));
         // The first image is a nought, whose first row is 0 0 5 13 9 1 0 0.
         assert_eq!(table.labels[0], 0);
-        assert_eq!(table.values[2..6], [5.0, 13.0, 9.0, 1.0].map(|pixel| pixel / 16.0));
+        assert_eq!(
+            table.values[2..6],
+            [5.0, 13.0, 9.0, 1.0].map(|pixel| pixel / 16.0)
+        );
     }
 }

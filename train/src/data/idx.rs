@@ -146,7 +146,10 @@ mod tests {
         let labels = file(&[1], &[7]);
         assert!(matches!(Idx::read::<3>(&*labels), Err(IdxError::Magic { .. })));
         let long = file(&[1], &[7, 8]);
-        assert!(matches!(Idx::read::<1>(&*long), Err(IdxError::TooLong { expected: 9 })));
+        assert!(matches!(
+            Idx::read::<1>(&*long),
+            Err(IdxError::TooLong { expected: 9 })
+        ));
     }
 
     #[test]

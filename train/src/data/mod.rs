@@ -36,6 +36,20 @@ pub struct Dataset {
     pub classes: usize,
     /// What one sample looks like.
     pub shape: InputShape,
+    /// How the source's values became the samples'.
+    pub scaling: Scaling,
+}
+
+/// Brings values to mean 0 and deviation 1: `(value - mean) / deviation`.
+///
+/// On the digits the averaged model gains nearly a per cent over values from 0 to 1. Whoever uses the trained
+/// model must scale alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// Mean of all values of all training samples, whoever has them.
+    pub mean: f32,
+    /// Their standard deviation; 1 when they are all the same.
+    pub deviation: f32,
 }
 
 /// Labelled samples of equal width.
@@ -57,6 +71,9 @@ pub struct Batch<'a> {
     pub labels: &'a [u8],
     /// Values a sample.
     pub width: usize,
+    /// How often each label occurs in the samples that this batch was dealt from, by label; labels beyond the
+    /// end do not occur. Training makes up for a class being rare there. Empty to not do that.
+    pub counts: &'a [u32],
 }
 
 impl Samples {
@@ -70,7 +87,7 @@ impl Samples {
         })
     }
 
-    /// The values, one sample after the other, about 0 to 1 each.
+    /// The values, one sample after the other; about 0 in the mean and 1 in deviation.
     pub fn features(&self) -> &[f32] {
         &self.features
     }
@@ -101,6 +118,7 @@ impl Samples {
             features: &self.features,
             labels: &self.labels,
             width: self.width,
+            counts: &[],
         }
     }
 
@@ -117,6 +135,7 @@ impl Samples {
                 features,
                 labels,
                 width: self.width,
+                counts: &[],
             })
     }
 }
@@ -136,38 +155,67 @@ struct Raw {
 enum Values {
     /// Numbers from 0 to `largest`, which becomes 1.
     Bytes { bytes: Vec<u8>, largest: u8 },
-    /// Numbers that are used as they are.
+    /// Numbers as they are.
     Floats(Vec<f32>),
 }
 
 impl Raw {
+    /// What brings the samples at these positions to mean 0 and deviation 1.
+    fn scaling(&self, positions: &[u32]) -> Scaling {
+        let (mut sum, mut squares) = (0.0, 0.0);
+        self.for_each(positions, |value| {
+            sum += f64::from(value);
+            squares += f64::from(value) * f64::from(value);
+        });
+        let count = (positions.len() * self.width).max(1) as f64;
+        let mean = sum / count;
+        let deviation = (squares / count - mean * mean).max(0.0).sqrt() as f32;
+        Scaling {
+            mean: mean as f32,
+            // Below this, differences are the rounding of an `f32` at 1.
+            deviation: if deviation > 1e-6 { deviation } else { 1.0 },
+        }
+    }
+
     /// Copies out the samples at these positions, which must exist.
-    fn gather(&self, positions: &[u32]) -> Samples {
-        let width = self.width;
-        let mut features = Vec::with_capacity(positions.len() * width);
-        let mut labels = Vec::with_capacity(positions.len());
+    fn gather(&self, positions: &[u32], scaling: Scaling) -> Samples {
+        let mut features = Vec::with_capacity(positions.len() * self.width);
+        self.for_each(positions, |value| {
+            features.push((value - scaling.mean) / scaling.deviation);
+        });
+        Samples {
+            features,
+            labels: positions
+                .iter()
+                .map(|position| self.labels[*position as usize])
+                .collect(),
+            width: self.width,
+        }
+    }
+
+    /// Visits the values of the samples at these positions, one sample after the other.
+    fn for_each(&self, positions: &[u32], mut visit: impl FnMut(f32)) {
         for position in positions {
-            let position = *position as usize;
-            let range = position * width..(position + 1) * width;
+            let first = *position as usize * self.width;
+            let range = first..first + self.width;
             match &self.values {
                 Values::Bytes { bytes, largest } => {
                     let largest = f32::from(*largest);
-                    features.extend(bytes[range].iter().map(|byte| f32::from(*byte) / largest));
+                    bytes[range]
+                        .iter()
+                        .for_each(|byte| visit(f32::from(*byte) / largest));
                 }
-                Values::Floats(floats) => features.extend_from_slice(&floats[range]),
+                Values::Floats(floats) => floats[range].iter().copied().for_each(&mut visit),
             }
-            labels.push(self.labels[position]);
-        }
-        Samples {
-            features,
-            labels,
-            width,
         }
     }
 
     /// One more than the largest label; 0 when there is none.
     fn classes(&self) -> usize {
-        self.labels.iter().max().map_or(0, |label| usize::from(*label) + 1)
+        self.labels
+            .iter()
+            .max()
+            .map_or(0, |label| usize::from(*label) + 1)
     }
 }
 
@@ -180,6 +228,29 @@ mod tests {
         assert!(Samples::new(vec![0.0; 6], vec![0, 1], 3).is_some());
         assert!(Samples::new(vec![0.0; 5], vec![0, 1], 3).is_none());
         assert!(Samples::new(vec![], vec![], 0).is_none());
+    }
+
+    #[test]
+    fn scaled_samples_have_mean_zero_and_deviation_one() {
+        let raw = Raw {
+            values: Values::Bytes {
+                bytes: vec![0, 255, 51, 204, 7, 7],
+                largest: 255,
+            },
+            labels: vec![0, 1, 0],
+            width: 2,
+        };
+        let scaling = raw.scaling(&[0, 1]);
+        let samples = raw.gather(&[1, 0], scaling);
+        assert_eq!(samples.labels(), [1, 0]);
+        let mean = samples.features().iter().sum::<f32>() / 4.0;
+        let square = samples.features().iter().map(|value| value * value).sum::<f32>() / 4.0;
+        assert!(
+            mean.abs() < 1e-6 && (square - 1.0).abs() < 1e-5,
+            "{mean} {square}"
+        );
+        // Where all values are the same, nothing is blown up.
+        assert_eq!(raw.scaling(&[2]).deviation, 1.0);
     }
 
     #[test]

@@ -306,9 +306,7 @@ mod tests {
         let labels = labels();
         // The mean over parts of the largest class's share of the part.
         let skew = |alpha_micro| {
-            let shares = Partition::Dirichlet { alpha_micro }
-                .parts(&labels, 4, 8)
-                .unwrap();
+            let shares = Partition::Dirichlet { alpha_micro }.parts(&labels, 4, 8).unwrap();
             let largest = |share: &Vec<u32>| {
                 let of: Vec<u8> = share.iter().map(|p| labels[*p as usize]).collect();
                 let most = by_class(&of).iter().map(|(_, p)| p.len()).max().unwrap();
@@ -349,15 +347,31 @@ mod tests {
 
     #[test]
     fn a_partition_reads_back_what_it_prints() {
-        for text in ["iid", "dirichlet:0.5", "dirichlet:0.000001", "dirichlet:100", "labels:2"] {
+        for text in [
+            "iid",
+            "dirichlet:0.5",
+            "dirichlet:0.000001",
+            "dirichlet:100",
+            "labels:2",
+        ] {
             assert_eq!(text.parse::<Partition>().unwrap().to_string(), text);
         }
         for text in [
-            "", "iid:3", "dirichlet", "dirichlet:0", "dirichlet:nan", "dirichlet:1e9", "labels:0", "labels:256",
+            "",
+            "iid:3",
+            "dirichlet",
+            "dirichlet:0",
+            "dirichlet:nan",
+            "dirichlet:1e9",
+            "labels:0",
+            "labels:256",
         ] {
             assert!(text.parse::<Partition>().is_err(), "{text}");
         }
         let error = "dirichle:0.5".parse::<Partition>().unwrap_err().to_string();
-        assert_eq!(error, "there is no partition `dirichle:0.5`; did you mean `dirichlet`?");
+        assert_eq!(
+            error,
+            "there is no partition `dirichle:0.5`; did you mean `dirichlet`?"
+        );
     }
 }

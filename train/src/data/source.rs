@@ -11,7 +11,7 @@ use super::digits::{self, digits};
 use super::idx::{Idx, IdxError};
 use super::partition::PartitionError;
 use super::split::split;
-use super::{DataSpec, Dataset, Raw, Samples, Source, Values};
+use super::{DataSpec, Dataset, Raw, Samples, Scaling, Source, Values};
 use crate::model::InputShape;
 
 /// Why there is no data.
@@ -91,6 +91,7 @@ struct Whole {
     test: Samples,
     classes: usize,
     shape: InputShape,
+    scaling: Scaling,
 }
 
 /// Reads a data set, and keeps of its training samples this node's share.
@@ -134,10 +135,11 @@ pub fn load(spec: &DataSpec) -> Result<Dataset, DataError> {
         train = mine.into_iter().map(|index| train[index as usize]).collect();
     }
     Ok(Dataset {
-        train: whole.pool.gather(&train),
+        train: whole.pool.gather(&train, whole.scaling),
         test: whole.test,
         classes: whole.classes,
         shape: whole.shape,
+        scaling: whole.scaling,
     })
 }
 
@@ -149,12 +151,14 @@ fn from_table(table: Table, shape: InputShape) -> Whole {
         labels: table.labels,
         width: table.width,
     };
+    let scaling = pool.scaling(&train);
     Whole {
-        test: pool.gather(&test),
+        test: pool.gather(&test, scaling),
         classes: pool.classes(),
         pool,
         train,
         shape,
+        scaling,
     }
 }
 
@@ -170,9 +174,11 @@ fn from_idx(dir: &Path) -> Result<Whole, DataError> {
         });
     }
     let everything = |pool: &Raw| (0_u32..).take(pool.labels.len()).collect::<Vec<_>>();
+    let train_positions = everything(&pool);
+    let scaling = pool.scaling(&train_positions);
     Ok(Whole {
-        train: everything(&pool),
-        test: test_pool.gather(&everything(&test_pool)),
+        train: train_positions,
+        test: test_pool.gather(&everything(&test_pool), scaling),
         classes: pool.classes().max(test_pool.classes()),
         pool,
         shape: InputShape {
@@ -180,6 +186,7 @@ fn from_idx(dir: &Path) -> Result<Whole, DataError> {
             height: train.0,
             width: train.1,
         },
+        scaling,
     })
 }
 
@@ -217,7 +224,14 @@ fn images(
         bytes: images.bytes,
         largest: u8::MAX,
     };
-    Ok((Raw { values, labels, width }, (rows, columns)))
+    Ok((
+        Raw {
+            values,
+            labels,
+            width,
+        },
+        (rows, columns),
+    ))
 }
 
 /// Reads one file of a folder, plain or packed.
@@ -295,7 +309,7 @@ mod tests {
         // Fixed for ever: two versions that split differently would test on what the other trained on.
         let hash = crate::layout::model_hash(data.test.features());
         let hash: String = hash[..8].iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hash, "8673a6e4371f75ac");
+        assert_eq!(hash, "14c54a9ba88aa12c");
     }
 
     #[test]
@@ -303,11 +317,18 @@ mod tests {
         let whole = load(&spec("digits")).unwrap();
         let mut rows = vec![];
         for part in 1..=8 {
-            let data = load(&spec(&format!("digits#partition=dirichlet:0.5,seed=1,part={part}/8"))).unwrap();
+            let data = load(&spec(&format!(
+                "digits#partition=dirichlet:0.5,seed=1,part={part}/8"
+            )))
+            .unwrap();
             assert_eq!(data.test, whole.test);
             assert_eq!(data.classes, 10);
             assert!(data.train.len() >= super::super::SAMPLES_MIN);
-            rows.extend(data.train.chunks(1).map(|row| (row.features.to_vec(), row.labels[0])));
+            rows.extend(
+                data.train
+                    .chunks(1)
+                    .map(|row| (row.features.to_vec(), row.labels[0])),
+            );
         }
         let mut all: Vec<_> = whole
             .train
@@ -325,7 +346,8 @@ mod tests {
         let data = load(&spec(&format!("idx:{}", dir.path().display()))).unwrap();
         assert_eq!((data.train.len(), data.test.len(), data.classes), (20, 6, 3));
         assert_eq!((data.shape.height, data.shape.width), (2, 3));
-        assert_eq!(data.test.features()[35], 35.0 / 255.0);
+        let last = data.test.features()[35] * data.scaling.deviation + data.scaling.mean;
+        assert!((last - 35.0 / 255.0).abs() < 1e-6, "{last}");
         let half = load(&spec(&format!("idx:{}#part=2/2", dir.path().display()))).unwrap();
         assert_eq!(half.train.len(), 10);
         assert_eq!(half.test, data.test);
@@ -345,11 +367,20 @@ mod tests {
 
         std::fs::write(&labels, b"<html>not found</html>").unwrap();
         let error = load(&source).unwrap_err();
-        assert!(error.source().unwrap().to_string().contains("is it the right file"));
+        assert!(
+            error
+                .source()
+                .unwrap()
+                .to_string()
+                .contains("is it the right file")
+        );
 
         std::fs::write(&labels, gzip(&[0, 0, 8, 1, 0, 0, 0, 1, 0])).unwrap();
         let error = load(&source).unwrap_err().to_string();
-        assert!(error.contains("6 images in its t10k part but 1 labels"), "{error}");
+        assert!(
+            error.contains("6 images in its t10k part but 1 labels"),
+            "{error}"
+        );
 
         std::fs::remove_file(&labels).unwrap();
         let error = load(&source).unwrap_err().to_string();
@@ -365,7 +396,8 @@ mod tests {
         let data = load(&spec(&format!("csv:{}", file.display()))).unwrap();
         assert_eq!((data.train.len(), data.test.len(), data.classes), (80, 20, 2));
         assert_eq!(data.shape, InputShape::flat(2));
-        assert!(data.train.features().iter().all(|value| (0.0..=1.0).contains(value)));
+        let largest = data.train.features().iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        assert!((1.0..3.0).contains(&largest), "{largest}");
     }
 
     #[test]

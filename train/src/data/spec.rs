@@ -101,10 +101,7 @@ pub enum ParseDataSpecError {
 impl DataSpec {
     /// All of a source.
     pub fn whole(source: Source) -> Self {
-        Self {
-            source,
-            share: None,
-        }
+        Self { source, share: None }
     }
 }
 
@@ -178,11 +175,7 @@ impl FromStr for Share {
     }
 }
 
-fn once<'a>(
-    slot: &mut Option<&'a str>,
-    key: &'static str,
-    value: &'a str,
-) -> Result<(), ParseDataSpecError> {
+fn once<'a>(slot: &mut Option<&'a str>, key: &'static str, value: &'a str) -> Result<(), ParseDataSpecError> {
     match slot.replace(value) {
         Some(_) => Err(ParseDataSpecError::Twice(key)),
         None => Ok(()),
@@ -259,7 +252,10 @@ mod tests {
             "the data setting `part` is given twice"
         );
         for part in ["0/8", "9/8", "1", "a/b", "-1/2", ""] {
-            assert!(error(&format!("digits#part={part}")).starts_with("`part` needs"), "{part}");
+            assert!(
+                error(&format!("digits#part={part}")).starts_with("`part` needs"),
+                "{part}"
+            );
         }
         assert!(error("digits#partition=iid").starts_with("`part` needs"));
         assert!(error("digits#seed=x,part=1/2").starts_with("`seed` needs"));

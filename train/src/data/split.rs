@@ -54,7 +54,10 @@ mod tests {
                     .count()
             };
             let (tested, all) = (count(&test), count(&train) + count(&test));
-            assert!((all / 5..=all / 5 + 1).contains(&tested), "{class}: {tested} of {all}");
+            assert!(
+                (all / 5..=all / 5 + 1).contains(&tested),
+                "{class}: {tested} of {all}"
+            );
         }
         assert_eq!(split(&labels), (train, test));
     }

@@ -1,11 +1,11 @@
-//! Writes a model as a `.safetensors` file, which PyTorch and others read.
+//! Writes a model as a `.safetensors` file, which PyTorch and others read, and reads one of ours back.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 
 use crate::atomic;
 use crate::layout::{Layout, Parameter};
@@ -64,6 +64,77 @@ pub fn export_safetensors(
     })
 }
 
+/// Why a model file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The file cannot be read.
+    #[error("`{}` cannot be read", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not safetensors.
+    #[error("`{}` is not a whole safetensors file; delete it, and the node fetches the model again", file.display())]
+    Format {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: SafeTensorError,
+    },
+    /// A tensor is missing, or of another shape.
+    #[error("`{}` is of another model: `{name}` is missing or has another shape", file.display())]
+    AnotherModel {
+        /// The file.
+        file: PathBuf,
+        /// The parameter.
+        name: String,
+    },
+}
+
+/// Reads the flat vector of a file that [`export_safetensors`] wrote; `None` when there is no such file.
+///
+/// # Errors
+///
+/// When the file cannot be read, is none, or holds another model.
+pub fn import_safetensors(layout: &Layout, file: &Path) -> Result<Option<Vec<f32>>, ImportError> {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(ImportError::Read {
+                file: file.into(),
+                source,
+            });
+        }
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|source| ImportError::Format {
+        file: file.into(),
+        source,
+    })?;
+    let mut flat = Vec::with_capacity(layout.parameters());
+    for parameter in layout.iter() {
+        let tensor = tensors
+            .tensor(&parameter.name)
+            .ok()
+            .filter(|tensor| tensor.dtype() == Dtype::F32 && tensor.shape() == parameter.shape)
+            .ok_or_else(|| ImportError::AnotherModel {
+                file: file.into(),
+                name: parameter.name.clone(),
+            })?;
+        flat.extend(
+            tensor
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|value| f32::from_le_bytes(*value)),
+        );
+    }
+    Ok(Some(flat))
+}
+
 /// One parameter with its values.
 struct Tensor<'a> {
     parameter: &'a Parameter,
@@ -102,8 +173,19 @@ mod tests {
         let metadata = HashMap::from([("job".to_owned(), "job-7".to_owned())]);
         export_safetensors(model.layout(), &flat, metadata.clone(), &file).unwrap();
 
+        assert_eq!(
+            import_safetensors(model.layout(), &file).unwrap(),
+            Some(flat.clone())
+        );
+        let other = Model::named("mlp", InputShape::flat(6), 3).unwrap();
+        let wrong = import_safetensors(other.layout(), &file);
+        assert!(matches!(wrong, Err(ImportError::AnotherModel { .. })));
+
         let bytes = std::fs::read(&file).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+        let cut = import_safetensors(model.layout(), &file);
+        assert!(matches!(cut, Err(ImportError::Format { .. })));
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.len(), 4);
         let weight = tensors.tensor("output.weight").unwrap();
         assert_eq!(weight.shape()[0], 3);
@@ -112,8 +194,19 @@ mod tests {
             let bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
             assert_eq!(tensors.tensor(&parameter.name).unwrap().data(), bytes);
         }
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!(header.metadata(), &Some(metadata));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_model() {
+        let model = Model::named("mlp", InputShape::flat(5), 3).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        assert!(
+            import_safetensors(model.layout(), &dir.path().join("none"))
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]

@@ -1,0 +1,433 @@
+//! One node, from its configuration to its end: builds the rooms, starts them in order, and stops them in
+//! the reverse one.
+//!
+//! Start: data directory and identity, network, admin address; then, in the background, becoming a member
+//! (`wiring::entry`) and living as one (`wiring::membership`), again whenever the cluster has removed the
+//! node. Stop: membership, admin address, network.
+
+use crate::admin;
+use crate::data_dir::{DataDir, DataDirError};
+use crate::status::{MemberParts, Parts, StatusDocument};
+use crate::wiring::entry::{Entry, chain};
+use crate::wiring::membership::{Ended, live};
+use crate::wiring::registration::GatewayLink;
+use lapwing_base::{Bandwidth, JobView, Multiaddr, PeerId, Role};
+use lapwing_consensus::Consensus;
+use lapwing_gateway::{Client, ClientConfig};
+use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
+use lapwing_train::{DataSpec, ParseDataSpecError, TrainingStatus};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+/// How often a link without a measurement is probed: a plan made from a measurement that is twice this old
+/// is still right for a home uplink, and a probe is a fraction of a second's traffic.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What a node is told when it starts.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Gateways to ask, as URLs; any of them will do.
+    pub gateways: Vec<String>,
+    /// Where identity, log, checkpoints and models are kept. One node, one directory.
+    pub data_dir: PathBuf,
+    /// Where to listen, as `/ip4/0.0.0.0/udp/0/quic-v1`. Port 0 takes the port of the last start if it is
+    /// free, else any.
+    pub listen: Vec<Multiaddr>,
+    /// Where the admin address answers. Default `127.0.0.1:0`: loopback, any port.
+    pub admin: SocketAddr,
+    /// What people call the node.
+    pub name: String,
+    /// This node's data, as `digits#partition=iid,seed=1,part=1/8`; `None` takes an equal share of the job's.
+    pub data: Option<String>,
+    /// What computes; `burn` is built in.
+    pub backend: String,
+    /// Founds a cluster without a gateway.
+    pub bootstrap: bool,
+    /// Upper bound of what is sent, in bits a second.
+    pub max_upload: Option<Bandwidth>,
+    /// Upper bound of what is received, in bits a second.
+    pub max_download: Option<Bandwidth>,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The key.
+    #[error("the identity cannot be used")]
+    Identity(#[from] lapwing_net::IdentityError),
+    /// A listen address is in use, or not ours.
+    #[error("the network cannot start")]
+    Network(#[from] lapwing_net::StartError),
+    /// A gateway URL is wrong.
+    #[error("a gateway cannot be asked")]
+    Gateway(#[from] lapwing_gateway::ConfigError),
+    /// `--data` cannot be read.
+    #[error("the data specification `{text}` cannot be read")]
+    Data {
+        /// As given.
+        text: String,
+        /// Why.
+        #[source]
+        source: ParseDataSpecError,
+    },
+    /// The backend is not in this build.
+    #[error("there is no backend `{0}` in this build; `burn` is")]
+    Backend(String),
+    /// The admin address is in use.
+    #[error("the admin address {addr} cannot be used; give another one as --admin, or port 0 for any free one")]
+    Admin {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Name too long.
+    #[error("the name has {0} bytes; at most {max} are allowed", max = lapwing_base::Member::NAME_MAX)]
+    Name(usize),
+    /// `--bootstrap` beside a gateway.
+    #[error("--bootstrap founds a cluster without a gateway; with --gateway it is the gateway that decides who founds")]
+    BootstrapBesideGateway,
+    /// Neither member nor anybody to ask.
+    #[error("{0}")]
+    NobodyToAsk(String),
+}
+
+/// Why a running node ended by itself.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the node cannot go on: {0}")]
+pub struct NodeError(String);
+
+/// A node to be.
+#[derive(Debug)]
+pub struct Node;
+
+impl Node {
+    /// Starts a node: returns when its addresses answer, and goes on to become a member by itself.
+    ///
+    /// # Errors
+    /// When something that the user gave is wrong, in use, or damaged; the error says what to do.
+    pub async fn start(config: NodeConfig) -> Result<NodeHandle, StartError> {
+        if config.name.len() > lapwing_base::Member::NAME_MAX {
+            return Err(StartError::Name(config.name.len()));
+        }
+        if config.bootstrap && !config.gateways.is_empty() {
+            return Err(StartError::BootstrapBesideGateway);
+        }
+        if config.backend != "burn" {
+            return Err(StartError::Backend(config.backend));
+        }
+        let data = config
+            .data
+            .as_ref()
+            .map(|text| {
+                text.parse::<DataSpec>()
+                    .map_err(|source| StartError::Data { text: text.clone(), source })
+            })
+            .transpose()?;
+        let dir = DataDir::open(&config.data_dir)?;
+        let keypair = load_or_create_identity(&dir.identity())?;
+        let role = Role::Main;
+
+        let (gate, gate_receiver) = watch::channel(Gate::default());
+        let network = start_network(&config, &dir, keypair.clone(), gate_receiver).await?;
+        let gateway = if config.gateways.is_empty() {
+            None
+        } else {
+            let client_config = ClientConfig {
+                gateways: config.gateways.clone(),
+                cache_file: Some(dir.gateway_cache()),
+                ..ClientConfig::default()
+            };
+            let client = Client::new(client_config, keypair)?;
+            let peer = network.peer_id();
+            let link = GatewayLink::new(client, peer, config.name.clone(), role, dir.next_incarnation()?);
+            link.listens_at(network.listen_addrs());
+            Some(link)
+        };
+        let admin_error = |source| StartError::Admin { addr: config.admin, source };
+        let listener = TcpListener::bind(config.admin).await.map_err(admin_error)?;
+        let admin_addr = listener.local_addr().map_err(admin_error)?;
+        dir.write_admin_addr(admin_addr)?;
+
+        let shared = Arc::new(Shared {
+            name: config.name.clone(),
+            role,
+            started: now(),
+            network,
+            phase: watch::Sender::new(Phase::default()),
+            stop: CancellationToken::new(),
+        });
+        info!(peer = %shared.network.peer_id(), name = config.name, %admin_addr, "node started");
+        let mut tasks = JoinSet::new();
+        let admin_stop = CancellationToken::new();
+        tasks.spawn(admin::serve(listener, shared.clone(), admin_stop.clone()));
+        let life = Life { shared: shared.clone(), config, data, dir, gateway, gate };
+        let ended = tokio::task::spawn(life.run(admin_stop));
+        Ok(NodeHandle { shared, admin_addr, life: Some(ended), tasks })
+    }
+}
+
+/// A running node. It stops when this is dropped, and in good order when [`NodeHandle::shutdown`] is called.
+#[derive(Debug)]
+#[must_use = "a node stops when its handle is dropped"]
+pub struct NodeHandle {
+    shared: Arc<Shared>,
+    admin_addr: SocketAddr,
+    life: Option<tokio::task::JoinHandle<Result<(), NodeError>>>,
+    tasks: JoinSet<()>,
+}
+
+impl NodeHandle {
+    /// Where the admin address answers.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// Who the node is.
+    pub fn peer_id(&self) -> PeerId {
+        self.shared.network.peer_id()
+    }
+
+    /// The status document of this moment.
+    pub fn status(&self) -> StatusDocument {
+        self.shared.status()
+    }
+
+    /// Resolves when the node ends by itself: it has left its cluster, or cannot go on.
+    ///
+    /// # Errors
+    /// When it cannot go on.
+    pub async fn stopped(&mut self) -> Result<(), NodeError> {
+        let ended = match &mut self.life {
+            Some(life) => life.await.unwrap_or_else(|error| Err(NodeError(error.to_string()))),
+            None => Ok(()),
+        };
+        self.life = None;
+        while self.tasks.join_next().await.is_some() {}
+        ended
+    }
+
+    /// Stops the node and waits until everything is closed and on disk.
+    pub async fn shutdown(mut self) {
+        self.shared.stop.cancel();
+        if let Err(error) = self.stopped().await {
+            warn!(%error, "the node did not stop in good order");
+        }
+    }
+}
+
+impl Drop for NodeHandle {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+/// What the parts of a node share: who it is, and how far it is.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) started: Instant,
+    pub(crate) network: Network,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// How far a node is.
+#[derive(Debug, Default)]
+pub(crate) struct Phase {
+    pub(crate) member: Option<Arc<Membership>>,
+    pub(crate) waiting: Option<String>,
+    pub(crate) failed: Option<String>,
+    pub(crate) leaving: bool,
+}
+
+/// What only a member has.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    pub(crate) consensus: Consensus,
+    pub(crate) training: watch::Receiver<TrainingStatus>,
+    pub(crate) train_dir: PathBuf,
+}
+
+impl Membership {
+    /// How many parameters a job's model has, once somebody here has built it.
+    pub(crate) fn parameters(&self, view: &JobView) -> Option<u64> {
+        let training = self.training.borrow();
+        let ours = training.parameters.filter(|_| training.job == Some(view.id));
+        view.manifest.as_ref().map(|manifest| manifest.parameters).or(ours)
+    }
+}
+
+impl Shared {
+    /// Says what the node waits for: once, and again only when that changes.
+    pub(crate) fn waits_for(&self, reason: Option<String>) {
+        self.phase.send_if_modified(|phase| {
+            let changed = phase.waiting != reason;
+            if changed {
+                if let Some(reason) = &reason {
+                    info!(reason, "waiting");
+                }
+                phase.waiting = reason;
+            }
+            changed
+        });
+    }
+
+    pub(crate) fn status(&self) -> StatusDocument {
+        let network = self.network.status();
+        let phase = self.phase.borrow();
+        let member = phase.member.clone();
+        let (waiting, failed, leaving) = (phase.waiting.clone(), phase.failed.clone(), phase.leaving);
+        drop(phase);
+        let roster = member.as_ref().map(|member| member.consensus.roster().borrow().clone());
+        let member = member.as_ref().zip(roster.as_ref()).map(|(member, roster)| MemberParts {
+            id: member.consensus.id(),
+            roster,
+            raft: member.consensus.raft().borrow().clone(),
+            training: member.training.borrow().clone(),
+            config_version: member.consensus.state().borrow().config.version(),
+        });
+        StatusDocument::new(Parts {
+            name: &self.name,
+            role: self.role,
+            uptime: self.started.elapsed(),
+            network,
+            failed: failed.is_some(),
+            reason: failed.or(waiting),
+            leaving,
+            member,
+        })
+    }
+}
+
+/// The background of a node.
+struct Life {
+    shared: Arc<Shared>,
+    config: NodeConfig,
+    data: Option<DataSpec>,
+    dir: DataDir,
+    gateway: Option<GatewayLink>,
+    gate: watch::Sender<Gate>,
+}
+
+impl Life {
+    async fn run(self, admin_stop: CancellationToken) -> Result<(), NodeError> {
+        let ended = self.stretches().await;
+        if let Err(error) = &ended {
+            error!(%error, "the node stops");
+            self.shared.phase.send_modify(|phase| phase.failed = Some(error.0.clone()));
+        }
+        admin_stop.cancel();
+        self.dir.remove_admin_addr();
+        self.shared.network.shutdown().await;
+        ended
+    }
+
+    /// Becomes a member and lives as one, again after each removal.
+    async fn stretches(&self) -> Result<(), NodeError> {
+        let Self { shared, config, data, dir, gateway, gate } = self;
+        loop {
+            let entry = Entry { shared, config, dir, gateway: gateway.as_ref(), gate };
+            let entered = match shared.stop.run_until_cancelled(entry.enter()).await {
+                None => return Ok(()),
+                Some(entered) => entered,
+            };
+            let consensus = entered.map_err(|error| NodeError(chain(&error)))?;
+            shared.waits_for(None);
+            match live(consensus, shared, config, data.clone(), dir, gateway.as_ref(), gate).await {
+                Ended::Stopped => {
+                    if shared.phase.borrow().leaving
+                        && let Some(gateway) = gateway
+                        && let Err(error) = gateway.client.leave().await
+                    {
+                        info!(%error, "no gateway could be told that this node has left");
+                    }
+                    return Ok(());
+                }
+                Ended::Removed => {
+                    info!("joining again as a new member");
+                    dir.clear_raft().map_err(|error| NodeError(chain(&error)))?;
+                }
+                Ended::Failed(reason) => return Err(NodeError(reason)),
+            }
+        }
+    }
+}
+
+/// Binds the node's addresses; with port 0, the port of the last start where that is free.
+///
+/// Members know each other's addresses from the log. A cluster that was stopped as a whole finds itself again
+/// without a gateway only if its nodes come back where they were.
+async fn start_network(
+    config: &NodeConfig,
+    dir: &DataDir,
+    keypair: lapwing_base::Keypair,
+    gate: watch::Receiver<Gate>,
+) -> Result<Network, StartError> {
+    let network_config = |listen| NetworkConfig {
+        keypair: keypair.clone(),
+        listen,
+        upload_max: config.max_upload,
+        download_max: config.max_download,
+        probe_interval: PROBE_INTERVAL,
+    };
+    let remembered = dir.listen_port()?;
+    let same = remembered.map(|port| with_port(&config.listen, port)).filter(|same| *same != config.listen);
+    let network = match same {
+        Some(same) => match Network::start(network_config(same), gate.clone()).await {
+            Ok(network) => network,
+            Err(error) => {
+                info!(%error, "the port of the last start is taken; using another one");
+                Network::start(network_config(config.listen.clone()), gate).await?
+            }
+        },
+        None => Network::start(network_config(config.listen.clone()), gate).await?,
+    };
+    if let Some(port) = network.listen_addrs().iter().find_map(udp_port)
+        && Some(port) != remembered
+    {
+        dir.remember_listen_port(port)?;
+    }
+    Ok(network)
+}
+
+fn udp_port(addr: &Multiaddr) -> Option<u16> {
+    addr.iter().find_map(|part| match part {
+        lapwing_base::Protocol::Udp(port) => Some(port),
+        _ => None,
+    })
+}
+
+/// The addresses with `port` where they leave it open.
+fn with_port(addrs: &[Multiaddr], port: u16) -> Vec<Multiaddr> {
+    addrs
+        .iter()
+        .map(|addr| {
+            addr.iter()
+                .map(|part| match part {
+                    lapwing_base::Protocol::Udp(0) => lapwing_base::Protocol::Udp(port),
+                    other => other,
+                })
+                .collect()
+        })
+        .collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the node is a driver: uptime counts from here")]
+fn now() -> Instant {
+    Instant::now()
+}

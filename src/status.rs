@@ -1,0 +1,402 @@
+//! The status document: everything that one node shows of itself, from which the terminal view, the metrics
+//! and `lapwing status` are drawn. Only its shape, and how the rooms' own snapshots fill it.
+
+use lapwing_base::{CLASSES, ByteSize, Multiaddr, Ppm};
+use lapwing_consensus::RaftStatus;
+use lapwing_net::{NetworkStatus, PeerStatus};
+use lapwing_train::{TrainingState, TrainingStatus};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lapwing_base::{ClusterId, MemberState, NodeId, PeerId, Role, Roster};
+
+/// `GET /v1/status`; the keys are promised in the command line's specification.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StatusDocument {
+    /// Of the running program.
+    pub version: &'static str,
+    /// The node's identity.
+    pub peer_id: PeerId,
+    /// What people call it.
+    pub name: String,
+    /// Publicly reachable or not.
+    pub role: Role,
+    /// The cluster it is a member of.
+    pub cluster_id: Option<ClusterId>,
+    /// Since the process started.
+    pub uptime_seconds: f64,
+    /// The node as a whole.
+    pub node: NodeSection,
+    /// Its part in consensus.
+    pub raft: RaftSection,
+    /// Its part in training.
+    pub training: TrainingSection,
+    /// Its peers and addresses.
+    pub network: NetworkSection,
+    /// What is callable; empty as long as there are no services.
+    pub services: Vec<ServiceSection>,
+    /// The cluster's configuration.
+    pub config: ConfigSection,
+}
+
+/// The node as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeSection {
+    /// How it stands.
+    pub state: NodeState,
+    /// What it waits for, or what is wrong.
+    pub reason: Option<String>,
+}
+
+/// How a node stands in its cluster.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Not a member yet, or not yet following the log.
+    #[default]
+    Joining,
+    /// A member that follows the log.
+    Active,
+    /// A member that the others do not hear.
+    Suspected,
+    /// On its way out.
+    Leaving,
+    /// Cannot go on; the reason says why.
+    Failed,
+}
+
+impl NodeState {
+    /// The word in the status document.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Active => "active",
+            Self::Suspected => "suspected",
+            Self::Leaving => "leaving",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The node's part in consensus.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RaftSection {
+    /// `observer`, `learner`, `follower`, `candidate` or `leader`.
+    pub state: String,
+    /// The current term.
+    pub term: u64,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<PeerId>,
+    /// Who votes.
+    pub voters: Vec<PeerId>,
+    /// Who follows without a vote.
+    pub learners: Vec<PeerId>,
+    /// The last entry on disk.
+    pub last_log_index: u64,
+    /// The last entry that a quorum has.
+    pub committed_index: u64,
+    /// The last entry in the state.
+    pub applied_index: u64,
+}
+
+impl Default for RaftSection {
+    /// Of a node that has no log: it takes no part.
+    fn default() -> Self {
+        Self {
+            state: "observer".to_owned(),
+            term: 0,
+            leader: None,
+            voters: Vec::new(),
+            learners: Vec::new(),
+            last_log_index: 0,
+            committed_index: 0,
+            applied_index: 0,
+        }
+    }
+}
+
+/// The node's part in training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct TrainingSection {
+    /// What it does now.
+    pub state: TrainingState,
+    /// The job.
+    pub job: Option<String>,
+    /// The round it is in.
+    pub round: u64,
+    /// All rounds of the job.
+    pub rounds: u32,
+    /// With whom it exchanges.
+    pub partner: Option<PeerId>,
+    /// Mean training loss of the last local steps.
+    pub loss: Option<f32>,
+    /// Of its own model at the last evaluation.
+    pub local_accuracy: Option<f64>,
+    /// Of the averaged model at the last evaluation.
+    pub averaged_accuracy: Option<f64>,
+    /// Payload of exchanges sent since the start.
+    pub sent_bytes: ByteSize,
+    /// Payload of exchanges received since the start.
+    pub received_bytes: ByteSize,
+    /// Samples trained on since the start.
+    pub samples: u64,
+    /// Why this node takes no useful part, when it cannot.
+    pub problem: Option<String>,
+}
+
+/// The node's peers and addresses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct NetworkSection {
+    /// Whether the members can be reached.
+    pub state: NetworkState,
+    /// Where it listens.
+    pub listen: Vec<Multiaddr>,
+    /// Where others see it.
+    pub external: Vec<Multiaddr>,
+    /// What stands between it and the internet.
+    pub nat: NatSection,
+    /// Relays that accept circuits for it.
+    pub reservations: Vec<ReservationSection>,
+    /// Everybody it knows.
+    pub peers: Vec<PeerSection>,
+}
+
+/// Whether the members can be reached.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkState {
+    /// Every other member that the cluster does not suspect has a connection here, or needs none yet.
+    #[default]
+    Connected,
+    /// Some members that the cluster counts as active cannot be reached from here.
+    Degraded,
+    /// A quorum of the voters cannot be reached from here.
+    Partitioned,
+}
+
+/// What stands between the node and the internet: not looked into yet.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NatSection {
+    /// How inner addresses become outer ones.
+    pub mapping: &'static str,
+    /// Who may send to an outer address.
+    pub filtering: &'static str,
+    /// Whether UDP passes.
+    pub udp: &'static str,
+}
+
+impl Default for NatSection {
+    fn default() -> Self {
+        Self { mapping: "unknown", filtering: "unknown", udp: "unknown" }
+    }
+}
+
+/// A relay's promise; there are none as long as every node is a main.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReservationSection {
+    /// The relay.
+    pub relay: PeerId,
+    /// Unix seconds.
+    pub expires_at: f64,
+}
+
+/// A service; there are none yet.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServiceSection {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// How many offer it.
+    pub instances: u32,
+    /// Whether this node does.
+    pub local: bool,
+}
+
+/// The cluster's configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ConfigSection {
+    /// Grows with every change.
+    pub version: u64,
+}
+
+/// One peer as this node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PeerSection {
+    /// Its identity.
+    pub peer_id: PeerId,
+    /// Its name, when it is a member.
+    pub name: Option<String>,
+    /// `direct` or `relayed`; null without a connection.
+    pub path: Option<&'static str>,
+    /// `quic`, `wss` or `tcp`; null without a connection.
+    pub transport: Option<&'static str>,
+    /// The address in use, or the one tried last.
+    pub address: Option<Multiaddr>,
+    /// Why the path is not direct.
+    pub relayed_because: Option<String>,
+    /// Round trip.
+    pub rtt_ms: Option<f64>,
+    /// From this node to the peer, measured.
+    pub bandwidth_mbit_s: Option<f64>,
+    /// Payload sent since the start, by class.
+    pub sent_bytes: BTreeMap<&'static str, u64>,
+    /// Payload received since the start, by class.
+    pub received_bytes: BTreeMap<&'static str, u64>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// What the parts of a node say of themselves at one moment.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) role: Role,
+    pub(crate) uptime: Duration,
+    pub(crate) network: NetworkStatus,
+    /// What it waits for while it joins, or why it failed.
+    pub(crate) reason: Option<String>,
+    pub(crate) failed: bool,
+    pub(crate) leaving: bool,
+    pub(crate) member: Option<MemberParts<'a>>,
+}
+
+/// The same for the parts that only a member has.
+#[derive(Debug)]
+pub(crate) struct MemberParts<'a> {
+    pub(crate) id: NodeId,
+    pub(crate) roster: &'a Roster,
+    pub(crate) raft: RaftStatus,
+    pub(crate) training: TrainingStatus,
+    pub(crate) config_version: u64,
+}
+
+impl StatusDocument {
+    pub(crate) fn new(parts: Parts<'_>) -> Self {
+        let Parts { name, role, uptime, network, reason, failed, leaving, member } = parts;
+        let me = network.peer;
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            peer_id: me,
+            name: name.to_owned(),
+            role,
+            cluster_id: member.as_ref().map(|member| member.roster.cluster),
+            uptime_seconds: uptime.as_secs_f64(),
+            node: NodeSection { state: node_state(failed, leaving, member.as_ref()), reason },
+            raft: member.as_ref().map(raft_section).unwrap_or_default(),
+            training: member.as_ref().map(training_section).unwrap_or_default(),
+            config: ConfigSection { version: member.as_ref().map_or(0, |member| member.config_version) },
+            services: Vec::new(),
+            network: network_section(network, member.as_ref()),
+        }
+    }
+}
+
+fn node_state(failed: bool, leaving: bool, member: Option<&MemberParts<'_>>) -> NodeState {
+    if failed {
+        return NodeState::Failed;
+    }
+    if leaving {
+        return NodeState::Leaving;
+    }
+    let record = member.and_then(|member| member.roster.members.get(&member.id));
+    match record.map(|record| record.state) {
+        None | Some(MemberState::Joining) => NodeState::Joining,
+        Some(MemberState::Active) => NodeState::Active,
+        Some(MemberState::Suspected) => NodeState::Suspected,
+        Some(MemberState::Leaving) => NodeState::Leaving,
+    }
+}
+
+fn raft_section(member: &MemberParts<'_>) -> RaftSection {
+    let raft = &member.raft;
+    let peer = |id: &NodeId| member.roster.members.get(id).map(|record| record.peer);
+    RaftSection {
+        state: raft.state.to_string(),
+        term: raft.term.0,
+        leader: raft.leader.as_ref().and_then(peer),
+        voters: raft.voters.iter().filter_map(peer).collect(),
+        learners: raft.learners.iter().filter_map(peer).collect(),
+        last_log_index: raft.last_log.0,
+        committed_index: raft.committed.0,
+        applied_index: raft.applied.0,
+    }
+}
+
+fn training_section(member: &MemberParts<'_>) -> TrainingSection {
+    let training = &member.training;
+    let partner = training.partner.and_then(|partner| member.roster.members.get(&partner));
+    TrainingSection {
+        state: training.state,
+        job: training.job.map(|job| job.to_string()),
+        round: training.round.0,
+        rounds: training.rounds,
+        partner: partner.map(|partner| partner.peer),
+        loss: training.loss,
+        local_accuracy: training.local_accuracy.map(Ppm::as_f64),
+        averaged_accuracy: training.averaged_accuracy.map(Ppm::as_f64),
+        sent_bytes: training.sent,
+        received_bytes: training.received,
+        samples: training.samples,
+        problem: training.problem.clone(),
+    }
+}
+
+fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> NetworkSection {
+    let state = member.map_or(NetworkState::Connected, |member| reach(&network, member));
+    NetworkSection {
+        state,
+        listen: network.listen,
+        external: network.observed,
+        nat: NatSection::default(),
+        reservations: Vec::new(),
+        peers: network.peers.into_iter().map(|peer| peer_section(peer, member)).collect(),
+    }
+}
+
+/// Partitioned: fewer voters than a majority are in reach (this node counts itself). Degraded: a member that
+/// the log calls active has failed to answer its last dial. Nodes dial on demand: a peer that was never
+/// needed is not missed.
+fn reach(network: &NetworkStatus, member: &MemberParts<'_>) -> NetworkState {
+    let missed = |id: &NodeId| {
+        *id != member.id
+            && member.roster.members.get(id).is_some_and(|record| {
+                let seen = network.peers.iter().find(|peer| peer.peer == record.peer);
+                seen.is_some_and(|peer| !peer.connected && peer.last_error.is_some())
+            })
+    };
+    let voters = &member.roster.voters;
+    let voters_missed = voters.iter().filter(|id| missed(id)).count();
+    let is_active = |id: &&NodeId| {
+        member.roster.members.get(id).is_some_and(|record| record.state == MemberState::Active)
+    };
+    if voters.len() - voters_missed < voters.len() / 2 + 1 && !voters.is_empty() {
+        NetworkState::Partitioned
+    } else if member.roster.members.keys().filter(is_active).any(missed) {
+        NetworkState::Degraded
+    } else {
+        NetworkState::Connected
+    }
+}
+
+fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSection {
+    let name = member.and_then(|member| member.roster.by_peer(&peer.peer)).map(|record| record.name.clone());
+    PeerSection {
+        peer_id: peer.peer,
+        name,
+        path: peer.connected.then_some("direct"),
+        transport: peer.connected.then_some("quic"),
+        address: peer.address,
+        relayed_because: None,
+        rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+        bandwidth_mbit_s: peer.bandwidth.map(lapwing_base::Bandwidth::as_mbit_s),
+        sent_bytes: by_class(&peer.sent),
+        received_bytes: by_class(&peer.received),
+        last_error: peer.last_error,
+    }
+}
+
+fn by_class(sizes: &[ByteSize; CLASSES.len()]) -> BTreeMap<&'static str, u64> {
+    CLASSES.iter().map(|class| (class.as_str(), sizes[class.index()].0)).collect()
+}

@@ -1,0 +1,862 @@
+//! Trains: follows the committed rounds, and owns what they touch.
+//!
+//! One loop owns the state. It feeds the round core (`round.rs`) with what the log says and with what has
+//! been done, and carries out what the core answers: computing on the training thread (`compute.rs`),
+//! exchanging values (`exchange.rs`), moving whole models (`models.rs`), reporting to the leader. It never
+//! plans a round and never decides a merge.
+//!
+//! Shutdown: the loop stops first, then what it had under way is dropped, then the training thread ends
+//! after the computation in hand.
+
+mod reporting;
+mod tasks;
+
+use self::reporting::{changed_links, report};
+use self::tasks::Averaged;
+use crate::compute::{Compute, ComputeHandle, ComputeStopped};
+use crate::data::DataSpec;
+use crate::exchange::{self, EXCHANGE, ExchangeError, Offered};
+use crate::models::{self, Ask, FetchError, Held, MODEL, Which};
+use crate::round::{Effect, Exchanged, Input, RoundCore, Stage};
+use crate::status::{TrainingState, TrainingStatus};
+use crate::worker::{Opened, Trained, Worker, WorkerError};
+use lapwing_base::{Bandwidth, JobId, JobView, LinkSpeed, NodeId, PeerId, Ppm, Report, Roster, Round};
+use lapwing_net::{Channel, Network};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// What a report that the log does not show yet waits before it is sent again. A leader's crash costs this
+/// much at most beyond the election, and a lost report no more.
+const RESEND_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a peer may take from opening a channel to its first frame.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long one whole model may take: 100 MB at 7 Mbit/s.
+const MODEL_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Partners that are ahead of us keep their exchange waiting here: one a round and peer, and a peer is at
+/// most a few rounds ahead.
+const PARKED_MAX: usize = 64;
+
+/// Inbound channels being read at once, and models being given at once.
+const SERVING_MAX: usize = 32;
+
+/// Evaluated rounds whose models are kept: the one being fetched, and the next.
+const SNAPSHOTS_KEPT: usize = 2;
+
+/// What a trainer needs to know of its node.
+#[derive(Clone, Debug)]
+pub struct TrainerConfig {
+    /// This node.
+    pub me: NodeId,
+    /// Its part of the data; `None` takes the job's data, split by the members' order.
+    pub data: Option<DataSpec>,
+    /// What computes, such as `burn`.
+    pub backend: String,
+    /// Where checkpoints and consensus models are kept.
+    pub dir: PathBuf,
+}
+
+/// What the log says, as far as training is concerned.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The members.
+    pub roster: Arc<Roster>,
+    /// The job that runs, or the last one.
+    pub job: Option<Arc<JobView>>,
+}
+
+/// A running trainer.
+#[derive(Debug)]
+#[must_use = "a trainer runs until it is shut down"]
+pub struct Trainer {
+    status: watch::Receiver<TrainingStatus>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Trainer {
+    /// Starts to follow the log.
+    ///
+    /// Reports go to `reports`, again and again until `applied` shows that they arrived; the receiver takes
+    /// them to the leader.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or no thread can be started.
+    pub fn start(
+        config: TrainerConfig,
+        network: Network,
+        applied: watch::Receiver<Applied>,
+        reports: mpsc::Sender<Report>,
+    ) -> Result<Self, TrainerError> {
+        std::fs::create_dir_all(&config.dir).map_err(|source| TrainerError::Directory {
+            dir: config.dir.clone(),
+            source,
+        })?;
+        let compute = Compute::start().map_err(TrainerError::Thread)?;
+        let (status_sender, status) = watch::channel(TrainingStatus::default());
+        let stop = CancellationToken::new();
+        // One exchange a round is ours; others that queue are early or wrong.
+        let exchanges = network.serve(EXCHANGE, 16);
+        let asks = network.serve(MODEL, 16);
+        let driver = Driver {
+            config,
+            network,
+            applied,
+            reports,
+            status: status_sender,
+            compute: compute.handle(),
+            job: Job::None,
+            running: JoinSet::new(),
+            serving: JoinSet::new(),
+            speeds: BTreeMap::new(),
+        };
+        let mut tasks = JoinSet::new();
+        let token = stop.clone();
+        tasks.spawn(async move {
+            driver.run(token, exchanges, asks).await;
+            compute.stop().await;
+        });
+        Ok(Self { status, stop, tasks })
+    }
+
+    /// What the training is doing, now and whenever it changes.
+    pub fn status(&self) -> watch::Receiver<TrainingStatus> {
+        self.status.clone()
+    }
+
+    /// Stops, and waits until the computation in hand has ended.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Why a trainer could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainerError {
+    /// The directory for checkpoints.
+    #[error("the directory for checkpoints {} cannot be made", dir.display())]
+    Directory {
+        /// Which.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system has no thread to give.
+    #[error("the training thread cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+struct Driver {
+    config: TrainerConfig,
+    network: Network,
+    applied: watch::Receiver<Applied>,
+    reports: mpsc::Sender<Report>,
+    status: watch::Sender<TrainingStatus>,
+    compute: ComputeHandle,
+    job: Job,
+    /// What the loop waits for; each ends in an event.
+    running: JoinSet<Event>,
+    /// Channels of others being read or served; at most [`SERVING_MAX`].
+    serving: JoinSet<Served>,
+    /// What was last reported of our links.
+    speeds: BTreeMap<NodeId, Bandwidth>,
+}
+
+enum Job {
+    None,
+    /// Data and model are being loaded.
+    Opening(JobId),
+    Open(Box<OpenJob>),
+}
+
+/// The state of the job this node works on.
+struct OpenJob {
+    id: JobId,
+    core: RoundCore,
+    /// `None` when the job cannot be computed here: the node then reports each round empty-handed, so that
+    /// nobody waits for it.
+    parameters: Option<usize>,
+    problem: Option<String>,
+    exchange: Option<UnderWay>,
+    parked: BTreeMap<(Round, PeerId), Offered>,
+    snapshots: VecDeque<Held>,
+    /// The round whose average is being, or was, computed here.
+    averaged: Option<Round>,
+    evaluation: Option<Report>,
+    adopting: bool,
+    consensus: Option<Held>,
+    links: Vec<LinkSpeed>,
+    loss: Option<f32>,
+    local_accuracy: Option<Ppm>,
+}
+
+/// The exchange of the round in hand.
+struct UnderWay {
+    round: Round,
+    partner: PeerId,
+    task: AbortHandle,
+    /// Where the partner's channel goes when it is the partner that opens.
+    arrival: Option<oneshot::Sender<Offered>>,
+}
+
+/// The end of something that was under way, with the job it belonged to.
+enum Event {
+    Opened(JobId, Result<Opened, String>),
+    Trained(JobId, Result<Trained, String>, Duration),
+    Exchanged(JobId, Round, Exchanged, Option<LinkSpeed>),
+    Held(JobId, Result<bool, String>),
+    Snapshot(JobId, Result<Held, String>),
+    CaughtUp(JobId, Result<(), String>),
+    Averaged(JobId, Round, Result<Averaged, String>),
+    Adopted(JobId, Result<Held, String>),
+    /// Nothing to tell.
+    Done,
+}
+
+enum Served {
+    Offered(PeerId, Result<Offered, ExchangeError>),
+    Asked(Channel, Result<Ask, FetchError>),
+    Done,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        stop: CancellationToken,
+        mut exchanges: mpsc::Receiver<Channel>,
+        mut asks: mpsc::Receiver<Channel>,
+    ) {
+        let mut resend = tokio::time::interval(RESEND_INTERVAL);
+        resend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leader = None;
+        loop {
+            self.advance();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changed = self.applied.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let now = self.applied.borrow().roster.leader;
+                    if std::mem::replace(&mut leader, now) != now {
+                        // A new leader knows nothing of what the old one was told.
+                        self.report_again();
+                    }
+                }
+                Some(ended) = self.running.join_next() => match ended {
+                    Ok(event) => self.on_event(event),
+                    Err(error) if error.is_cancelled() => (),
+                    Err(error) => warn!(%error, "a task of the trainer panicked"),
+                },
+                Some(served) = self.serving.join_next() => if let Ok(served) = served {
+                    self.on_served(served);
+                },
+                Some(channel) = exchanges.recv(), if self.serving.len() < SERVING_MAX => {
+                    let peer = channel.peer();
+                    self.serving.spawn(async move {
+                        Served::Offered(peer, exchange::accept(channel, GREETING_PATIENCE).await)
+                    });
+                }
+                Some(channel) = asks.recv(), if self.serving.len() < SERVING_MAX => {
+                    self.serving.spawn(async move {
+                        let mut channel = channel;
+                        let ask = models::asked(&mut channel, GREETING_PATIENCE).await;
+                        Served::Asked(channel, ask)
+                    });
+                }
+                _ = resend.tick() => self.report_again(),
+            }
+        }
+        self.running.shutdown().await;
+        self.serving.shutdown().await;
+    }
+
+    /// Does whatever the newest applied state calls for.
+    fn advance(&mut self) {
+        let applied = self.applied.borrow_and_update().clone();
+        self.follow_job(&applied);
+        if let Some(view) = &applied.job {
+            let effects = match &mut self.job {
+                Job::Open(open) if open.id == view.id => open.core.handle(Input::Applied(view)),
+                Job::None | Job::Opening(_) | Job::Open(_) => Vec::new(),
+            };
+            self.carry_out(effects, &applied);
+            self.average_if_asked(view, &applied.roster);
+            self.adopt_if_needed(view, &applied.roster);
+        }
+        self.show(&applied);
+    }
+
+    /// Opens the job that the log shows, and lets go of one that it no longer shows.
+    fn follow_job(&mut self, applied: &Applied) {
+        let mine = match &self.job {
+            Job::None => None,
+            Job::Opening(id) => Some(*id),
+            Job::Open(open) => Some(open.id),
+        };
+        let Some(view) = &applied.job else {
+            if mine.is_some() {
+                self.close_job();
+            }
+            return;
+        };
+        if mine == Some(view.id) {
+            return;
+        }
+        let left_to_do = !view.phase.is_over() || view.manifest.is_some();
+        if mine.is_some() {
+            self.close_job();
+        }
+        if !left_to_do {
+            return;
+        }
+        self.job = Job::Opening(view.id);
+        let (view, roster, config) = (view.clone(), applied.roster.clone(), self.config.clone());
+        let compute = self.compute.clone();
+        self.running.spawn(async move {
+            let id = view.id;
+            let opened = compute
+                .run(move |slot| {
+                    *slot = None;
+                    let (worker, opened) = Worker::open(&view, &roster, &config)?;
+                    *slot = Some(worker);
+                    Ok::<_, WorkerError>(opened)
+                })
+                .await;
+            Event::Opened(id, tasks::flatten(opened))
+        });
+    }
+
+    fn close_job(&mut self) {
+        if let Job::Open(open) = std::mem::replace(&mut self.job, Job::None)
+            && let Some(exchange) = open.exchange
+        {
+            exchange.task.abort();
+        }
+        let compute = self.compute.clone();
+        self.running.spawn(async move {
+            // Frees the model and the data; a stopped thread has freed them already.
+            let _ = compute.run(|slot| *slot = None).await;
+            Event::Done
+        });
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>, applied: &Applied) {
+        let Job::Open(open) = &mut self.job else {
+            return;
+        };
+        let id = open.id;
+        let able = open.parameters.is_some();
+        for effect in effects {
+            let compute = self.compute.clone();
+            match effect {
+                Effect::Train(plan) if able => {
+                    debug!(round = %plan.round, steps = plan.local_steps, "training");
+                    self.running.spawn(tasks::train(id, compute, plan));
+                }
+                Effect::Train(_) => {
+                    let nothing = Trained {
+                        loss: 0.0,
+                        samples: 0,
+                    };
+                    self.running
+                        .spawn(async move { Event::Trained(id, Ok(nothing), Duration::ZERO) });
+                }
+                Effect::Exchange { plan, partner } => {
+                    let peer = applied.roster.members.get(&partner).map(|member| member.peer);
+                    match peer.filter(|_| able) {
+                        Some(peer) => {
+                            let exchange = start_exchange(&mut self.running, &mut open.parked, |arrived| {
+                                tasks::Exchange {
+                                    job: id,
+                                    compute,
+                                    network: self.network.clone(),
+                                    me: self.config.me,
+                                    plan: *plan,
+                                    partner,
+                                    peer,
+                                    arrived,
+                                }
+                            });
+                            open.exchange = Some(exchange);
+                        }
+                        None => {
+                            let nothing = Exchanged::default();
+                            let round = plan.round;
+                            self.running
+                                .spawn(async move { Event::Exchanged(id, round, nothing, None) });
+                        }
+                    }
+                }
+                Effect::Abandon => {
+                    if let Some(exchange) = open.exchange.take() {
+                        debug!(round = %exchange.round, "exchange abandoned: the round has closed");
+                        exchange.task.abort();
+                    }
+                }
+                Effect::Hold(report) if able => {
+                    self.running.spawn(async move {
+                        let held = compute
+                            .run(move |slot| tasks::with(slot, |worker| worker.hold(&report)))
+                            .await;
+                        Event::Held(id, tasks::flatten(held))
+                    });
+                }
+                Effect::Hold(_) => {
+                    self.running.spawn(async move { Event::Held(id, Ok(false)) });
+                }
+                Effect::Report(_) => {
+                    open.links =
+                        changed_links(&mut self.speeds, &self.network, self.config.me, &applied.roster);
+                    report(open, &self.reports, applied, self.config.me);
+                }
+                Effect::Settle { .. } if !able => (),
+                Effect::Settle {
+                    round,
+                    merge,
+                    snapshot,
+                } => {
+                    open.parked.retain(|(parked, _), _| *parked > round);
+                    self.running
+                        .spawn(tasks::settle(id, compute, round, merge, snapshot));
+                }
+                Effect::CatchUp { round } => {
+                    let peers = others(&applied.roster, self.config.me);
+                    let (network, parameters) = (self.network.clone(), open.parameters);
+                    self.running.spawn(async move {
+                        let caught_up = match parameters {
+                            Some(parameters) => {
+                                tasks::catch_up(compute, network, peers, id, round, parameters).await
+                            }
+                            None => Ok(()),
+                        };
+                        Event::CaughtUp(id, caught_up)
+                    });
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Opened(id, opened) => self.on_opened(id, opened),
+            Event::Done => (),
+            Event::Trained(id, trained, took) => {
+                let Some(open) = self.open_job(id) else { return };
+                let trained = match trained {
+                    Ok(trained) => {
+                        open.problem = None;
+                        if trained.samples > 0 {
+                            open.loss = Some(trained.loss);
+                        }
+                        trained
+                    }
+                    Err(error) => {
+                        warn!(error, "the local steps failed");
+                        open.problem = Some(error);
+                        Trained {
+                            loss: 0.0,
+                            samples: 0,
+                        }
+                    }
+                };
+                let loss_micro = (f64::from(trained.loss) * 1e6).clamp(0.0, f64::from(u32::MAX)) as u32;
+                let effects = open.core.handle(Input::Trained {
+                    loss_micro,
+                    samples: trained.samples,
+                    took,
+                });
+                self.status
+                    .send_modify(|status| status.samples += u64::from(trained.samples));
+                self.follow_up(effects);
+            }
+            Event::Exchanged(id, round, exchanged, link) => {
+                let me = self.config.me;
+                let Some(open) = self.open_job(id) else { return };
+                if open
+                    .exchange
+                    .as_ref()
+                    .is_some_and(|exchange| exchange.round == round)
+                {
+                    open.exchange = None;
+                }
+                let effects = open.core.handle(Input::Exchanged(exchanged));
+                // The partner's uplink, as it was seen here.
+                if let Some(link) = link.filter(|link| link.from != me) {
+                    open.links.push(link);
+                }
+                self.status.send_modify(|status| {
+                    status.sent.0 += exchanged.sent_bytes;
+                    status.received.0 += exchanged.received_bytes;
+                });
+                self.follow_up(effects);
+            }
+            Event::Held(id, held) => {
+                let Some(open) = self.open_job(id) else { return };
+                let kept = held.unwrap_or_else(|error| {
+                    warn!(
+                        error,
+                        "the checkpoint could not be written; this round is not merged here"
+                    );
+                    open.problem = Some(error);
+                    false
+                });
+                let effects = open.core.handle(Input::Held { kept });
+                self.follow_up(effects);
+            }
+            Event::Snapshot(id, snapshot) => {
+                let Some(open) = self.open_job(id) else { return };
+                match snapshot {
+                    Ok(held) => {
+                        open.local_accuracy = held.accuracy.or(open.local_accuracy);
+                        open.snapshots.push_back(held);
+                        while open.snapshots.len() > SNAPSHOTS_KEPT {
+                            open.snapshots.pop_front();
+                        }
+                    }
+                    Err(error) => warn!(error, "the model could not be kept for the evaluation"),
+                }
+            }
+            Event::CaughtUp(id, caught_up) => {
+                let Some(open) = self.open_job(id) else { return };
+                match caught_up {
+                    Ok(()) => info!("caught up with the current model"),
+                    Err(error) => info!(
+                        error,
+                        "no peer gave the current model; going on with this node's own"
+                    ),
+                }
+                let effects = open.core.handle(Input::CaughtUp);
+                self.follow_up(effects);
+            }
+            Event::Averaged(id, round, averaged) => {
+                let Some(open) = self.open_job(id) else { return };
+                match averaged {
+                    Ok(Averaged { report, consensus }) => {
+                        debug!(%round, "evaluated the averaged model");
+                        open.evaluation = Some(report);
+                        if consensus.is_some() {
+                            open.consensus = consensus;
+                        }
+                    }
+                    Err(error) => {
+                        warn!(error, %round, "the models could not be averaged");
+                        open.averaged = None;
+                    }
+                }
+                self.report_again();
+            }
+            Event::Adopted(id, adopted) => {
+                let Some(open) = self.open_job(id) else { return };
+                open.adopting = false;
+                match adopted {
+                    Ok(held) => {
+                        info!(job = %id, "holds the consensus model");
+                        open.consensus = Some(held);
+                    }
+                    Err(error) => debug!(error, "the consensus model is not here yet"),
+                }
+                self.report_again();
+            }
+        }
+    }
+
+    fn on_opened(&mut self, id: JobId, opened: Result<Opened, String>) {
+        if !matches!(self.job, Job::Opening(opening) if opening == id) {
+            return;
+        }
+        let me = self.config.me;
+        let (core, parameters, consensus, problem) = match opened {
+            Ok(opened) => {
+                info!(job = %id, round = %opened.settled, parameters = opened.parameters, "job opened");
+                let core = match opened.held {
+                    Some(held) => RoundCore::resume(me, opened.settled, held),
+                    None => RoundCore::new(me, opened.settled),
+                };
+                (core, Some(opened.parameters), opened.consensus, None)
+            }
+            Err(error) => {
+                warn!(error, job = %id, "this node cannot work on the job; it tells its partners so");
+                (RoundCore::new(me, Round(0)), None, None, Some(error))
+            }
+        };
+        self.job = Job::Open(Box::new(OpenJob {
+            id,
+            core,
+            parameters,
+            problem,
+            exchange: None,
+            parked: BTreeMap::new(),
+            snapshots: VecDeque::new(),
+            averaged: None,
+            evaluation: None,
+            adopting: false,
+            consensus,
+            links: Vec::new(),
+            loss: None,
+            local_accuracy: None,
+        }));
+    }
+
+    fn follow_up(&mut self, effects: Vec<Effect>) {
+        let applied = self.applied.borrow().clone();
+        self.carry_out(effects, &applied);
+    }
+
+    fn open_job(&mut self, id: JobId) -> Option<&mut OpenJob> {
+        match &mut self.job {
+            Job::Open(open) if open.id == id => Some(open),
+            Job::None | Job::Opening(_) | Job::Open(_) => None,
+        }
+    }
+
+    fn on_served(&mut self, served: Served) {
+        match served {
+            Served::Done => (),
+            Served::Offered(peer, Ok(offered)) => self.on_offered(peer, offered),
+            Served::Offered(peer, Err(error)) => debug!(%peer, %error, "a partner's offer could not be read"),
+            Served::Asked(channel, Ok(ask)) => self.on_asked(channel, ask),
+            Served::Asked(channel, Err(error)) => {
+                debug!(peer = %channel.peer(), %error, "a peer's question for a model could not be read");
+            }
+        }
+    }
+
+    /// A partner has its values ready: they are swapped now, or kept waiting until we are ready too.
+    fn on_offered(&mut self, peer: PeerId, offered: Offered) {
+        let (job, round) = (offered.offer.job, offered.offer.round);
+        let refused = match &mut self.job {
+            Job::Open(open) if open.id == job => {
+                let expects = |exchange: &&mut UnderWay| exchange.round == round && exchange.partner == peer;
+                if let Some(exchange) = open.exchange.as_mut().filter(expects) {
+                    if let Some(arrival) = exchange.arrival.take() {
+                        // An exchange that ended meanwhile drops the channel, which the partner sees.
+                        let _ = arrival.send(offered);
+                        return;
+                    }
+                    exchange::Decline::AnotherPlan
+                } else if round <= open.core.settled() {
+                    exchange::Decline::RoundOver
+                } else if open.parked.len() < PARKED_MAX {
+                    open.parked.insert((round, peer), offered);
+                    return;
+                } else {
+                    exchange::Decline::Busy
+                }
+            }
+            // The partner knows of a job that the log has not shown us yet; it will ask again.
+            Job::None | Job::Opening(_) | Job::Open(_) => exchange::Decline::Busy,
+        };
+        debug!(%peer, %round, reason = %refused, "declined an exchange");
+        self.serving.spawn(async move {
+            let declined =
+                tokio::time::timeout(GREETING_PATIENCE, exchange::decline(offered.channel, refused)).await;
+            drop(declined);
+            Served::Done
+        });
+    }
+
+    fn on_asked(&mut self, channel: Channel, ask: Ask) {
+        let peer = channel.peer();
+        let found = match &self.job {
+            Job::Open(open) if open.id == ask.job && open.parameters.is_some() => match ask.which {
+                Which::After(round) => {
+                    let held = open.snapshots.iter().find(|held| held.round == round).cloned();
+                    held.map_or(Found::Nothing, Found::Held)
+                }
+                Which::Current => Found::Computed,
+                Which::Consensus => open.consensus.clone().map_or(Found::Nothing, Found::Held),
+            },
+            Job::None | Job::Opening(_) | Job::Open(_) => Found::NoJob,
+        };
+        let compute = self.compute.clone();
+        self.serving.spawn(async move {
+            let given = tokio::time::timeout(MODEL_PATIENCE, async {
+                match found {
+                    Found::Held(held) => models::give(channel, held).await,
+                    Found::Computed => match compute.run(|slot| slot.as_ref().map(Worker::current)).await {
+                        Ok(Some(held)) => models::give(channel, held).await,
+                        Ok(None) | Err(ComputeStopped) => {
+                            models::decline(channel, models::Decline::NotHere).await
+                        }
+                    },
+                    Found::Nothing => models::decline(channel, models::Decline::NotHere).await,
+                    Found::NoJob => models::decline(channel, models::Decline::NotInJob).await,
+                }
+            })
+            .await;
+            if let Ok(Err(error)) = given {
+                debug!(%peer, %error, "a model could not be given");
+            }
+            Served::Done
+        });
+    }
+
+    /// The log has asked this node to average and evaluate the models of a round.
+    fn average_if_asked(&mut self, view: &Arc<JobView>, roster: &Roster) {
+        let me = self.config.me;
+        let Job::Open(open) = &mut self.job else { return };
+        let Some((round, _)) = view.evaluating.filter(|(_, evaluator)| *evaluator == me) else {
+            return;
+        };
+        if open.id != view.id || open.averaged.is_some_and(|averaged| averaged >= round) {
+            return;
+        }
+        let (Some(parameters), Some(own)) = (
+            open.parameters,
+            open.snapshots.iter().find(|held| held.round == round),
+        ) else {
+            // Either it comes soon, or the leader asks somebody else after a while.
+            return;
+        };
+        open.averaged = Some(round);
+        let is_final = round >= view.last_round();
+        let task = tasks::Averaging {
+            network: self.network.clone(),
+            compute: self.compute.clone(),
+            job: open.id,
+            round,
+            own: (me, own.clone()),
+            peers: others(roster, me),
+            parameters,
+            is_final,
+        };
+        let id = open.id;
+        self.running
+            .spawn(async move { Event::Averaged(id, round, task.run().await) });
+    }
+
+    /// The job has a consensus model: take it, unless it is here.
+    fn adopt_if_needed(&mut self, view: &Arc<JobView>, roster: &Roster) {
+        let me = self.config.me;
+        let Job::Open(open) = &mut self.job else { return };
+        let Some(manifest) = &view.manifest else { return };
+        let Some(parameters) = open.parameters else { return };
+        if open.id != view.id || open.adopting || open.consensus.is_some() {
+            return;
+        }
+        open.adopting = true;
+        let holders: Vec<PeerId> = rotated(&manifest.holders, me)
+            .filter_map(|holder| roster.members.get(&holder).map(|member| member.peer))
+            .collect();
+        let (id, hash) = (open.id, manifest.hash);
+        let (network, compute) = (self.network.clone(), self.compute.clone());
+        self.running.spawn(async move {
+            Event::Adopted(
+                id,
+                tasks::adopt(network, compute, holders, id, hash, parameters).await,
+            )
+        });
+    }
+
+    fn report_again(&self) {
+        if let Job::Open(open) = &self.job {
+            report(open, &self.reports, &self.applied.borrow(), self.config.me);
+        }
+    }
+
+    fn show(&self, applied: &Applied) {
+        self.status.send_if_modified(|status| {
+            let mut shown = TrainingStatus {
+                sent: status.sent,
+                received: status.received,
+                samples: status.samples,
+                ..TrainingStatus::default()
+            };
+            if let Some(view) = &applied.job {
+                shown.job = Some(view.id);
+                shown.rounds = view.spec.rounds;
+                shown.round = view.round();
+                shown.averaged_accuracy = view.evaluations.back().map(|last| last.averaged_accuracy);
+            }
+            if let Job::Open(open) = &self.job {
+                shown.loss = open.loss;
+                shown.local_accuracy = open.local_accuracy;
+                shown.problem.clone_from(&open.problem);
+                shown.parameters = open.parameters.map(|parameters| parameters as u64);
+                shown.round = open.core.settled();
+                match open.core.stage() {
+                    Stage::Waiting => (),
+                    Stage::Training(plan) => {
+                        shown.state = TrainingState::Training;
+                        shown.round = plan.round;
+                    }
+                    Stage::Exchanging(report) => {
+                        shown.state = TrainingState::Exchanging;
+                        shown.round = report.round;
+                    }
+                    Stage::Holding(report) | Stage::Reported(report) => {
+                        shown.state = TrainingState::Aggregating;
+                        shown.round = report.round;
+                    }
+                    Stage::CatchingUp(round) => {
+                        shown.state = TrainingState::Aggregating;
+                        shown.round = *round;
+                    }
+                }
+                let plan = applied.job.as_ref().and_then(|view| view.record(shown.round));
+                shown.partner = plan.and_then(|record| record.plan.partner_of(self.config.me));
+            }
+            let changed = *status != shown;
+            *status = shown;
+            changed
+        });
+    }
+}
+
+enum Found {
+    Held(Held),
+    Computed,
+    Nothing,
+    NoJob,
+}
+
+fn start_exchange(
+    running: &mut JoinSet<Event>,
+    parked: &mut BTreeMap<(Round, PeerId), Offered>,
+    exchange: impl FnOnce(oneshot::Receiver<Offered>) -> tasks::Exchange,
+) -> UnderWay {
+    let (arrival, arrived) = oneshot::channel();
+    let exchange = exchange(arrived);
+    let (round, partner) = (exchange.plan.round, exchange.peer);
+    let mut arrival = Some(arrival);
+    if let Some(offered) = parked.remove(&(round, partner))
+        && let Some(arrival) = arrival.take()
+    {
+        // The receiving end is held by the exchange, so this cannot fail.
+        let _ = arrival.send(offered);
+    }
+    UnderWay {
+        round,
+        partner,
+        task: running.spawn(exchange.run()),
+        arrival,
+    }
+}
+
+/// Every member but this node, by number.
+fn others(roster: &Roster, me: NodeId) -> Vec<(NodeId, PeerId)> {
+    roster
+        .members
+        .values()
+        .filter(|member| member.id != me)
+        .map(|member| (member.id, member.peer))
+        .collect()
+}
+
+/// The holders, beginning at another one for each node, so that not all ask the first.
+fn rotated(holders: &[NodeId], me: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+    let start = (me.0 as usize).checked_rem(holders.len()).unwrap_or(0);
+    holders.iter().cycle().skip(start).take(holders.len()).copied()
+}

@@ -1,0 +1,408 @@
+//! What the trainer's loop has under way: each piece of work runs beside the loop and ends in an [`Event`].
+//!
+//! Nothing here decides what is done next; the loop (`driver.rs`) and the round core do.
+
+use super::{Event, GREETING_PATIENCE, MODEL_PATIENCE, RESEND_INTERVAL};
+use crate::compute::{ComputeHandle, ComputeStopped};
+use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered};
+use crate::models::{self, Ask, FetchError, Held, Which};
+use crate::round::Exchanged;
+use crate::worker::{Worker, WorkerError};
+use futures::StreamExt as _;
+use lapwing_base::{
+    Bandwidth, ByteSize, Evaluation, JobId, LinkSpeed, NodeId, PeerId, Ppm, Report, Round, RoundPlan,
+};
+use lapwing_net::Network;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+/// Models fetched at once for an average: enough to hide a slow peer, few enough to hold in memory.
+const FETCHING_MAX: usize = 4;
+
+/// Smallest exchange that says something about bandwidth: below, latency dominates.
+const TIMED_MIN: ByteSize = ByteSize::kib(256);
+
+pub(super) async fn train(id: JobId, compute: ComputeHandle, plan: Box<RoundPlan>) -> Event {
+    let started = now();
+    let trained = compute
+        .run(move |slot| with(slot, |worker| worker.train(&plan)))
+        .await;
+    Event::Trained(id, flatten(trained), started.elapsed())
+}
+
+pub(super) async fn settle(
+    id: JobId,
+    compute: ComputeHandle,
+    round: Round,
+    merge: bool,
+    snapshot: bool,
+) -> Event {
+    let settled = compute
+        .run(move |slot| {
+            with(slot, |worker| {
+                worker.settle(round, merge)?;
+                if snapshot {
+                    worker.snapshot().map(Some)
+                } else {
+                    Ok(None)
+                }
+            })
+        })
+        .await;
+    match flatten(settled) {
+        Ok(Some(held)) => Event::Snapshot(id, Ok(held)),
+        Ok(None) => Event::Done,
+        Err(error) if snapshot => Event::Snapshot(id, Err(error)),
+        Err(error) => {
+            warn!(error, %round, "the round could not be merged");
+            Event::Done
+        }
+    }
+}
+
+/// The exchange of one round.
+pub(super) struct Exchange {
+    pub(super) job: JobId,
+    pub(super) compute: ComputeHandle,
+    pub(super) network: Network,
+    pub(super) me: NodeId,
+    pub(super) plan: RoundPlan,
+    pub(super) partner: NodeId,
+    pub(super) peer: PeerId,
+    /// Where the partner's channel comes from, if it is the partner that opens.
+    pub(super) arrived: oneshot::Receiver<Offered>,
+}
+
+impl Exchange {
+    /// Swaps values within the round's deadline.
+    pub(super) async fn run(self) -> Event {
+        let (job, round, me, partner) = (self.job, self.plan.round, self.me, self.partner);
+        let started = now();
+        let swapped = tokio::time::timeout(self.plan.deadline(), self.swap())
+            .await
+            .unwrap_or(Err(ExchangeError::Late));
+        let took = started.elapsed();
+        match swapped {
+            Ok(Swapped {
+                sent_bytes,
+                received_bytes,
+                speed,
+            }) => {
+                debug!(%round, %partner, ?took, "exchange finished");
+                let link = speed.map(|speed| LinkSpeed {
+                    from: partner,
+                    to: me,
+                    speed,
+                });
+                let exchanged = Exchanged {
+                    received: true,
+                    sent_bytes,
+                    received_bytes,
+                    took,
+                };
+                Event::Exchanged(job, round, exchanged, link)
+            }
+            Err(error) => {
+                info!(%round, %partner, error = %chain(&error), "exchange failed");
+                Event::Exchanged(
+                    job,
+                    round,
+                    Exchanged {
+                        took,
+                        ..Exchanged::default()
+                    },
+                    None,
+                )
+            }
+        }
+    }
+
+    async fn swap(self) -> Result<Swapped, ExchangeError> {
+        let Self {
+            job: _,
+            compute,
+            network,
+            me,
+            plan,
+            partner,
+            peer,
+            arrived,
+        } = self;
+        let for_offer = plan.clone();
+        let (encoded, count, values) = compute
+            .run(move |slot| with(slot, |worker| worker.offer(&for_offer)))
+            .await
+            .map_err(|ComputeStopped| ExchangeError::Stopped)?
+            .map_err(ExchangeError::Values)?;
+        let mine = Offer::new(&plan, values, count, &encoded);
+        // One of two opens, so that they never open past each other.
+        let received = if me < partner {
+            swap_by_opening(&network, peer, &mine, &encoded, plan.deadline()).await?
+        } else {
+            let offered = arrived.await.map_err(|_| ExchangeError::Stopped)?;
+            exchange::swap_as_acceptor(offered, &mine, &encoded).await?
+        };
+        let speed = (received.timed_bytes >= TIMED_MIN.0)
+            .then(|| Bandwidth::per(ByteSize(received.timed_bytes), received.took));
+        let received_bytes = received.bytes.len() as u64;
+        compute
+            .run(move |slot| with(slot, |worker| worker.accept(&plan, partner, &received.bytes)))
+            .await
+            .map_err(|ComputeStopped| ExchangeError::Stopped)?
+            .map_err(ExchangeError::Values)?;
+        Ok(Swapped {
+            sent_bytes: encoded.len() as u64,
+            received_bytes,
+            speed,
+        })
+    }
+}
+
+/// What an exchange that went well came to.
+struct Swapped {
+    sent_bytes: u64,
+    received_bytes: u64,
+    /// The partner's uplink, when there was enough to measure.
+    speed: Option<Bandwidth>,
+}
+
+/// Opens, and opens again while the partner is not reachable or not as far as we are.
+async fn swap_by_opening(
+    network: &Network,
+    peer: PeerId,
+    mine: &Offer,
+    encoded: &[u8],
+    patience: Duration,
+) -> Result<crate::payload::Received, ExchangeError> {
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let swapped = async {
+            let channel = network.open(peer, EXCHANGE, patience).await?;
+            exchange::swap_as_opener(channel, mine, encoded).await
+        };
+        match swapped.await {
+            Ok(received) => return Ok(received),
+            Err(
+                error @ (ExchangeError::Declined(
+                    exchange::Decline::RoundOver | exchange::Decline::AnotherPlan,
+                )
+                | ExchangeError::Mismatch { .. }),
+            ) => return Err(error),
+            Err(error) => debug!(%peer, %error, "the partner is not ready; trying again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+pub(super) async fn catch_up(
+    compute: ComputeHandle,
+    network: Network,
+    peers: Vec<(NodeId, PeerId)>,
+    job: JobId,
+    round: Round,
+    parameters: usize,
+) -> Result<(), String> {
+    let mut last = "there is no other member".to_owned();
+    for (node, peer) in peers {
+        let ask = Ask {
+            job,
+            which: Which::Current,
+        };
+        match models::fetch(&network, peer, ask, parameters, MODEL_PATIENCE).await {
+            // A peer that lost its own model has nothing to teach.
+            Ok(fetched) if fetched.header.round.0 > 0 => {
+                let replaced = compute
+                    .run(move |slot| with(slot, |worker| worker.replace(&fetched.flat, round)))
+                    .await;
+                return flatten(replaced);
+            }
+            Ok(_) => last = format!("{node} has no model of a later round either"),
+            Err(error) => last = format!("{node}: {}", chain(&error)),
+        }
+    }
+    let kept = compute
+        .run(move |slot| with(slot, |worker| worker.keep_own(round)))
+        .await;
+    flatten(kept)?;
+    Err(last)
+}
+
+pub(super) async fn adopt(
+    network: Network,
+    compute: ComputeHandle,
+    holders: Vec<PeerId>,
+    job: JobId,
+    hash: [u8; 32],
+    parameters: usize,
+) -> Result<Held, String> {
+    let mut last = "no holder is a member".to_owned();
+    for peer in holders {
+        let ask = Ask {
+            job,
+            which: Which::Consensus,
+        };
+        match models::fetch(&network, peer, ask, parameters, MODEL_PATIENCE).await {
+            Ok(fetched) if fetched.header.hash == hash => {
+                let kept = compute
+                    .run(move |slot| with(slot, |worker| worker.keep_consensus(fetched.flat, None)))
+                    .await;
+                return flatten(kept);
+            }
+            Ok(_) => last = format!("{peer} gave another model than the one in the log"),
+            Err(error) => last = format!("{peer}: {}", chain(&error)),
+        }
+    }
+    // Asked again when the log shows another holder, or after this.
+    tokio::time::sleep(RESEND_INTERVAL).await;
+    Err(last)
+}
+
+/// Averages the members' models of one round and evaluates the average.
+pub(super) struct Averaging {
+    pub(super) network: Network,
+    pub(super) compute: ComputeHandle,
+    pub(super) job: JobId,
+    pub(super) round: Round,
+    pub(super) own: (NodeId, Held),
+    pub(super) peers: Vec<(NodeId, PeerId)>,
+    pub(super) parameters: usize,
+    pub(super) is_final: bool,
+}
+
+/// An average: what to tell of it, and, after the last round, the model itself.
+pub(super) struct Averaged {
+    pub(super) report: Report,
+    pub(super) consensus: Option<Held>,
+}
+
+impl Averaging {
+    pub(super) async fn run(self) -> Result<Averaged, String> {
+        let Self {
+            network,
+            compute,
+            job,
+            round,
+            own: (me, own),
+            peers,
+            parameters,
+            is_final,
+        } = self;
+        let mut sum: Vec<f64> = own.flat.iter().copied().map(f64::from).collect();
+        let mut accuracies: Vec<(NodeId, Ppm)> =
+            own.accuracy.map(|accuracy| (me, accuracy)).into_iter().collect();
+        let mut models = 1_u32;
+        let mut transferred = 0;
+        // In the members' order, so that the sum does not depend on who answers first.
+        let mut fetched = futures::stream::iter(peers)
+            .map(|(node, peer)| {
+                let network = network.clone();
+                async move { (node, fetch_after(&network, peer, job, round, parameters).await) }
+            })
+            .buffered(FETCHING_MAX);
+        while let Some((node, fetched)) = fetched.next().await {
+            match fetched {
+                Ok(fetched) => {
+                    sum.iter_mut()
+                        .zip(&fetched.flat)
+                        .for_each(|(sum, value)| *sum += f64::from(*value));
+                    accuracies.extend(fetched.header.accuracy.map(|accuracy| (node, accuracy)));
+                    models += 1;
+                    transferred += fetched.bytes;
+                }
+                Err(error) => {
+                    info!(%node, %round, error = %chain(&error), "a model is missing in the average")
+                }
+            }
+        }
+        drop(fetched);
+        let average: Vec<f32> = sum
+            .into_iter()
+            .map(|sum| (sum / f64::from(models)) as f32)
+            .collect();
+        accuracies.sort_unstable();
+        let hash = crate::layout::model_hash(&average);
+        let (averaged_accuracy, consensus) = flatten(
+            compute
+                .run(move |slot| {
+                    with(slot, |worker| {
+                        let accuracy = worker.evaluate(&average)?;
+                        let kept = is_final
+                            .then(|| worker.keep_consensus(average, Some(accuracy)))
+                            .transpose()?;
+                        Ok((accuracy, kept))
+                    })
+                })
+                .await,
+        )?;
+        let evaluation = Evaluation {
+            round,
+            averaged_accuracy,
+            local_accuracies: accuracies,
+            transferred: ByteSize(transferred),
+        };
+        let report = Report::Evaluation {
+            job,
+            evaluation,
+            hash,
+            parameters: parameters as u64,
+        };
+        Ok(Averaged { report, consensus })
+    }
+}
+
+/// A peer may not have applied the round's end yet: asks again for a while.
+async fn fetch_after(
+    network: &Network,
+    peer: PeerId,
+    job: JobId,
+    round: Round,
+    parameters: usize,
+) -> Result<models::Fetched, FetchError> {
+    let started = now();
+    let ask = Ask {
+        job,
+        which: Which::After(round),
+    };
+    loop {
+        match models::fetch(network, peer, ask, parameters, MODEL_PATIENCE).await {
+            Err(FetchError::Declined(_)) if started.elapsed() < GREETING_PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+pub(super) fn with<R>(
+    slot: &mut Option<Worker>,
+    work: impl FnOnce(&mut Worker) -> Result<R, WorkerError>,
+) -> Result<R, WorkerError> {
+    slot.as_mut().map_or(Err(WorkerError::NoJob), work)
+}
+
+pub(super) fn flatten<R>(result: Result<Result<R, WorkerError>, ComputeStopped>) -> Result<R, String> {
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(stopped) => Err(stopped.to_string()),
+    }
+}
+
+/// An error with its causes, for a log line or the status document.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[expect(clippy::disallowed_methods, reason = "the driver times what it does")]
+fn now() -> Instant {
+    Instant::now()
+}

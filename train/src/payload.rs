@@ -1,0 +1,87 @@
+//! Many bytes over one channel: cut into frames on the way out, counted and checked on the way in.
+//!
+//! How long a payload may be is the receiver's knowledge (its own mask, its own layout), never the sender's
+//! word, so that no peer decides how much memory another one uses.
+
+use lapwing_net::{ChannelError, ReceiveHalf, SendHalf};
+use std::time::{Duration, Instant};
+
+/// Payload of one frame: small enough that a frame of a higher class never waits long behind it.
+pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Sends a payload in frames of at most [`CHUNK_BYTES`]. An empty payload sends nothing.
+pub(crate) async fn send(channel: &mut SendHalf, payload: &[u8]) -> Result<(), ChannelError> {
+    for chunk in payload.chunks(CHUNK_BYTES) {
+        channel.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// A payload that arrived whole.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) bytes: Vec<u8>,
+    /// From the first frame to the last: what the sender's uplink allowed.
+    pub(crate) took: Duration,
+    /// Bytes that arrived after the first frame, to which `took` belongs.
+    pub(crate) timed_bytes: u64,
+}
+
+/// Receives exactly `expected` bytes and checks their BLAKE3 hash.
+///
+/// # Errors
+/// The channel's own error; or the peer sent more, less, or other bytes than it had announced.
+pub(crate) async fn receive(
+    channel: &mut ReceiveHalf,
+    expected: usize,
+    hash: &[u8; 32],
+) -> Result<Received, PayloadError> {
+    let mut bytes = Vec::with_capacity(expected);
+    let mut first: Option<(Instant, usize)> = None;
+    let mut last = None;
+    while bytes.len() < expected {
+        let frame = channel.receive().await?.ok_or(PayloadError::Short {
+            got: bytes.len(),
+            expected,
+        })?;
+        #[expect(clippy::disallowed_methods, reason = "the driver times what it receives")]
+        let now = Instant::now();
+        first.get_or_insert((now, frame.len()));
+        last = Some(now);
+        if frame.is_empty() || frame.len() > expected - bytes.len() {
+            return Err(PayloadError::Long { expected });
+        }
+        bytes.extend_from_slice(&frame);
+    }
+    if blake3::hash(&bytes).as_bytes() != hash {
+        return Err(PayloadError::Damaged);
+    }
+    let (took, timed_bytes) = match (first, last) {
+        (Some((first, first_len)), Some(last)) => {
+            (last.duration_since(first), (bytes.len() - first_len) as u64)
+        }
+        _ => (Duration::ZERO, 0),
+    };
+    Ok(Received {
+        bytes,
+        took,
+        timed_bytes,
+    })
+}
+
+/// Why a payload could not be received.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PayloadError {
+    /// The channel failed or was refused.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The peer stopped early.
+    #[error("the peer sent {got} of {expected} bytes")]
+    Short { got: usize, expected: usize },
+    /// The peer sent an empty frame, or more than was agreed.
+    #[error("the peer sent more than the {expected} bytes that were agreed")]
+    Long { expected: usize },
+    /// The bytes are not the announced ones.
+    #[error("the bytes do not match the peer's checksum")]
+    Damaged,
+}

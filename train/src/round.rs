@@ -1,0 +1,615 @@
+//! One node's part in the rounds of a job: what to do next, given what the log says and what is done.
+//!
+//! Pure: it trains nothing, sends nothing and reads no clock. Feed it one [`Input`], carry out every
+//! [`Effect`] it returns, in order, and feed the results back; after any other input, feed the newest
+//! [`Input::Applied`] again, since the log may have moved on meanwhile. The log decides whether a pair merges
+//! (both partners report receipt, the leader's `CloseRound` names the pair), so an exchange that went well
+//! here is only *held* until the round's outcome is applied.
+
+use lapwing_base::{ByteSize, JobView, NodeId, NodeOutcome, Round, RoundPlan, RoundReport};
+use std::time::Duration;
+
+/// Follows the rounds of one job for one node.
+#[derive(Debug)]
+pub struct RoundCore {
+    me: NodeId,
+    /// Every round up to this one is dealt with, merged or not.
+    settled: Round,
+    stage: Stage,
+}
+
+/// What a node is doing in a round; drives the training state of the status document.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// Waits for a plan that names it.
+    Waiting,
+    /// Takes local steps.
+    Training(Box<RoundPlan>),
+    /// Swaps values with its partner. The report is filled in when the exchange ends.
+    Exchanging(Box<RoundReport>),
+    /// Writes what it holds to disk before it says so.
+    Holding(Box<RoundReport>),
+    /// Has told the leader, and waits for the outcome in the log.
+    Reported(Box<RoundReport>),
+    /// Takes the current model from a peer, as of this round.
+    CatchingUp(Round),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// What the log says now.
+    Applied(&'a JobView),
+    /// The local steps are done, or could not be taken (zero samples).
+    Trained {
+        /// Mean loss, in millionths.
+        loss_micro: u32,
+        /// Samples seen.
+        samples: u32,
+        /// How long it took.
+        took: Duration,
+    },
+    /// The exchange ended, well or not.
+    Exchanged(Exchanged),
+    /// What the node holds is written.
+    Held {
+        /// Whether it will be there after a crash; if not, the node does not claim to have received anything.
+        kept: bool,
+    },
+    /// The model is a peer's now, or nobody had a better one: go on from it.
+    CaughtUp,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Exchanged {
+    /// Whether the partner's values are here, whole and checked.
+    pub received: bool,
+    /// `Model` payload sent.
+    pub sent_bytes: u64,
+    /// `Model` payload received.
+    pub received_bytes: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What should happen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// Take the plan's local steps; answer with [`Input::Trained`].
+    Train(Box<RoundPlan>),
+    /// Swap values with the partner; answer with [`Input::Exchanged`].
+    Exchange {
+        /// The round.
+        plan: Box<RoundPlan>,
+        /// With whom.
+        partner: NodeId,
+    },
+    /// The round closed while the exchange was under way: stop it, without an answer.
+    Abandon,
+    /// Write the model, and the partner's values if this report says that they are here, to disk; answer
+    /// with [`Input::Held`].
+    Hold(Box<RoundReport>),
+    /// Tell the leader, again and again until the stage changes.
+    Report(Box<RoundReport>),
+    /// The round is over here: merge what is held, or drop it.
+    Settle {
+        /// Which round.
+        round: Round,
+        /// Whether the log names this node's pair.
+        merge: bool,
+        /// Whether the model after this round is to be kept for an evaluation.
+        snapshot: bool,
+    },
+    /// This node merged a round whose values it has lost, or was away for too long, or is new: take the
+    /// current model from a peer; answer with [`Input::CaughtUp`].
+    CatchUp {
+        /// The newest closed round.
+        round: Round,
+    },
+}
+
+impl RoundCore {
+    /// Starts after `settled`, the round of the checkpoint, or round 0.
+    pub fn new(me: NodeId, settled: Round) -> Self {
+        Self {
+            me,
+            settled,
+            stage: Stage::Waiting,
+        }
+    }
+
+    /// Starts with what a checkpoint held when its node was killed: the round was trained, the partner's
+    /// values (if `received`) are on disk, and whether they count is for the log to say.
+    pub fn resume(me: NodeId, settled: Round, held: RoundReport) -> Self {
+        debug_assert!(
+            held.round > settled,
+            "a held round is newer than the settled ones"
+        );
+        Self {
+            me,
+            settled,
+            stage: Stage::Reported(Box::new(held)),
+        }
+    }
+
+    /// What the node is doing.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// The newest round that is dealt with.
+    pub fn settled(&self) -> Round {
+        self.settled
+    }
+
+    /// Takes one input and returns what follows from it, in order.
+    pub fn handle(&mut self, input: Input<'_>) -> Vec<Effect> {
+        match input {
+            Input::Applied(job) => self.on_applied(job),
+            Input::Trained {
+                loss_micro,
+                samples,
+                took,
+            } => self.on_trained(loss_micro, samples, took),
+            Input::Exchanged(exchanged) => self.on_exchanged(exchanged),
+            Input::Held { kept } => self.on_held(kept),
+            Input::CaughtUp => {
+                if let Stage::CatchingUp(round) = self.stage {
+                    self.settled = self.settled.max(round);
+                    self.stage = Stage::Waiting;
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn on_applied(&mut self, job: &JobView) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.close(job, &mut effects);
+        if self.stage == Stage::Waiting {
+            self.note_missed(job, &mut effects);
+        }
+        if self.stage == Stage::Waiting {
+            self.start(job, &mut effects);
+        }
+        effects
+    }
+
+    /// Ends the round in hand once its outcome is known. Local steps and writes to disk are not cut
+    /// short: their end asks again.
+    fn close(&mut self, job: &JobView, effects: &mut Vec<Effect>) {
+        let (Stage::Exchanging(report) | Stage::Reported(report)) = &self.stage else {
+            return;
+        };
+        let round = report.round;
+        let merged = match job.record(round) {
+            Some(record) => match &record.outcome {
+                Some(outcome) => outcome.has_merged(self.me),
+                None => return,
+            },
+            // Too old to be kept: what came of it can no longer be known.
+            None if job.round() >= round => false,
+            // A log that is still being read again after a restart.
+            None => return,
+        };
+        let held = matches!(self.stage, Stage::Reported(_)) && report.received;
+        if matches!(self.stage, Stage::Exchanging(_)) {
+            effects.push(Effect::Abandon);
+        }
+        if merged && !held {
+            self.stage = Stage::CatchingUp(round);
+            effects.push(Effect::CatchUp { round });
+        } else {
+            effects.push(self.settle(job, round, merged));
+        }
+    }
+
+    /// Rounds that closed without this node: nothing to do, unless its model has no part in them.
+    fn note_missed(&mut self, job: &JobView, effects: &mut Vec<Effect>) {
+        let mut closed = job.rounds.iter().filter(|record| record.outcome.is_some());
+        let Some(newest) = closed.next_back().map(|record| record.plan.round) else {
+            return;
+        };
+        if newest <= self.settled {
+            return;
+        }
+        let first_kept = job.rounds.front().map_or(newest, |record| record.plan.round);
+        let is_new = self.settled == Round(0);
+        let was_away = first_kept > self.settled.next();
+        let lost_a_merge = job.rounds.iter().any(|record| {
+            record.plan.round > self.settled
+                && record
+                    .outcome
+                    .as_ref()
+                    .is_some_and(|outcome| outcome.has_merged(self.me))
+        });
+        if is_new || was_away || lost_a_merge {
+            self.stage = Stage::CatchingUp(newest);
+            effects.push(Effect::CatchUp { round: newest });
+        } else {
+            effects.push(self.settle(job, newest, false));
+        }
+    }
+
+    fn start(&mut self, job: &JobView, effects: &mut Vec<Effect>) {
+        let Some(plan) = job.open_round().filter(|_| !job.phase.is_over()) else {
+            return;
+        };
+        if plan.round > self.settled && plan.participants().any(|node| node == self.me) {
+            let plan = Box::new(plan.clone());
+            self.stage = Stage::Training(plan.clone());
+            effects.push(Effect::Train(plan));
+        }
+    }
+
+    fn settle(&mut self, job: &JobView, round: Round, merge: bool) -> Effect {
+        debug_assert!(round > self.settled, "a round is settled once");
+        self.settled = round;
+        self.stage = Stage::Waiting;
+        Effect::Settle {
+            round,
+            merge,
+            snapshot: job.evaluates_after(round),
+        }
+    }
+
+    fn on_trained(&mut self, loss_micro: u32, samples: u32, took: Duration) -> Vec<Effect> {
+        let Stage::Training(plan) = &self.stage else {
+            return Vec::new();
+        };
+        let plan = plan.clone();
+        let report = Box::new(RoundReport {
+            job: plan.job,
+            round: plan.round,
+            outcome: NodeOutcome {
+                node: self.me,
+                loss_micro,
+                samples,
+                sent: ByteSize(0),
+                received: ByteSize(0),
+            },
+            received: false,
+            training_ms: millis(took),
+            exchange_ms: 0,
+            links: Vec::new(),
+        });
+        match plan.partner_of(self.me) {
+            Some(partner) => {
+                self.stage = Stage::Exchanging(report);
+                vec![Effect::Exchange { plan, partner }]
+            }
+            None => self.hold(report),
+        }
+    }
+
+    fn on_exchanged(&mut self, exchanged: Exchanged) -> Vec<Effect> {
+        let Stage::Exchanging(report) = &self.stage else {
+            // Abandoned just before it ended.
+            return Vec::new();
+        };
+        let mut report = report.clone();
+        report.received = exchanged.received;
+        report.exchange_ms = millis(exchanged.took);
+        report.outcome.sent = ByteSize(exchanged.sent_bytes);
+        report.outcome.received = ByteSize(exchanged.received_bytes);
+        self.hold(report)
+    }
+
+    fn hold(&mut self, report: Box<RoundReport>) -> Vec<Effect> {
+        self.stage = Stage::Holding(report.clone());
+        vec![Effect::Hold(report)]
+    }
+
+    fn on_held(&mut self, kept: bool) -> Vec<Effect> {
+        let Stage::Holding(report) = &self.stage else {
+            return Vec::new();
+        };
+        let mut report = report.clone();
+        report.received &= kept;
+        self.stage = Stage::Reported(report.clone());
+        vec![Effect::Report(report)]
+    }
+}
+
+/// Saturates after 49 days.
+fn millis(took: Duration) -> u32 {
+    u32::try_from(took.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapwing_base::{
+        Algorithm, JobId, JobPhase, JobSpec, Pair, RoundKind, RoundOutcome, RoundRecord, Values,
+    };
+
+    const ME: NodeId = NodeId(1);
+    const PARTNER: NodeId = NodeId(2);
+
+    #[test]
+    fn a_round_goes_from_training_to_a_merge_that_the_log_decides() {
+        let mut core = RoundCore::new(ME, Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        assert!(matches!(
+            core.handle(Input::Applied(&job))[..],
+            [Effect::Train(_)]
+        ));
+        assert!(matches!(
+            core.handle(trained())[..],
+            [Effect::Exchange { partner: PARTNER, .. }]
+        ));
+        assert!(matches!(core.handle(exchanged(true))[..], [Effect::Hold(_)]));
+        let [Effect::Report(report)] = &core.handle(Input::Held { kept: true })[..] else {
+            panic!("no report")
+        };
+        assert!(report.received);
+        assert_eq!(
+            core.handle(Input::Applied(&job)),
+            [],
+            "an open round is waited for"
+        );
+        close(&mut job, true);
+        let settle = Effect::Settle {
+            round: Round(1),
+            merge: true,
+            snapshot: false,
+        };
+        assert_eq!(core.handle(Input::Applied(&job)), [settle]);
+        assert_eq!(core.handle(Input::Applied(&job)), [], "a round is settled once");
+    }
+
+    #[test]
+    fn values_that_the_disk_did_not_take_are_not_reported_as_received() {
+        let mut core = RoundCore::new(ME, Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        core.handle(Input::Applied(&job));
+        core.handle(trained());
+        core.handle(exchanged(true));
+        let [Effect::Report(report)] = &core.handle(Input::Held { kept: false })[..] else {
+            panic!("no report")
+        };
+        assert!(!report.received);
+    }
+
+    #[test]
+    fn what_the_log_does_not_name_is_dropped() {
+        let mut core = reported(true);
+        let mut job = job();
+        plan(&mut job, 1);
+        close(&mut job, false);
+        let settle = Effect::Settle {
+            round: Round(1),
+            merge: false,
+            snapshot: false,
+        };
+        assert_eq!(core.handle(Input::Applied(&job)), [settle]);
+    }
+
+    #[test]
+    fn the_next_plan_starts_as_soon_as_the_outcome_is_applied() {
+        let mut core = reported(true);
+        let mut job = job();
+        plan(&mut job, 1);
+        close(&mut job, true);
+        plan(&mut job, 2);
+        assert!(matches!(
+            core.handle(Input::Applied(&job))[..],
+            [Effect::Settle { merge: true, .. }, Effect::Train(_)]
+        ));
+    }
+
+    #[test]
+    fn an_exchange_is_abandoned_when_its_round_closes() {
+        let mut core = RoundCore::new(ME, Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        core.handle(Input::Applied(&job));
+        core.handle(trained());
+        close(&mut job, false);
+        assert!(matches!(
+            core.handle(Input::Applied(&job))[..],
+            [Effect::Abandon, Effect::Settle { merge: false, .. }]
+        ));
+        assert_eq!(
+            core.handle(exchanged(true)),
+            [],
+            "a late end of it changes nothing"
+        );
+    }
+
+    #[test]
+    fn training_is_not_cut_short_by_a_close_and_is_kept() {
+        let mut core = RoundCore::new(ME, Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        core.handle(Input::Applied(&job));
+        close(&mut job, false);
+        assert_eq!(core.handle(Input::Applied(&job)), []);
+        core.handle(trained());
+        assert!(matches!(
+            core.handle(Input::Applied(&job))[..],
+            [Effect::Abandon, Effect::Settle { merge: false, .. }]
+        ));
+    }
+
+    #[test]
+    fn a_node_without_a_partner_trains_and_reports() {
+        let mut core = RoundCore::new(NodeId(3), Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        assert!(matches!(
+            core.handle(Input::Applied(&job))[..],
+            [Effect::Train(_)]
+        ));
+        assert!(matches!(core.handle(trained())[..], [Effect::Hold(_)]));
+    }
+
+    #[test]
+    fn a_node_that_no_plan_names_waits() {
+        let mut core = RoundCore::new(NodeId(9), Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        assert_eq!(core.handle(Input::Applied(&job)), []);
+    }
+
+    #[test]
+    fn a_merge_that_was_held_on_disk_survives_a_restart() {
+        let mut job = job();
+        plan(&mut job, 1);
+        close(&mut job, true);
+        let mut core = RoundCore::resume(ME, Round(0), held(true));
+        let settle = Effect::Settle {
+            round: Round(1),
+            merge: true,
+            snapshot: false,
+        };
+        assert_eq!(core.handle(Input::Applied(&job)), [settle]);
+    }
+
+    #[test]
+    fn a_merge_whose_values_were_lost_makes_the_node_catch_up() {
+        let mut job = job();
+        for round in 1..=3 {
+            plan(&mut job, round);
+            close(&mut job, round == 3);
+        }
+        let mut core = RoundCore::new(ME, Round(1));
+        assert_eq!(
+            core.handle(Input::Applied(&job)),
+            [Effect::CatchUp { round: Round(3) }]
+        );
+        assert_eq!(core.handle(Input::Applied(&job)), [], "it is asked once");
+        core.handle(Input::CaughtUp);
+        assert_eq!(core.settled(), Round(3));
+    }
+
+    #[test]
+    fn rounds_that_closed_without_the_node_are_passed_over() {
+        let mut job = job();
+        for round in 1..=3 {
+            plan(&mut job, round);
+            close(&mut job, false);
+        }
+        let mut core = RoundCore::new(ME, Round(1));
+        let settle = Effect::Settle {
+            round: Round(3),
+            merge: false,
+            snapshot: false,
+        };
+        assert_eq!(core.handle(Input::Applied(&job)), [settle]);
+    }
+
+    #[test]
+    fn a_late_joiner_takes_the_current_model() {
+        let mut job = job();
+        plan(&mut job, 1);
+        close(&mut job, false);
+        plan(&mut job, 2);
+        let mut core = RoundCore::new(NodeId(7), Round(0));
+        assert_eq!(
+            core.handle(Input::Applied(&job)),
+            [Effect::CatchUp { round: Round(1) }]
+        );
+    }
+
+    fn reported(received: bool) -> RoundCore {
+        RoundCore::resume(ME, Round(0), held(received))
+    }
+
+    fn held(received: bool) -> RoundReport {
+        RoundReport {
+            job: JobId(5),
+            round: Round(1),
+            outcome: NodeOutcome {
+                node: ME,
+                loss_micro: 1,
+                samples: 1,
+                sent: ByteSize(0),
+                received: ByteSize(0),
+            },
+            received,
+            training_ms: 0,
+            exchange_ms: 0,
+            links: Vec::new(),
+        }
+    }
+
+    fn trained() -> Input<'static> {
+        Input::Trained {
+            loss_micro: 5,
+            samples: 10,
+            took: Duration::from_millis(3),
+        }
+    }
+
+    fn exchanged(received: bool) -> Input<'static> {
+        Input::Exchanged(Exchanged {
+            received,
+            ..Exchanged::default()
+        })
+    }
+
+    fn job() -> JobView {
+        JobView {
+            id: JobId(5),
+            spec: JobSpec {
+                model: "mlp".into(),
+                data: "digits".into(),
+                algorithm: Algorithm::Default,
+                rounds: 100,
+                local_steps: 1,
+                compression: 25,
+                values: Values::Int8,
+                lr_micro: 1,
+                batch: 1,
+                seed: 1,
+                final_dense_rounds: 5,
+                checkpoint_every: 1,
+                evaluate_every: 0,
+                stop: None,
+            },
+            phase: JobPhase::Running,
+            rounds: Default::default(),
+            last_matched: Default::default(),
+            last_alone: Default::default(),
+            evaluating: None,
+            evaluations: Default::default(),
+            manifest: None,
+        }
+    }
+
+    fn plan(job: &mut JobView, round: u64) {
+        let plan = RoundPlan {
+            job: job.id,
+            round: Round(round),
+            kind: RoundKind::Sparse,
+            seed: [0; 32],
+            pairs: Pair::new(ME, PARTNER).into_iter().collect(),
+            alone: vec![NodeId(3)],
+            compression: 25,
+            local_steps: 1,
+            lr_micro: 1,
+            deadline_ms: 1000,
+        };
+        job.rounds.push_back(RoundRecord { plan, outcome: None });
+    }
+
+    fn close(job: &mut JobView, merged: bool) {
+        let record = job.rounds.back_mut().unwrap();
+        let merged = if merged {
+            record.plan.pairs.clone()
+        } else {
+            Vec::new()
+        };
+        record.outcome = Some(RoundOutcome {
+            job: JobId(5),
+            round: record.plan.round,
+            merged,
+            nodes: Vec::new(),
+            took_ms: 1,
+        });
+    }
+}
