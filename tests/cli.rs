@@ -1,5 +1,6 @@
 //! What the command line does with what people type, as far as no cluster is needed for it: exit status, standard
 //! output and standard error of the real binary.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::fs;
 use std::io::Read;

@@ -2,15 +2,24 @@
 //!
 //! The rooms measure themselves; this file only prints their rows.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::folder::Folder;
 use super::output::{Align, Output, Table};
 
 /// What to measure.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(crate) enum BenchCommand {
+    /// Commit latency and throughput of three nodes on one disk, beside a bare append and fdatasync
+    Consensus {
+        /// Folder on the disk in question [default: the current one]
+        #[arg(long, value_name = "DIR", default_value = ".", hide_default_value = true)]
+        dir: PathBuf,
+    },
     /// Masks, gathering and merging beside a memory copy, and the planning of rounds
     Train,
 }
@@ -31,12 +40,32 @@ struct Row {
 /// Measures, and prints a table, or for programs an object a row.
 pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Failure> {
     let rows = match command {
+        BenchCommand::Consensus { dir } => consensus(&dir).await?,
         BenchCommand::Train => train().await?,
     };
     if output.is_json() {
         return rows.iter().try_for_each(|row| output.document(row));
     }
     output.line(table(&rows))
+}
+
+async fn consensus(dir: &Path) -> Result<Vec<Row>, Failure> {
+    let folder = Folder::new(dir, "lapwing-bench", false)
+        .map_err(|error| Failure::new(format!("make a folder in {}", dir.display()), error))?;
+    let rows = lapwing_consensus::bench::rows(folder.path())
+        .await
+        .map_err(|error| Failure::new("measure the consensus", error))?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Row {
+            bench: row.bench,
+            case: row.case,
+            value: row.value,
+            unit: row.unit,
+            baseline: row.baseline,
+            ratio: row.ratio,
+        })
+        .collect())
 }
 
 async fn train() -> Result<Vec<Row>, Failure> {

@@ -9,6 +9,7 @@ mod cluster;
 mod demo;
 mod documents;
 mod failure;
+mod folder;
 mod gateway;
 mod interrupt;
 mod job;

@@ -218,8 +218,9 @@ const AWAY: Duration = Duration::from_secs(2);
 /// After how long the demo says what it waits for.
 const SILENT_WAIT: Duration = Duration::from_secs(3);
 
-/// How long the end waits for the killed node to come back, and for the last nodes to take the model.
-const AFTERMATH: Duration = Duration::from_secs(30);
+/// How long the end waits for the killed node to come back, and for the last nodes to take the model: both take
+/// a second or two, and the job is finished without them.
+const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// The rounds at the end of the job that bring all nodes to one model.
 const DENSE_ROUNDS: u64 = 5;

@@ -4,9 +4,8 @@
 //! order. Should the demo itself be killed, they end with it (see [`EXIT_WITH_PARENT`]).
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
+use crate::cli::folder::Folder;
 use crate::cli::interrupt::EXIT_WITH_PARENT;
 
 /// A gateway and some nodes, each a process with a directory and a log below one folder.
@@ -23,23 +23,6 @@ pub(crate) struct Processes {
     folder: Folder,
     gateway: Option<Process>,
     nodes: Vec<Process>,
-}
-
-/// Where the processes keep their data; removed at the end unless it is to be kept.
-#[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(folder = %self.path.display(), %error, "the demo's folder could not be removed");
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -107,10 +90,11 @@ impl Processes {
             source,
         })?;
         let parent = std::env::temp_dir();
-        let path = fresh_folder(&parent).map_err(|source| ProcessError::Folder { parent, source })?;
+        let folder = Folder::new(&parent, "lapwing-demo", keep)
+            .map_err(|source| ProcessError::Folder { parent, source })?;
         Ok(Self {
             binary,
-            folder: Folder { path, keep },
+            folder,
             gateway: None,
             nodes: Vec::new(),
         })
@@ -118,7 +102,7 @@ impl Processes {
 
     /// The folder below which everything is.
     pub(crate) fn folder(&self) -> &Path {
-        &self.folder.path
+        self.folder.path()
     }
 
     /// Starts the gateway on a free port of loopback.
@@ -252,12 +236,12 @@ impl Processes {
     }
 
     fn process(&self, name: &str, mut arguments: Vec<OsString>) -> Process {
-        let dir = self.folder.path.join(name);
+        let dir = self.folder.path().join(name);
         arguments.push("--data-dir".into());
         arguments.push(dir.clone().into());
         Process {
             name: name.to_owned(),
-            log: self.folder.path.join(format!("{name}.log")),
+            log: self.folder.path().join(format!("{name}.log")),
             dir,
             arguments,
             child: None,
@@ -313,22 +297,6 @@ fn terminate(name: &str, child: &Child) {
     }
 }
 
-/// A new folder that only this user can read: nodes keep their private keys in it.
-fn fresh_folder(parent: &Path) -> io::Result<PathBuf> {
-    // A folder of that name may be left from a process that had our number.
-    const TRIES_MAX: u32 = 1000;
-    let mut last = None;
-    for number in 0..TRIES_MAX {
-        let path = parent.join(format!("lapwing-demo-{}-{number}", std::process::id()));
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()))
-}
-
 /// The last lines of a log, indented, for a person to see why a process ended.
 fn tail(log: &Path) -> String {
     const BYTES_MAX: u64 = 8 * 1024;
@@ -367,16 +335,6 @@ mod tests {
         let tail = tail(&log);
         assert_eq!(tail.lines().count(), 12);
         assert!(tail.ends_with("    line 4999"));
-    }
-
-    #[test]
-    fn two_demos_of_one_process_number_do_not_share_a_folder() {
-        let parent = tempfile::tempdir().unwrap();
-        let first = fresh_folder(parent.path()).unwrap();
-        let second = fresh_folder(parent.path()).unwrap();
-        assert_ne!(first, second);
-        use std::os::unix::fs::PermissionsExt;
-        assert_eq!(fs::metadata(first).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[tokio::test]
