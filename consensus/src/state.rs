@@ -336,8 +336,8 @@ pub(crate) fn check_count(what: &str, count: usize, max: usize) -> Result<(), Re
 #[cfg(test)]
 mod tests {
     use lapwing_base::{
-        Algorithm, Bandwidth, Evaluation, JobPhase, JobSpec, Keypair, Manifest, Pair, Ppm, ROUNDS_KEPT, Round, RoundKind,
-        RoundOutcome, RoundPlan, Values,
+        Algorithm, Bandwidth, Evaluation, JobPhase, JobSpec, Keypair, Manifest, Pair, Ppm, ROUNDS_KEPT,
+        Round, RoundKind, RoundOutcome, RoundPlan, Values,
     };
     use proptest::prelude::*;
 
@@ -430,7 +430,11 @@ mod tests {
         let (a, b) = (log.join(2), log.join(3));
         let speed = Bandwidth::mbit(1);
         let links = vec![
-            LinkSpeed { from: a, to: b, speed },
+            LinkSpeed {
+                from: a,
+                to: b,
+                speed,
+            },
             LinkSpeed {
                 from: a,
                 to: NodeId(999),
@@ -470,7 +474,10 @@ mod tests {
             log.apply(Command::CloseRound(outcome(job, 1, &[(NodeId::FOUNDER, a)]))),
             Applied::Refused(RefusedReason::Malformed(Malformed::NotPlanned(..)))
         ));
-        assert_eq!(log.apply(Command::CloseRound(outcome(job, 1, &[(a, b)]))), Applied::Done);
+        assert_eq!(
+            log.apply(Command::CloseRound(outcome(job, 1, &[(a, b)]))),
+            Applied::Done
+        );
         assert_eq!(
             log.apply(Command::CloseRound(outcome(job, 1, &[]))),
             Applied::Refused(RefusedReason::RoundNotOpen(Round(1)))
@@ -496,7 +503,10 @@ mod tests {
             );
         }
         let stranger = log.apply(Command::PlanRound(plan(job, 1, &[], &[NodeId(77)])));
-        assert_eq!(stranger, Applied::Refused(RefusedReason::UnknownMember(NodeId(77))));
+        assert_eq!(
+            stranger,
+            Applied::Refused(RefusedReason::UnknownMember(NodeId(77)))
+        );
     }
 
     #[test]
@@ -646,7 +656,12 @@ mod tests {
                 }
             ),
             // A plan that fits as often as not: the first job after the founder joins somebody.
-            (3u64..8, 1u64..6).prop_map(|(job, round)| Command::PlanRound(plan(JobId(job), round, &[], &[NodeId(1)]))),
+            (3u64..8, 1u64..6).prop_map(|(job, round)| Command::PlanRound(plan(
+                JobId(job),
+                round,
+                &[],
+                &[NodeId(1)]
+            ))),
             (job(), 1u64..6, pairs()).prop_map(|(job, round, pairs)| {
                 let pairs: Vec<_> = pairs.into_iter().map(|(a, b)| (NodeId(a), NodeId(b))).collect();
                 Command::CloseRound(outcome(job, round, &pairs))
@@ -719,7 +734,10 @@ mod tests {
                 ..plan(job, round, &[], &[NodeId::FOUNDER])
             };
             assert_eq!(self.apply(Command::PlanRound(plan)), Applied::Done);
-            assert_eq!(self.apply(Command::CloseRound(outcome(job, round, &[]))), Applied::Done);
+            assert_eq!(
+                self.apply(Command::CloseRound(outcome(job, round, &[]))),
+                Applied::Done
+            );
         }
 
         fn phase(&self, job: JobId) -> JobPhase {

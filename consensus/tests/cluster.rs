@@ -1,5 +1,7 @@
 //! Whole members over real sockets on loopback, in one process: forming, failing over, catching up, leaving.
 
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use lapwing_consensus::{
 use lapwing_net::{Gate, Network, NetworkConfig};
 use tempfile::TempDir;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// Longer than anything takes on a starved machine, shorter than a person waits.
@@ -25,7 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn three_members_form_promote_three_voters_and_commit_from_a_follower() {
     let cluster = Cluster::of(3).await;
     let follower = cluster.follower().await;
-    let applied = follower.consensus.propose(Command::SubmitJob(spec())).await.unwrap();
+    let applied = follower
+        .consensus
+        .propose(Command::SubmitJob(spec()))
+        .await
+        .unwrap();
     let Applied::Submitted(job) = applied else {
         panic!("{applied:?}");
     };
@@ -34,7 +40,11 @@ async fn three_members_form_promote_three_voters_and_commit_from_a_follower() {
         let read = node.consensus.linearizable_state().await.unwrap();
         assert!(read.jobs.contains_key(&job));
     }
-    let refused = follower.consensus.propose(Command::SubmitJob(spec())).await.unwrap();
+    let refused = follower
+        .consensus
+        .propose(Command::SubmitJob(spec()))
+        .await
+        .unwrap();
     assert_eq!(refused, Applied::Refused(RefusedReason::JobNotOver(job)));
     cluster.stop().await;
 }
@@ -48,7 +58,10 @@ async fn what_was_acknowledged_is_readable_after_the_leader_stops_and_comes_back
     let gone = gone.stop().await;
 
     for node in &cluster.nodes {
-        let read = timeout(PATIENCE, node.consensus.linearizable_state()).await.unwrap().unwrap();
+        let read = timeout(PATIENCE, node.consensus.linearizable_state())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(read.config.get(ConfigKey::VotersMax), Some(5));
     }
     cluster.nodes[0].set("dead_after_ms", "9000").await;
@@ -57,9 +70,11 @@ async fn what_was_acknowledged_is_readable_after_the_leader_stops_and_comes_back
         .await;
 
     let back = gone.restart(&cluster).await;
-    back.until(|state| state.config.get(ConfigKey::DeadAfterMs) == Some(9000)).await;
+    back.until(|state| state.config.get(ConfigKey::DeadAfterMs) == Some(9000))
+        .await;
     let id = back.consensus.id();
-    back.until(|state| state.members[&id].state == MemberState::Active).await;
+    back.until(|state| state.members[&id].state == MemberState::Active)
+        .await;
     cluster.nodes.push(back);
     cluster.stop().await;
 }
@@ -68,7 +83,12 @@ async fn what_was_acknowledged_is_readable_after_the_leader_stops_and_comes_back
 async fn all_members_restart_and_go_on_with_the_same_members() {
     let mut cluster = Cluster::of(3).await;
     cluster.nodes[0].set("voters_max", "5").await;
-    let members = cluster.nodes[0].state().members.keys().copied().collect::<Vec<_>>();
+    let members = cluster.nodes[0]
+        .state()
+        .members
+        .keys()
+        .copied()
+        .collect::<Vec<_>>();
     let mut stopped = Vec::new();
     for node in cluster.nodes.drain(..) {
         stopped.push(node.stop().await);
@@ -138,9 +158,14 @@ async fn a_member_that_leaves_is_gone_and_the_others_go_on() {
     let leader = cluster.leader_position().await;
     let leaver = cluster.nodes.remove(leader);
     let id = leaver.consensus.id();
-    timeout(PATIENCE, leaver.consensus.leave()).await.unwrap().unwrap();
+    timeout(PATIENCE, leaver.consensus.leave())
+        .await
+        .unwrap()
+        .unwrap();
     let gone = leaver.stop().await;
-    cluster.nodes[0].until(|state| !state.members.contains_key(&id)).await;
+    cluster.nodes[0]
+        .until(|state| !state.members.contains_key(&id))
+        .await;
     cluster.nodes[0].set("voters_max", "5").await;
     cluster.nodes[0]
         .until_roster(|roster| roster.voters.len() == 3 && !roster.voters.contains(&id))
@@ -162,7 +187,8 @@ async fn a_removed_member_is_no_voter_any_more() {
         .until_roster(|roster| roster.members.len() == 2 && !roster.voters.contains(&follower))
         .await;
     let mut raft = leader.consensus.raft();
-    let forgotten = raft.wait_for(|raft| !raft.voters.contains(&follower) && !raft.learners.contains(&follower));
+    let forgotten =
+        raft.wait_for(|raft| !raft.voters.contains(&follower) && !raft.learners.contains(&follower));
     timeout(PATIENCE, forgotten).await.unwrap().unwrap();
     leader.set("voters_max", "5").await;
     cluster.stop().await;
@@ -180,7 +206,8 @@ async fn a_member_that_lost_its_disk_comes_back_under_a_new_number() {
     let node = blank.join(cluster.peers()).await.unwrap();
     let id = node.consensus.id();
     assert!(id > old);
-    node.until(|state| state.members.contains_key(&id) && !state.members.contains_key(&old)).await;
+    node.until(|state| state.members.contains_key(&id) && !state.members.contains_key(&old))
+        .await;
     cluster.nodes.push(node);
     cluster.nodes[0]
         .until_roster(|roster| roster.voters.len() == 3 && !roster.voters.contains(&old))
@@ -195,15 +222,30 @@ async fn nobody_joins_a_founder_that_is_not_confirmed() {
     let network = founder.network.clone();
     blank.network.learn(network.peer_id(), network.listen_addrs());
     let request = blank.request(None);
-    let refused = join(&blank.network, vec![network.peer_id()], request.clone(), Duration::from_secs(1)).await;
+    let refused = join(
+        &blank.network,
+        vec![network.peer_id()],
+        request.clone(),
+        Duration::from_secs(1),
+    )
+    .await;
     assert_eq!(refused, Err(JoinError::NotOpenYet));
-    assert_eq!(founder.unconfirmed_after_restart(), None, "its directory is in use");
+    assert_eq!(
+        founder.unconfirmed_after_restart(),
+        None,
+        "its directory is in use"
+    );
 
     founder.consensus.open_admission();
-    let accepted = join(&blank.network, vec![network.peer_id()], request, PATIENCE).await.unwrap();
+    let accepted = join(&blank.network, vec![network.peer_id()], request, PATIENCE)
+        .await
+        .unwrap();
     assert_eq!(accepted.cluster, founder.consensus.cluster());
     let founder = founder.stop().await;
-    assert_eq!(stored(founder.directory.path()).unwrap().unwrap().unconfirmed, None);
+    assert_eq!(
+        stored(founder.directory.path()).unwrap().unwrap().unconfirmed,
+        None
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,7 +254,12 @@ async fn a_directory_of_another_node_or_cluster_is_refused_by_name() {
     let mut cluster = cluster;
     let gone = cluster.nodes.remove(0).stop().await;
     let blank = Blank::new().await;
-    let start = Consensus::start(blank.config(gone.directory.path()), Start::Resume, blank.network.clone()).await;
+    let start = Consensus::start(
+        blank.config(gone.directory.path()),
+        Start::Resume,
+        blank.network.clone(),
+    )
+    .await;
     let error = start.unwrap_err();
     assert!(
         matches!(error, StartError::Storage(StorageError::OtherPeer { .. })),
@@ -226,7 +273,12 @@ async fn a_directory_of_another_node_or_cluster_is_refused_by_name() {
     let start = Consensus::start(blank.config(gone.directory.path()), found, blank.network.clone()).await;
     let error = start.unwrap_err();
     assert!(error.to_string().contains(&cluster.id.to_string()), "{error}");
-    let nothing = Consensus::start(blank.config(blank.directory.path()), Start::Resume, blank.network.clone()).await;
+    let nothing = Consensus::start(
+        blank.config(blank.directory.path()),
+        Start::Resume,
+        blank.network.clone(),
+    )
+    .await;
     assert!(matches!(
         nothing.unwrap_err(),
         StartError::Storage(StorageError::Empty { .. })
@@ -245,7 +297,9 @@ async fn without_a_quorum_an_error_says_since_when_and_who_is_silent() {
         .propose(Command::Bandwidth(Vec::new()))
         .await
         .unwrap_err();
-    let (ProposeError::NoLeader { silent, voters, .. } | ProposeError::Timeout { silent, voters, .. }) = &error else {
+    let (ProposeError::NoLeader { silent, voters, .. } | ProposeError::Timeout { silent, voters, .. }) =
+        &error
+    else {
         panic!("{error}");
     };
     assert_eq!((silent, *voters), (&others, 3), "{error}");
@@ -257,7 +311,9 @@ async fn the_lead_is_handed_over_on_request() {
     let cluster = Cluster::of(3).await;
     let heir = cluster.follower().await.consensus.id();
     cluster.nodes[0].consensus.transfer_leader(heir).await.unwrap();
-    cluster.nodes[0].until_roster(|roster| roster.leader == Some(heir)).await;
+    cluster.nodes[0]
+        .until_roster(|roster| roster.leader == Some(heir))
+        .await;
     cluster.stop().await;
 }
 
@@ -284,7 +340,10 @@ impl Cluster {
                 roster.voters.len() == size.min(3)
                     && roster.members.len() == size
                     && roster.leader.is_some()
-                    && roster.members.values().all(|member| member.state == MemberState::Active)
+                    && roster
+                        .members
+                        .values()
+                        .all(|member| member.state == MemberState::Active)
             })
             .await;
         }
@@ -317,12 +376,17 @@ impl Cluster {
     async fn leader_position(&self) -> usize {
         let roster = self.nodes[0].until_roster(|roster| roster.leader.is_some()).await;
         let leader = roster.leader.unwrap();
-        self.nodes.iter().position(|node| node.consensus.id() == leader).unwrap()
+        self.nodes
+            .iter()
+            .position(|node| node.consensus.id() == leader)
+            .unwrap()
     }
 
     async fn follower_position(&self) -> usize {
         let leader = self.leader_position().await;
-        (0..self.nodes.len()).find(|position| *position != leader).unwrap()
+        (0..self.nodes.len())
+            .find(|position| *position != leader)
+            .unwrap()
     }
 
     async fn follower(&self) -> &Node {
@@ -404,8 +468,11 @@ impl Blank {
 
     async fn start(self, start: Start) -> Node {
         let config = self.config(self.directory.path());
-        let consensus = Consensus::start(config, start, self.network.clone()).await.unwrap();
-        let wiring = tokio::spawn(wire(consensus.roster(), self.gate));
+        let consensus = Consensus::start(config, start, self.network.clone())
+            .await
+            .unwrap();
+        let mut wiring = JoinSet::new();
+        wiring.spawn(wire(consensus.roster(), self.gate));
         Node {
             consensus,
             network: self.network,
@@ -441,7 +508,7 @@ struct Node {
     network: Network,
     directory: TempDir,
     keypair: Keypair,
-    wiring: JoinHandle<()>,
+    wiring: JoinSet<()>,
 }
 
 impl Node {
@@ -465,12 +532,18 @@ impl Node {
 
     async fn until(&self, what: impl FnMut(&Arc<State>) -> bool) {
         let mut state = self.consensus.state();
-        timeout(PATIENCE, state.wait_for(what)).await.expect("in time").unwrap();
+        timeout(PATIENCE, state.wait_for(what))
+            .await
+            .expect("in time")
+            .unwrap();
     }
 
     async fn until_roster(&self, what: impl FnMut(&Arc<Roster>) -> bool) -> Arc<Roster> {
         let mut roster = self.consensus.roster();
-        let found = timeout(PATIENCE, roster.wait_for(what)).await.expect("in time").unwrap();
+        let found = timeout(PATIENCE, roster.wait_for(what))
+            .await
+            .expect("in time")
+            .unwrap();
         found.clone()
     }
 
@@ -478,13 +551,13 @@ impl Node {
         stored(self.directory.path()).ok()??.unconfirmed
     }
 
-    async fn stop(self) -> Stopped {
+    async fn stop(mut self) -> Stopped {
         let id = self.consensus.id();
         self.consensus.shutdown().await;
         assert_eq!(self.consensus.raft().borrow().state, RaftState::Stopped);
         let refused = self.consensus.propose(Command::Bandwidth(Vec::new())).await;
         assert_eq!(refused, Err(ProposeError::Stopped));
-        self.wiring.abort();
+        self.wiring.shutdown().await;
         self.network.shutdown().await;
         Stopped {
             id,

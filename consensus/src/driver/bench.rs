@@ -59,7 +59,7 @@ const CASE_TIME: Duration = Duration::from_secs(3);
 /// How long the cluster may take to form.
 const FORM_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Measures commit latency and throughput with 1 and with 64 writers. `dir` must be empty, on the disk in
+/// Measures commit latency and throughput with 1 and with 64 writers, and the time to fail over. `dir` must be empty, on the disk in
 /// question.
 ///
 /// # Errors
@@ -79,8 +79,13 @@ pub async fn rows(dir: &Path) -> Result<Vec<Row>, BenchError> {
     let mut rows = Vec::new();
     for writers in [1, 64] {
         let taken = write(&members[0].0, writers).await?;
-        rows.extend(compare(&format!("3 members, {writers} writers, {PAYLOAD} B"), &taken, &floor));
+        rows.extend(compare(
+            &format!("3 members, {writers} writers, {PAYLOAD} B"),
+            &taken,
+            &floor,
+        ));
     }
+    rows.push(fail_over(&members).await?);
     for (consensus, _) in &members {
         consensus.shutdown().await;
     }
@@ -90,6 +95,38 @@ pub async fn rows(dir: &Path) -> Result<Vec<Row>, BenchError> {
     stop.cancel();
     while tasks.join_next().await.is_some() {}
     Ok(rows)
+}
+
+/// How long nothing can be committed when the leader is gone from one moment to the next, beside the longest
+/// silence after which another one should stand up.
+async fn fail_over(members: &[(Consensus, Network)]) -> Result<Row, BenchError> {
+    let leader = members[0].0.roster().borrow().leader;
+    let (gone, others): (Vec<_>, Vec<_>) = members
+        .iter()
+        .map(|(consensus, _)| consensus)
+        .partition(|consensus| Some(consensus.id()) == leader);
+    let began = now();
+    for consensus in gone {
+        consensus.shutdown().await;
+    }
+    let other = others
+        .first()
+        .ok_or("there is no other member")
+        .map_err(failed("fail over"))?;
+    other
+        .propose(Command::Bandwidth(Vec::new()))
+        .await
+        .map_err(failed("commit"))?;
+    let value = began.elapsed().as_secs_f64() * 1e3;
+    let baseline = Timing::default().silence_max().as_secs_f64() * 1e3;
+    Ok(Row {
+        bench: "fail over",
+        case: "3 members, the leader stops".to_owned(),
+        value,
+        unit: "ms",
+        baseline,
+        ratio: value / baseline,
+    })
 }
 
 /// What one case took: the time of each commit, and of all together.
@@ -102,7 +139,9 @@ impl Taken {
     fn at(&self, share: f64) -> f64 {
         let last = self.each.len().saturating_sub(1);
         let position = (last as f64 * share).round() as usize;
-        self.each.get(position).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+        self.each
+            .get(position)
+            .map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
     }
 
     fn per_second(&self) -> f64 {
@@ -158,7 +197,11 @@ async fn write(consensus: &Consensus, writers: usize) -> Result<Taken, BenchErro
     Ok(Taken { each, all })
 }
 
-async fn write_alone(consensus: &Consensus, writer: usize, began: Instant) -> Result<Vec<Duration>, BenchError> {
+async fn write_alone(
+    consensus: &Consensus,
+    writer: usize,
+    began: Instant,
+) -> Result<Vec<Duration>, BenchError> {
     let mut each = Vec::new();
     while began.elapsed() < CASE_TIME {
         // A key that no cluster has: committed, applied and refused, and as long as it should be.
@@ -188,7 +231,9 @@ async fn form(
             listen: vec![listen],
             ..NetworkConfig::new(keypair)
         };
-        let network = Network::start(config, gate_receiver).await.map_err(failed("start the network"))?;
+        let network = Network::start(config, gate_receiver)
+            .await
+            .map_err(failed("start the network"))?;
         let config = ConsensusConfig {
             data_dir: dir.join(number.to_string()),
             peer: network.peer_id(),
@@ -213,7 +258,9 @@ async fn form(
                     known: None,
                 };
                 let candidates = vec![founder.peer_id()];
-                let accepted = join(&network, candidates, request, FORM_TIMEOUT).await.map_err(failed("join"))?;
+                let accepted = join(&network, candidates, request, FORM_TIMEOUT)
+                    .await
+                    .map_err(failed("join"))?;
                 gate.send_replace(Gate {
                     cluster: Some(accepted.cluster),
                     members: Arc::new(accepted.members.iter().map(|member| member.peer).collect()),
@@ -221,24 +268,33 @@ async fn form(
                 Start::Joined(accepted)
             }
         };
-        let consensus = Consensus::start(config, start, network.clone()).await.map_err(failed("start"))?;
+        let consensus = Consensus::start(config, start, network.clone())
+            .await
+            .map_err(failed("start"))?;
         consensus.open_admission();
         tasks.spawn(let_in(consensus.roster(), gate, stop.clone()));
         members.push((consensus, network));
     }
     let mut roster = members[0].0.roster();
     let formed = roster.wait_for(|roster| roster.voters.len() == 3);
-    let formed = tokio::time::timeout(FORM_TIMEOUT, formed).await.map_err(failed("form a cluster"))?;
+    let formed = tokio::time::timeout(FORM_TIMEOUT, formed)
+        .await
+        .map_err(failed("form a cluster"))?;
     formed.map_err(failed("form a cluster"))?;
     Ok(members)
 }
 
 /// Whoever is in the roster may come in.
-async fn let_in(mut roster: watch::Receiver<Arc<Roster>>, gate: watch::Sender<Gate>, stop: CancellationToken) {
+async fn let_in(
+    mut roster: watch::Receiver<Arc<Roster>>,
+    gate: watch::Sender<Gate>,
+    stop: CancellationToken,
+) {
     let work = async {
         loop {
             let latest = roster.borrow_and_update().clone();
-            let members: std::collections::HashSet<PeerId> = latest.members.values().map(|member| member.peer).collect();
+            let members: std::collections::HashSet<PeerId> =
+                latest.members.values().map(|member| member.peer).collect();
             if !members.is_empty() {
                 gate.send_replace(Gate {
                     cluster: Some(latest.cluster),

@@ -120,7 +120,7 @@ pub enum StartError {
     },
     /// The bootstrap did not go through.
     #[error("the cluster could not be founded: {0}")]
-    Bootstrap(ProposeError),
+    Bootstrap(#[source] ProposeError),
 }
 
 /// A proposal came to nothing, as far as this node knows. Refusals are not errors: see [`Applied::Refused`].
@@ -250,10 +250,6 @@ impl Consensus {
     /// See [`StartError`]; nothing is left running.
     pub async fn start(config: ConsensusConfig, start: Start, network: Network) -> Result<Self, StartError> {
         let raft_config = raft_config(&config.timing)?;
-        let founding = match &start {
-            Start::Found { epoch, .. } => Some(*epoch),
-            Start::Resume | Start::Joined(_) => None,
-        };
         if let Start::Joined(accepted) = &start {
             for member in accepted
                 .members
@@ -268,6 +264,7 @@ impl Consensus {
             blocking(move || open_file(&config, &start)).await?
         };
         let stored = file.identity()?;
+        let unconfirmed = stored.unconfirmed;
         let directory = LogFile::directory(&config.data_dir);
         let (files, newest) = SnapshotFiles::open(&directory)?;
         let machine = StateMachine::new(files, newest);
@@ -312,7 +309,7 @@ impl Consensus {
             state,
             roster: watch::channel(Arc::new(roster)).0,
             status: watch::channel(RaftStatus::default()).0,
-            admission: watch::channel(stored.unconfirmed.is_none()).0,
+            admission: watch::channel(unconfirmed.is_none()).0,
             receiving: Semaphore::new(1),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -320,13 +317,15 @@ impl Consensus {
             stored: Mutex::new(stored),
             started_at: now(),
         });
-        observe::look(&inner);
-        inner.tasks.spawn(observe::run(inner.clone()));
+        let mut shown = None;
+        observe::look(&inner, &mut shown);
+        inner.tasks.spawn(observe::run(inner.clone(), shown));
         inner.tasks.spawn(services.run(inner.clone()));
         inner.tasks.spawn(duty::run(inner.clone()));
         inner.tasks.spawn(announce(inner.clone()));
         let consensus = Self { inner };
-        if let Some(epoch) = founding
+        // Also a founder that crashed before anybody could join it begins here: once more, or for the first time.
+        if let Some(epoch) = unconfirmed
             && let Err(error) = consensus.found(epoch).await
         {
             consensus.shutdown().await;
@@ -796,8 +795,8 @@ fn open_file(config: &ConsensusConfig, start: &Start) -> Result<LogFile, Storage
     if found.peer != config.peer {
         return Err(StorageError::OtherPeer {
             path,
-            theirs: found.peer,
-            ours: config.peer,
+            theirs: Box::new(found.peer),
+            ours: Box::new(config.peer),
         });
     }
     match wanted {

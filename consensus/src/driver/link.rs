@@ -42,9 +42,9 @@ pub(crate) enum LinkError {
     #[error("raft's membership does not name the identity of n{0}")]
     Nameless(u64),
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(Box<OpenError>),
     #[error(transparent)]
-    Channel(#[from] ChannelError),
+    Channel(Box<ChannelError>),
     #[error("the stream was closed before the answer")]
     Closed,
     #[error("no answer in {0:?}")]
@@ -55,6 +55,18 @@ pub(crate) enum LinkError {
     OtherNode(u64),
     #[error("it answered: {0}")]
     Failed(String),
+}
+
+impl From<OpenError> for LinkError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
+    }
+}
+
+impl From<ChannelError> for LinkError {
+    fn from(error: ChannelError) -> Self {
+        Self::Channel(Box::new(error))
+    }
 }
 
 impl std::fmt::Debug for Link {

@@ -11,17 +11,17 @@ use openraft::{Instant as _, ServerState};
 
 use super::consensus::Inner;
 use super::status::{RaftState, RaftStatus};
+use crate::State;
 
 /// How often it looks without being told of a change: silence is not an event.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Watches until the member stops.
-pub(super) async fn run(inner: Arc<Inner>) {
+pub(super) async fn run(inner: Arc<Inner>, mut shown: Option<RosterKey>) {
     let mut metrics = inner.raft.metrics();
     let mut state = inner.state.clone();
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut learned = None;
     loop {
         tokio::select! {
             biased;
@@ -30,17 +30,12 @@ pub(super) async fn run(inner: Arc<Inner>) {
             changed = state.changed() => if changed.is_err() { return },
             _ = interval.tick() => {}
         }
-        look(&inner);
-        let version = inner.roster.borrow().version;
-        if learned != Some(version) {
-            learned = Some(version);
-            learn(&inner);
-        }
+        look(&inner, &mut shown);
     }
 }
 
 /// Publishes what has changed.
-pub(super) fn look(inner: &Inner) {
+pub(super) fn look(inner: &Inner, shown: &mut Option<RosterKey>) {
     let metrics = inner.raft.metrics().borrow_watched().clone();
     let membership = metrics.membership_config.membership();
     let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
@@ -97,27 +92,40 @@ pub(super) fn look(inner: &Inner) {
 
     let applied = inner.state.borrow().clone();
     let membership_changed = index(*metrics.membership_config.log_id());
+    let key = RosterKey {
+        members_changed: applied.members_changed,
+        membership_changed,
+        leader: status.leader,
+        term: status.term,
+    };
+    if *shown == Some(key) {
+        return;
+    }
+    *shown = Some(key);
     let members = &applied.members;
-    let roster = Roster {
+    inner.roster.send_replace(Arc::new(Roster {
         cluster: inner.cluster,
         version: applied.members_changed.max(membership_changed),
         members: members.clone(),
         voters: voters.into_iter().filter(|id| members.contains_key(id)).collect(),
         leader: status.leader,
         term: status.term,
-    };
-    inner.roster.send_if_modified(|before| {
-        let changed = **before != roster;
-        if changed {
-            *before = Arc::new(roster);
-        }
-        changed
-    });
+    }));
+    learn(inner, &applied);
+}
+
+/// What a roster follows from: a new one is made only when one of these changes, since raft's measurements
+/// change with every commit and a roster holds every member.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct RosterKey {
+    members_changed: LogIndex,
+    membership_changed: LogIndex,
+    leader: Option<NodeId>,
+    term: Term,
 }
 
 /// Tells the network where members listen, and gives up the streams to those that are gone.
-fn learn(inner: &Inner) {
-    let state = inner.state.borrow().clone();
+fn learn(inner: &Inner, state: &State) {
     let metrics = inner.raft.metrics().borrow_watched().membership_config.clone();
     let mut targets: BTreeSet<u64> = BTreeSet::new();
     for (id, node) in metrics.nodes() {

@@ -114,18 +114,6 @@ impl RaftClient {
         }
     }
 
-    async fn vote_of(
-        &self,
-        answer: Result<BallotAnswer, RPCError<TypeConfig>>,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match answer? {
-            BallotAnswer::Vote(response) => Ok(response),
-            BallotAnswer::TransferLeader(_) => Err(RPCError::Network(NetworkError::from_string(
-                "the answer is to another question",
-            ))),
-        }
-    }
-
     async fn send_snapshot(
         &self,
         vote: Vote,
@@ -228,8 +216,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = self.ballot(Ballot::Vote(rpc), RPCTypes::Vote, &option).await;
-        self.vote_of(answer).await
+        vote_of(self.ballot(Ballot::Vote(rpc), RPCTypes::Vote, &option).await?)
     }
 
     async fn pre_vote(
@@ -237,8 +224,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let answer = self.ballot(Ballot::PreVote(rpc), RPCTypes::Vote, &option).await;
-        self.vote_of(answer).await
+        vote_of(self.ballot(Ballot::PreVote(rpc), RPCTypes::Vote, &option).await?)
     }
 
     async fn full_snapshot(
@@ -272,6 +258,15 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
                 "the answer is to another question",
             ))),
         }
+    }
+}
+
+fn vote_of(answer: BallotAnswer) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+    match answer {
+        BallotAnswer::Vote(response) => Ok(response),
+        BallotAnswer::TransferLeader(_) => Err(RPCError::Network(NetworkError::from_string(
+            "the answer is to another question",
+        ))),
     }
 }
 

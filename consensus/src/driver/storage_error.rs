@@ -57,9 +57,9 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
         /// Whose it is.
-        theirs: PeerId,
+        theirs: Box<PeerId>,
         /// Who we are.
-        ours: PeerId,
+        ours: Box<PeerId>,
     },
     /// It belongs to another cluster, or to another member of this one.
     #[error(
