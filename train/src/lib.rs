@@ -44,8 +44,8 @@ mod worker;
 
 pub use coordinator::{Committed, Coordinator, CoordinatorConfig, Decision};
 pub use data::{
-    Batch, Batches, CsvError, DataSpec, Dataset, IdxError, ParseDataSpecError, ParsePartitionError,
-    Partition, PartitionError, SAMPLES_MIN, Samples, Scaling, Share, Source,
+    Batch, Batches, DataSpec, Dataset, ParseDataSpecError, ParsePartitionError, Partition, PartitionError,
+    SAMPLES_MIN, Samples, Scaling, Share, Source,
 };
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{Mask, round_seed};
@@ -59,7 +59,7 @@ pub use backend::{Backend, BackendError, Score, StepReport, backend};
 #[cfg(feature = "driver")]
 pub use checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 #[cfg(feature = "driver")]
-pub use data::{DataError, load};
+pub use data::{CsvError, DataError, IdxError, load};
 #[cfg(feature = "driver")]
 pub use driver::{Applied, Trainer, TrainerConfig, TrainerError};
 #[cfg(feature = "driver")]

@@ -29,6 +29,10 @@ pub(super) struct Burn {
 const EVALUATED_AT_ONCE: usize = 256;
 
 /// A layer with its parameters as tensors.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has a handful of layers, and these live while one batch is computed"
+)]
 enum Computed {
     Dense { weight: Tensor<2>, bias: Tensor<1> },
     Relu,

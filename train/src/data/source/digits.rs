@@ -10,7 +10,7 @@ use super::csv::{CsvError, Table};
 use crate::model::InputShape;
 
 /// Lines of 64 pixels and the digit, gzip.
-const FILE: &[u8] = include_bytes!("../../data/digits.csv.gz");
+const FILE: &[u8] = include_bytes!("../../../data/digits.csv.gz");
 
 /// What one digit looks like.
 pub(super) const SHAPE: InputShape = InputShape {

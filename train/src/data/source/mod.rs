@@ -1,4 +1,12 @@
 //! Opens what a data specification names and takes a node's share of it.
+//!
+//! Three forms: the embedded digits, MNIST's files, and tables. It fetches nothing from a network.
+
+mod csv;
+mod digits;
+mod idx;
+mod raw;
+mod split;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -6,13 +14,17 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::csv::{CsvError, Table};
-use super::digits::{self, digits};
-use super::idx::{Idx, IdxError};
+pub use csv::CsvError;
+pub use idx::IdxError;
+
 use super::partition::PartitionError;
-use super::split::split;
-use super::{DataSpec, Dataset, Raw, Samples, Scaling, Source, Values};
+use super::{DataSpec, Dataset, Samples, Scaling, Source};
 use crate::model::InputShape;
+use csv::Table;
+use digits::digits;
+use idx::Idx;
+use raw::{Raw, Values};
+use split::split;
 
 /// Why there is no data.
 #[derive(Debug, thiserror::Error)]
@@ -323,7 +335,7 @@ mod tests {
             .unwrap();
             assert_eq!(data.test, whole.test);
             assert_eq!(data.classes, 10);
-            assert!(data.train.len() >= super::super::SAMPLES_MIN);
+            assert!(data.train.len() >= crate::data::SAMPLES_MIN);
             rows.extend(
                 data.train
                     .chunks(1)
