@@ -29,5 +29,5 @@ pub use driver::bench;
 #[cfg(feature = "driver")]
 pub use driver::{
     Consensus, ConsensusConfig, JoinError, ProposeError, RaftState, RaftStatus, ReadError, Start, StartError,
-    StorageError, Stored, join, stored,
+    StorageError, Stored, join, retire, stored,
 };

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_base::{
-    Algorithm, ClusterId, JobSpec, Keypair, MemberState, NodeId, PeerId, Role, Roster, Values,
+    Algorithm, ClusterId, JobSpec, Keypair, Member, MemberState, NodeId, PeerId, Role, Roster, Values,
 };
 use lapwing_consensus::{
     Applied, Command, ConfigKey, Consensus, ConsensusConfig, JoinError, JoinRequest, ProposeError, RaftState,
-    RefusedReason, Request, RequestId, Start, StartError, State, StorageError, Timing, join, stored,
+    RefusedReason, Request, RequestId, Start, StartError, State, StorageError, Timing, join, retire, stored,
 };
 use lapwing_net::{Gate, Network, NetworkConfig};
 use tempfile::TempDir;
@@ -107,6 +107,59 @@ async fn all_members_restart_and_go_on_with_the_same_members() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_killed_member_goes_on_from_what_its_disk_held() {
+    let mut cluster = Cluster::of(3).await;
+    let position = cluster.follower_position().await;
+    let killed = cluster.nodes.remove(position);
+    let id = killed.consensus.id();
+    cluster.nodes[0].set("voters_max", "5").await;
+    // Nothing reaches it, and nothing of it is closed: this is what a power cut leaves.
+    killed.network.shutdown().await;
+    let image = TempDir::new().unwrap();
+    std::fs::create_dir(image.path().join("raft")).unwrap();
+    for file in std::fs::read_dir(killed.directory.path().join("raft")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), image.path().join("raft").join(file.file_name())).unwrap();
+    }
+    let keypair = killed.stop().await.keypair;
+    cluster.nodes[0].set("dead_after_ms", "9000").await;
+
+    let crashed = Stopped {
+        id,
+        directory: image,
+        keypair,
+    };
+    let back = crashed.restart(&cluster).await;
+    assert_eq!(back.consensus.id(), id);
+    back.until(|state| state.config.get(ConfigKey::DeadAfterMs) == Some(9000))
+        .await;
+    cluster.nodes.push(back);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_that_join_at_once_are_eight_members() {
+    let mut cluster = Cluster::of(1).await;
+    let mut joining = JoinSet::new();
+    for _ in 0..8 {
+        let blank = Blank::new().await;
+        cluster.introduce(&blank.network);
+        joining.spawn(blank.join(cluster.peers()));
+    }
+    while let Some(joined) = joining.join_next().await {
+        cluster.nodes.push(joined.unwrap().unwrap());
+    }
+    for node in &cluster.nodes {
+        node.until_roster(|roster| {
+            let active = |member: &Member| member.state == MemberState::Active;
+            roster.members.len() == 9 && roster.voters.len() == 3 && roster.members.values().all(active)
+        })
+        .await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_request_is_applied_once() {
     let cluster = Cluster::of(1).await;
     let node = &cluster.nodes[0].consensus;
@@ -170,10 +223,16 @@ async fn a_member_that_leaves_is_gone_and_the_others_go_on() {
     cluster.nodes[0]
         .until_roster(|roster| roster.voters.len() == 3 && !roster.voters.contains(&id))
         .await;
+    let directory = gone.directory.path().to_path_buf();
     let blank = gone.forget_nothing().await;
     cluster.introduce(&blank.network);
-    let refused = blank.rejoin(cluster.peers(), id, cluster.id).await.unwrap_err();
-    assert_eq!(refused, JoinError::Removed);
+    let Err(refused) = blank.rejoin(cluster.peers(), id, cluster.id).await else {
+        panic!("it was removed");
+    };
+    assert_eq!(refused.0, JoinError::Removed);
+    retire(&directory).unwrap();
+    assert_eq!(stored(&directory).unwrap(), None);
+    cluster.nodes.push(refused.1.join(cluster.peers()).await.unwrap());
     cluster.stop().await;
 }
 
@@ -459,11 +518,20 @@ impl Blank {
         Ok(self.start(Start::Joined(accepted)).await)
     }
 
-    async fn rejoin(self, candidates: Vec<PeerId>, id: NodeId, cluster: ClusterId) -> Result<(), JoinError> {
+    async fn rejoin(
+        self,
+        candidates: Vec<PeerId>,
+        id: NodeId,
+        cluster: ClusterId,
+    ) -> Result<(), (JoinError, Self)> {
         let request = self.request(Some((id, cluster)));
-        let accepted = join(&self.network, candidates, request, PATIENCE).await?;
-        assert_eq!(accepted.id, id);
-        Ok(())
+        match join(&self.network, candidates, request, PATIENCE).await {
+            Ok(accepted) => {
+                assert_eq!(accepted.id, id);
+                Ok(())
+            }
+            Err(error) => Err((error, self)),
+        }
     }
 
     async fn start(self, start: Start) -> Node {

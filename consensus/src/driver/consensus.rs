@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::duty;
 use super::link::Link;
-use super::log_file::{LogFile, Stored};
+use super::log_file::{LogFile, Stored, sync_directory};
 use super::log_store::LogStore;
 use super::observe;
 use super::raft_network::RaftNetwork;
@@ -217,6 +217,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the leader is given for one attempt, before it is asked again, or another one is.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a voter is given that is only asked who leads.
+const HINT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Rest between attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -239,6 +242,32 @@ pub fn stored(data_dir: &Path) -> Result<Option<Stored>, StorageError> {
         Some(file) => file.identity().map(Some),
         None => Ok(None),
     }
+}
+
+/// Moves what a data directory holds of a member that is one no longer out of the way, so that the node can
+/// join as a new one. It stays beside as `raft.old`, where a person can look at it; an older one is deleted.
+///
+/// # Errors
+///
+/// The directory is in use, or the disk failed.
+pub fn retire(data_dir: &Path) -> Result<(), StorageError> {
+    if let Err(locked @ StorageError::Locked { .. }) = LogFile::open(data_dir) {
+        return Err(locked);
+    }
+    let present = LogFile::directory(data_dir);
+    let old = data_dir.join("raft.old");
+    let io_error = |source| StorageError::Io {
+        path: present.clone(),
+        source,
+    };
+    if !present.try_exists().map_err(io_error)? {
+        return Ok(());
+    }
+    if old.try_exists().map_err(io_error)? {
+        std::fs::remove_dir_all(&old).map_err(io_error)?;
+    }
+    std::fs::rename(&present, &old).map_err(io_error)?;
+    sync_directory(data_dir)
 }
 
 impl Consensus {
@@ -616,6 +645,7 @@ impl Inner {
         let began = now();
         let mut hint: Option<PeerId> = None;
         let mut led = false;
+        let mut attempt = 0;
         loop {
             if self.stop.is_cancelled() {
                 return Err(ProposeError::Stopped);
@@ -644,15 +674,18 @@ impl Inner {
                 self.stop.run_until_cancelled(here()).await
             } else {
                 let leader = hint.take().or_else(|| self.other_leader().map(|(peer, _)| peer));
-                match leader {
-                    Some(leader) => {
-                        led = true;
-                        let asking = self.ask_leader(leader, ask(), left.min(ATTEMPT_TIMEOUT));
-                        match self.stop.run_until_cancelled(asking).await {
-                            Some(Some(told)) => Some(told),
-                            Some(None) => Some(Told::NotLeader { leader: None }),
-                            None => None,
-                        }
+                led |= leader.is_some();
+                // Whoever has not heard of a new leader yet asks a voter, who has.
+                let (asked, timeout) = match leader {
+                    Some(leader) => (Some(leader), ATTEMPT_TIMEOUT),
+                    None => (self.other_voter(attempt), HINT_TIMEOUT),
+                };
+                attempt += 1;
+                match asked {
+                    Some(asked) => {
+                        let asking = self.ask_leader(asked, ask(), left.min(timeout));
+                        let told = self.stop.run_until_cancelled(asking).await;
+                        told.map(|told| told.unwrap_or(Told::NotLeader { leader: None }))
                     }
                     None => Some(Told::NotLeader { leader: None }),
                 }
@@ -704,6 +737,19 @@ impl Inner {
                 None
             }
         }
+    }
+
+    /// A voter other than this node, another one in each attempt.
+    fn other_voter(&self, attempt: usize) -> Option<PeerId> {
+        let status = self.status.borrow();
+        let others: Vec<NodeId> = status
+            .voters
+            .iter()
+            .copied()
+            .filter(|id| *id != self.id)
+            .collect();
+        let id = others.get(attempt.checked_rem(others.len())?)?;
+        self.state.borrow().members.get(id).map(|member| member.peer)
     }
 
     fn silent_voters(&self) -> (Vec<NodeId>, usize) {

@@ -35,8 +35,8 @@ pub enum JoinError {
         /// How long was tried.
         after: Duration,
     },
-    /// The cluster has removed this member, and its number is never used again.
-    #[error("this node was removed from the cluster; clear its raft directory and join as a new member")]
+    /// The cluster has removed this member, and its number is never used again: see [`retire`](crate::retire).
+    #[error("this node was removed from the cluster; move its raft directory away and join as a new member")]
     Removed,
     /// The candidates are of another cluster.
     #[error("the peers belong to cluster {theirs}; use another data directory to join that one")]

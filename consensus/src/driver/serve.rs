@@ -203,13 +203,26 @@ async fn serve_vote(inner: &Arc<Inner>, mut channel: Channel) -> Result<(), Serv
     while let Some(frame) = channel.receive().await? {
         let To { to, body: ballot } = lapwing_net::decode::<To<Ballot>>(&frame)?;
         let reply = if to == inner.link.me {
-            cast(inner, ballot).await
+            match removed_candidate(inner, &ballot) {
+                Some(id) => Reply::Failed(format!("{id} was removed")),
+                None => cast(inner, ballot).await,
+            }
         } else {
             Reply::NotMe(inner.link.me)
         };
         channel.send(&lapwing_net::encode(&reply)).await?;
     }
     Ok(channel.finish().await?)
+}
+
+/// Whoever stands for election although the log says that it is removed: its stream may be older than that.
+/// One that we have not heard of is another matter, since our log may be behind.
+fn removed_candidate(inner: &Inner, ballot: &Ballot) -> Option<NodeId> {
+    let candidate = match ballot {
+        Ballot::Vote(request) | Ballot::PreVote(request) => NodeId(request.vote.leader_id.voted_for),
+        Ballot::TransferLeader(_) => return None,
+    };
+    inner.state.borrow().was_removed(candidate).then_some(candidate)
 }
 
 async fn cast(inner: &Inner, ballot: Ballot) -> Reply<BallotAnswer> {
