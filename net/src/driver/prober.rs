@@ -1,7 +1,8 @@
 //! Bandwidth probes: sends them where [`Probes`] says, and answers those of others.
 //!
 //! The receiver measures, from its first slice to its last, so that neither the round trip nor what the sender's
-//! own buffers take at once counts.
+//! own buffers take at once counts. Where the sender took longer to let go of the same slices, its time counts: a
+//! receiver that came late to the first finds several at once and would measure too much.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,9 +105,12 @@ async fn probe(shared: &Arc<Shared>, peer: PeerId, probes: &mut Probes) -> Resul
 async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Result<Measured, RequestError> {
     let mut channel = open(shared, peer, PROBE, PROBE_TIMEOUT).await?;
     let slice = vec![0; Bucket::SLICE.as_usize()];
-    for _ in 0..size.0 / Bucket::SLICE.0 {
+    channel.send(&slice).await?;
+    let begun_at = now();
+    for _ in 1..size.0 / Bucket::SLICE.0 {
         channel.send(&slice).await?;
     }
+    let let_go = now() - begun_at;
     channel.finish().await?;
     let no_answer = RequestError::NoAnswer { peer, kind: PROBE };
     let answer = channel.receive().await?.ok_or(no_answer)?;
@@ -115,7 +119,11 @@ async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Resul
         kind: PROBE,
         source,
     };
-    Ok(decode(&answer).map_err(malformed)?)
+    let seen: Measured = decode(&answer).map_err(malformed)?;
+    Ok(Measured {
+        counted: seen.counted.min(size),
+        took: seen.took.max(let_go),
+    })
 }
 
 /// Answers the probes of others until the queue ends.

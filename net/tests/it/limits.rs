@@ -14,8 +14,6 @@ async fn an_upload_limit_holds_and_control_does_not_wait_for_it() {
     a.echo(kind(Class::Control));
     b.echo(kind(Class::Control));
     measured(&a, &b).await;
-    let begun = now();
-    let transfer = transfer(&a, &b, 2 << 20);
     let control = async {
         let mut slowest = Duration::ZERO;
         for _ in 0..20 {
@@ -28,10 +26,11 @@ async fn an_upload_limit_holds_and_control_does_not_wait_for_it() {
         }
         slowest
     };
-    let ((), slowest) = tokio::join!(transfer, control);
-    let speed = Bandwidth::per(ByteSize(2 << 20), begun.elapsed());
-    assert!(within(speed, LIMIT, 0.2), "{speed}");
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    let ((), slowest) = tokio::join!(holds(&a, &b), control);
+    assert!(
+        slowest < Duration::from_secs(1),
+        "half of the transfer: {slowest:?}"
+    );
 }
 
 #[tokio::test]
@@ -39,25 +38,20 @@ async fn a_download_limit_holds() {
     let a = Node::start().await;
     let b = Node::with(limited(None, Some(LIMIT))).await.unwrap();
     befriend(&a, &b);
-    // Up to a stream's window travels ahead of the reader, and arrives at the limit all the same.
-    let begun = now();
-    transfer(&a, &b, 2 << 20).await;
-    let speed = Bandwidth::per(ByteSize(2 << 20), begun.elapsed());
-    assert!(within(speed, LIMIT, 0.2), "{speed}");
+    holds(&a, &b).await;
 }
 
 #[tokio::test]
 async fn the_probe_of_a_fresh_connection_measures_a_limited_uplink() {
-    let a = Node::with(limited(Some(LIMIT), None)).await.unwrap();
+    // So slow that a busy machine's delays do not count.
+    let slow = Bandwidth::mbit(1);
+    let a = Node::with(limited(Some(slow), None)).await.unwrap();
     let b = Node::start().await;
     befriend(&a, &b);
     let speed = measured(&a, &b).await;
-    assert!(within(speed, LIMIT, 0.3), "{speed}");
+    assert!((0.7..=1.3).contains(&speed.as_mbit_s()), "{speed}");
     let back = measured(&b, &a).await;
-    assert!(
-        back > Bandwidth::mbit(40),
-        "the other direction has no limit: {back}"
-    );
+    assert!(back > slow, "the other direction has no limit: {back}");
 }
 
 #[tokio::test]
@@ -121,8 +115,31 @@ async fn transfer(from: &Node, to: &Node, size: usize) {
     tokio::join!(sending, receiving);
 }
 
-fn within(speed: Bandwidth, expected: Bandwidth, tolerance: f64) -> bool {
-    (speed.as_mbit_s() / expected.as_mbit_s() - 1.0).abs() <= tolerance
+/// Transfers at [`LIMIT`], within a fifth. Where the machine cannot keep time, it is allowed to be as much slower as a
+/// timer that is set for each slice in the same run.
+async fn holds(from: &Node, to: &Node) {
+    const SIZE: usize = 2 << 20;
+    let slice = LIMIT.time_for(ByteSize::kib(16)).unwrap();
+    let mut ticks = 0;
+    let metronome = async {
+        loop {
+            tokio::time::sleep(slice).await;
+            ticks += 1;
+        }
+    };
+    let begun = now();
+    tokio::select! {
+        () = transfer(from, to, SIZE) => (),
+        () = metronome => (),
+    }
+    let took = begun.elapsed();
+    let share = Bandwidth::per(ByteSize(SIZE as u64), took).as_mbit_s() / LIMIT.as_mbit_s();
+    let kept = (slice * ticks).as_secs_f64() / took.as_secs_f64();
+    assert!(share <= 1.2, "{share} of the limit");
+    assert!(
+        share >= 0.8 * kept,
+        "{share} of the limit, where timers kept {kept} of their time"
+    );
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test of real time")]
