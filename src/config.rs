@@ -43,7 +43,8 @@ pub(crate) struct NodeFlags {
     pub(crate) name: Option<String>,
 
     /// Data to train on: digits, idx:DIR or csv:FILE, with #partition=iid|dirichlet:ALPHA|labels:K,seed=S,part=I/N
-    #[arg(long, env = "LAPWING_DATA", value_name = "SPEC")]
+    // Not LAPWING_DATA, which names the folder of data sets for tests.
+    #[arg(long, env = "LAPWING_DATA_SPEC", value_name = "SPEC")]
     pub(crate) data: Option<String>,
 
     /// What computes the training [default: burn]
