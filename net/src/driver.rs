@@ -4,8 +4,10 @@
 //! their channels and do not pass through here.
 
 mod acceptor;
+mod addresses;
 mod behaviour;
 mod channel;
+mod explain;
 mod frames;
 mod identity;
 mod limits;
@@ -13,6 +15,7 @@ mod network;
 mod prober;
 mod shared;
 mod stream;
+mod swarm;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
 pub use identity::{IdentityError, load_or_create_identity};
@@ -20,29 +23,28 @@ pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::num::NonZeroU8;
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::{ListenerId, TransportError};
-use libp2p::core::upgrade::Version;
-use libp2p::core::{ConnectedPoint, Transport as _};
-use libp2p::multiaddr::Protocol;
+use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::ListenerId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{Swarm, identify, ping, quic};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::{Swarm, identify, ping};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
 use crate::{Connections, Dialed, Dialer, Gate, Step};
+use addresses::{is_loopback, socket_address, without_peer};
 use behaviour::{OpenOrder, Opened};
+use explain::chain;
 use lapwing_base::{Class, Keypair, Multiaddr, PeerId};
 use shared::Shared;
+use swarm::{Protocols, ProtocolsEvent};
 
 /// The clock of this room; cores take what it says as an argument.
 #[expect(
@@ -87,24 +89,6 @@ pub(crate) const COMMANDS_MAX: usize = 1024;
 /// Opens that may wait for a connection: the streams of ten peers.
 const PENDING_MAX: usize = 4096;
 
-/// A dead peer is noticed after this much silence; four keep-alives may be lost before.
-const IDLE_MAX: Duration = Duration::from_secs(6);
-const KEEP_ALIVE: Duration = Duration::from_millis(1200);
-
-/// Two round trips at 600 ms and one lost packet, which costs QUIC a second.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Streams that one peer may have open with us. Two kinds' worth of [`acceptor::PER_PEER_AND_KIND_MAX`], and as
-/// many on their way.
-const STREAMS_MAX: u32 = 1024;
-
-/// Eight streams that nobody reads fill a connection; one alone fills an eighth.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
-
-/// Connections with peers that are not members close after this much idleness.
-const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// How long a listener on all interfaces may take to name one more address.
 const LISTEN_SETTLE: Duration = Duration::from_millis(50);
 
@@ -113,13 +97,6 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Addresses under which others see us, for the status.
 const OBSERVED_MAX: usize = 8;
-
-#[derive(NetworkBehaviour)]
-struct Protocols {
-    classes: behaviour::Behaviour,
-    identify: identify::Behaviour,
-    ping: ping::Behaviour,
-}
 
 /// Owns the swarm.
 pub(crate) struct Driver {
@@ -180,7 +157,7 @@ impl Driver {
             incarnation,
         } = setup;
         let me = keypair.public().to_peer_id();
-        let mut swarm = swarm(keypair, Arc::clone(&shared), tracker, incarnation);
+        let mut swarm = swarm::build(keypair, Arc::clone(&shared), tracker, incarnation);
         let mut listeners = Vec::new();
         for asked in listen {
             match swarm.listen_on(asked.clone()) {
@@ -189,7 +166,7 @@ impl Driver {
                     asked,
                     bound: Vec::new(),
                 }),
-                Err(error) => return Err(start_error(asked, error)),
+                Err(error) => return Err(explain::start_error(asked, error)),
             }
         }
         let mut driver = Self {
@@ -452,7 +429,7 @@ impl Driver {
     }
 
     /// A peer that was killed and has come back does not know the old connection, and nothing on it says so until
-    /// it has been silent for [`IDLE_MAX`]. A second one tells at once; a peer that is only slow is not asked twice.
+    /// it has been silent for [`swarm::IDLE_MAX`]. A second one tells at once; a peer that is only slow is not asked twice.
     fn on_suspicion(&mut self, peer: PeerId) {
         let now = now();
         let trusted = self.suspected_at.get(&peer).is_some_and(|at| now < *at + TRUST);
@@ -498,7 +475,7 @@ impl Driver {
         if self.connections.count(&peer) > 0 {
             return;
         }
-        let why = explain(error);
+        let why = explain::dial_error(error);
         let first = {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
@@ -587,7 +564,7 @@ impl Driver {
         let addrs = info.listen_addrs.iter().map(without_peer).collect();
         self.shared.book().told(peer_id, addrs);
         self.observe(without_peer(&info.observed_addr));
-        if let Some(incarnation) = parse_agent(&info.agent_version) {
+        if let Some(incarnation) = swarm::incarnation_of(&info.agent_version) {
             for dead in self.connections.identified(&peer_id, connection_id, incarnation) {
                 debug!(peer = %peer_id, connection = %dead, "peer has restarted, closing its old connection");
                 self.swarm.close_connection(dead);
@@ -706,140 +683,3 @@ const TRUST: Duration = Duration::from_secs(30);
 
 /// How often surplus connections are looked for.
 const TIDY: Duration = Duration::from_secs(1);
-
-fn swarm(keypair: &Keypair, shared: Arc<Shared>, tracker: TaskTracker, incarnation: u64) -> Swarm<Protocols> {
-    let mut quic = quic::Config::new(keypair);
-    quic.handshake_timeout = HANDSHAKE_TIMEOUT;
-    // Six seconds fit in 32 bits of milliseconds.
-    quic.max_idle_timeout = IDLE_MAX.as_millis() as u32;
-    quic.keep_alive_interval = KEEP_ALIVE;
-    quic.max_concurrent_stream_limit = STREAMS_MAX;
-    quic.max_stream_data = STREAM_WINDOW;
-    quic.max_connection_data = CONNECTION_WINDOW;
-    let transport = quic::tokio::Transport::new(quic)
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-        .boxed();
-    let agent = format!("lapwing/{}+{incarnation:016x}", env!("CARGO_PKG_VERSION"));
-    let identify = identify::Config::new("/lapwing/1".to_owned(), keypair.public())
-        .with_agent_version(agent)
-        .with_push_listen_addr_updates(true);
-    let ping = ping::Config::new()
-        .with_interval(Duration::from_secs(5))
-        .with_timeout(Duration::from_secs(10));
-    let protocols = Protocols {
-        classes: behaviour::Behaviour::new(shared),
-        identify: identify::Behaviour::new(identify),
-        ping: ping::Behaviour::new(ping),
-    };
-    let executor = move |task| {
-        tracker.spawn(task);
-    };
-    let config = libp2p::swarm::Config::with_executor(executor)
-        .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
-        // An open costs no round trip: the protocol's name and the first frame travel together.
-        .with_substream_upgrade_protocol_override(Version::V1Lazy)
-        .with_dial_concurrency_factor(DIALS_AT_ONCE);
-    Swarm::new(transport, protocols, keypair.public().to_peer_id(), config)
-}
-
-/// Addresses of one peer that are tried at once: all that it may have.
-const DIALS_AT_ONCE: NonZeroU8 = NonZeroU8::MIN.saturating_add(15);
-
-/// The incarnation in an agent of ours, `lapwing/VERSION+INCARNATION`.
-fn parse_agent(agent: &str) -> Option<u64> {
-    let (_, incarnation) = agent.strip_prefix("lapwing/")?.split_once('+')?;
-    u64::from_str_radix(incarnation, 16).ok()
-}
-
-fn start_error(address: Multiaddr, error: TransportError<io::Error>) -> StartError {
-    match error {
-        TransportError::MultiaddrNotSupported(address) => StartError::Unsupported { address },
-        TransportError::Other(error) => {
-            let in_use = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<quic::Error>())
-                .is_some_and(
-                    |inner| matches!(inner, quic::Error::Io(inner) if inner.kind() == io::ErrorKind::AddrInUse),
-                );
-            if in_use || error.kind() == io::ErrorKind::AddrInUse {
-                StartError::AddressInUse { address }
-            } else {
-                StartError::Listen {
-                    address,
-                    source: error,
-                }
-            }
-        }
-    }
-}
-
-/// Why a dial failed, in one line for people.
-fn explain(error: &DialError) -> String {
-    match error {
-        DialError::WrongPeerId { obtained, address } => {
-            format!("at {} answers another node, {obtained}", without_peer(address))
-        }
-        DialError::LocalPeerId { address } => format!("{} is this node's own", without_peer(address)),
-        DialError::Transport(errors) => {
-            let each = errors.iter().map(|(address, error)| {
-                let error = match error {
-                    TransportError::MultiaddrNotSupported(_) => {
-                        "this kind of address is not supported".to_owned()
-                    }
-                    TransportError::Other(error) => chain(error),
-                };
-                format!("{}: {error}", without_peer(address))
-            });
-            let shown: Vec<_> = each.take(3).collect();
-            let more = errors.len() - shown.len();
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            format!("{}{more}", shown.join("; "))
-        }
-        DialError::Denied { cause } => chain(cause),
-        DialError::NoAddresses | DialError::DialPeerConditionFalse(_) | DialError::Aborted => {
-            error.to_string()
-        }
-    }
-}
-
-/// An error with its sources, without repetition.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
-}
-
-fn without_peer(address: &Multiaddr) -> Multiaddr {
-    address
-        .iter()
-        .filter(|part| !matches!(part, Protocol::P2p(_)))
-        .collect()
-}
-
-fn is_loopback(address: &Multiaddr) -> bool {
-    socket_address(address).is_some_and(|address| address.ip().is_loopback())
-}
-
-fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Udp(port) => Some((ip, port).into()),
-        _ => None,
-    }
-}

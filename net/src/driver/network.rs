@@ -11,10 +11,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
+use super::addresses::without_peer;
 use super::channel::{Channel, ChannelError};
 use super::limits::Limits;
 use super::shared::Shared;
-use super::{COMMANDS_MAX, Command, Driver, OpenFailure, now, prober, without_peer};
+use super::{COMMANDS_MAX, Command, Driver, OpenFailure, now, prober};
 use crate::{Gate, Hello, Kind, NetworkStatus, Probes, Refusal};
 use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId};
 

@@ -1,0 +1,81 @@
+//! What the transport says went wrong, in words for people.
+
+use std::io;
+
+use libp2p::core::transport::TransportError;
+use libp2p::quic;
+use libp2p::swarm::DialError;
+
+use super::addresses::without_peer;
+use super::network::StartError;
+use lapwing_base::Multiaddr;
+
+/// Why an address cannot be listened on.
+pub(crate) fn start_error(address: Multiaddr, error: TransportError<io::Error>) -> StartError {
+    match error {
+        TransportError::MultiaddrNotSupported(address) => StartError::Unsupported { address },
+        TransportError::Other(error) => {
+            let in_use = error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<quic::Error>())
+                .is_some_and(
+                    |inner| matches!(inner, quic::Error::Io(inner) if inner.kind() == io::ErrorKind::AddrInUse),
+                );
+            if in_use || error.kind() == io::ErrorKind::AddrInUse {
+                StartError::AddressInUse { address }
+            } else {
+                StartError::Listen {
+                    address,
+                    source: error,
+                }
+            }
+        }
+    }
+}
+
+/// Why a dial failed, in one line for people.
+pub(crate) fn dial_error(error: &DialError) -> String {
+    match error {
+        DialError::WrongPeerId { obtained, address } => {
+            format!("at {} answers another node, {obtained}", without_peer(address))
+        }
+        DialError::LocalPeerId { address } => format!("{} is this node's own", without_peer(address)),
+        DialError::Transport(errors) => {
+            let each = errors.iter().map(|(address, error)| {
+                let error = match error {
+                    TransportError::MultiaddrNotSupported(_) => {
+                        "this kind of address is not supported".to_owned()
+                    }
+                    TransportError::Other(error) => chain(error),
+                };
+                format!("{}: {error}", without_peer(address))
+            });
+            let shown: Vec<_> = each.take(3).collect();
+            let more = errors.len() - shown.len();
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            format!("{}{more}", shown.join("; "))
+        }
+        DialError::Denied { cause } => chain(cause),
+        DialError::NoAddresses | DialError::DialPeerConditionFalse(_) | DialError::Aborted => {
+            error.to_string()
+        }
+    }
+}
+
+/// An error with its sources, without repetition.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}
