@@ -20,7 +20,9 @@ async fn a_cluster_does_not_miss_its_gateway() {
     let mut cluster = Cluster::of(3).await;
     cluster.formed(3, 3).await;
     cluster.gateway.take().unwrap().stop().await;
-    let job = cluster.submit(1, "rounds = 3\nfinal_dense_rounds = 1\nlocal_steps = 1").await;
+    let job = cluster
+        .submit(1, "rounds = 3\nfinal_dense_rounds = 1\nlocal_steps = 1")
+        .await;
     cluster.finished(2, &job).await;
 }
 
@@ -32,9 +34,19 @@ async fn a_stopped_node_comes_back_as_itself() {
     cluster.stop(2).await;
     cluster.restart(2).await;
     wait_for("the same members", async || {
-        let after = cluster.try_get(2, "/v1/members").await.unwrap().text().await.unwrap();
+        let after = cluster
+            .try_get(2, "/v1/members")
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
         let members: serde_json::Value = serde_json::from_str(&after).unwrap();
-        if members["members"] == before["members"] { Ok(()) } else { Err(format!("{after}; before {before}")) }
+        if members["members"] == before["members"] {
+            Ok(())
+        } else {
+            Err(format!("{after}; before {before}"))
+        }
     })
     .await;
 }

@@ -2,5 +2,6 @@
 //! interfaces only. One file per behaviour.
 
 mod cluster;
+mod processes;
 mod support;
 mod training;

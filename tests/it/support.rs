@@ -26,7 +26,10 @@ impl Cluster {
     pub(crate) async fn empty() -> Self {
         // `RUST_LOG=debug` tells the story; another test may have asked already.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
         let dir = tempfile::tempdir().unwrap();
         let config = GatewayConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -97,7 +100,11 @@ impl Cluster {
 
     pub(crate) async fn get(&self, place: usize, path: &str) -> Value {
         let response = self.try_get(place, path).await.unwrap();
-        assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
+        assert!(
+            response.status().is_success(),
+            "{path}: {}",
+            response.text().await.unwrap()
+        );
         response.json().await.unwrap()
     }
 
@@ -108,7 +115,12 @@ impl Cluster {
 
     pub(crate) async fn post(&self, place: usize, path: &str, body: String) -> reqwest::Response {
         let addr = self.nodes[place].as_ref().unwrap().admin_addr();
-        self.http.post(format!("http://{addr}{path}")).body(body).send().await.unwrap()
+        self.http
+            .post(format!("http://{addr}{path}"))
+            .body(body)
+            .send()
+            .await
+            .unwrap()
     }
 
     /// Submits a job and returns its id.
@@ -126,14 +138,23 @@ impl Cluster {
             if self.nodes[place].is_none() {
                 continue;
             }
-            wait_for(&format!("{count} members and {voters} voters at node {place}"), async || {
-                let Ok(response) = self.try_get(place, "/v1/members").await else { return Err("no answer".into()) };
-                let members: Value = response.json().await.unwrap();
-                let list = members["members"].as_array().cloned().unwrap_or_default();
-                let active = list.iter().filter(|member| member["state"] == "active").count();
-                let voting = list.iter().filter(|member| member["voter"] == true).count();
-                if (active, voting) == (count, voters) { Ok(()) } else { Err(members.to_string()) }
-            })
+            wait_for(
+                &format!("{count} members and {voters} voters at node {place}"),
+                async || {
+                    let Ok(response) = self.try_get(place, "/v1/members").await else {
+                        return Err("no answer".into());
+                    };
+                    let members: Value = response.json().await.unwrap();
+                    let list = members["members"].as_array().cloned().unwrap_or_default();
+                    let active = list.iter().filter(|member| member["state"] == "active").count();
+                    let voting = list.iter().filter(|member| member["voter"] == true).count();
+                    if (active, voting) == (count, voters) {
+                        Ok(())
+                    } else {
+                        Err(members.to_string())
+                    }
+                },
+            )
             .await;
         }
     }
@@ -142,7 +163,11 @@ impl Cluster {
     pub(crate) async fn finished(&self, place: usize, job: &str) -> Value {
         wait_for(&format!("the end of {job}"), async || {
             let document = self.get(place, &format!("/v1/jobs/{job}")).await;
-            if document["phase"] == "finished" { Ok(document) } else { Err(short(&document)) }
+            if document["phase"] == "finished" {
+                Ok(document)
+            } else {
+                Err(short(&document))
+            }
         })
         .await
     }
@@ -151,23 +176,42 @@ impl Cluster {
     pub(crate) async fn leader(&self, place: usize) -> usize {
         let members = wait_for("a leader", async || {
             let members = self.get(place, "/v1/members").await;
-            if members["leader"].is_string() { Ok(members) } else { Err(members.to_string()) }
+            if members["leader"].is_string() {
+                Ok(members)
+            } else {
+                Err(members.to_string())
+            }
         })
         .await;
-        let leader = members["members"].as_array().unwrap().iter().find(|m| m["id"] == members["leader"]);
+        let leader = members["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|m| m["id"] == members["leader"]);
         let name = leader.unwrap()["name"].as_str().unwrap();
         name.strip_prefix("node-").unwrap().parse().unwrap()
     }
 }
 
 fn short(document: &Value) -> String {
-    format!("phase {}, round {}, last {}", document["phase"], document["round"], document["history"].as_array().and_then(|rounds| rounds.last()).unwrap_or(&Value::Null))
+    format!(
+        "phase {}, round {}, last {}",
+        document["phase"],
+        document["round"],
+        document["history"]
+            .as_array()
+            .and_then(|rounds| rounds.last())
+            .unwrap_or(&Value::Null)
+    )
 }
 
-fn http() -> reqwest::Client {
+pub(crate) fn http() -> reqwest::Client {
     // Another test may have installed it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap()
+    reqwest::Client::builder()
+        .timeout(Duration::from_secs(20))
+        .build()
+        .unwrap()
 }
 
 /// Asks again and again until the answer is `Ok`; fails with the last `Err` after [`PATIENCE`].
