@@ -68,6 +68,8 @@ echo "2. a job"
 cat >"$dir/job.toml" <<JOB
 data = "digits"
 rounds = $rounds
+local_steps = 10
+lr = 0.05
 final_dense_rounds = 5
 evaluate_every = 10
 JOB

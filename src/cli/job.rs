@@ -172,7 +172,7 @@ fn lines(job: &JobDocument) -> Vec<String> {
         lines.push(format!("parameters   {parameters}"));
     }
     if let Some(round) = job.history.iter().rev().find(|round| round.merged.is_some()) {
-        lines.push(format!("last round   {}", round_line(round)));
+        lines.push(format!("last closed  {}", round_line(round, job.rounds())));
     }
     if let Some(evaluation) = job.evaluations.last() {
         lines.push(format!("accuracy     {}", evaluation_line(evaluation)));
@@ -187,10 +187,10 @@ fn lines(job: &JobDocument) -> Vec<String> {
     lines
 }
 
-fn round_line(round: &RoundDocument) -> String {
+fn round_line(round: &RoundDocument, rounds: u64) -> String {
     let sent: u64 = round.nodes.iter().map(|node| node.sent_bytes).sum();
     format!(
-        "round {} ({}): {} of {} pairs merged, loss {}, {} sent, took {}",
+        "round {} of {rounds} ({}): {} of {} pairs merged, loss {}, {} sent, took {}",
         round.round,
         round.kind,
         round.merged.as_ref().map_or(0, Vec::len),
@@ -296,7 +296,7 @@ impl News<'_> {
         // Accuracies stand out on a terminal, since they are what one waits for.
         let strong = std::io::stdout().is_terminal() && crate::telemetry::colour_is_wanted();
         match self {
-            News::Round(round) => format!("{} of {rounds}", round_line(round)),
+            News::Round(round) => round_line(round, rounds),
             News::Evaluation(evaluation) if strong => {
                 format!("\x1b[1maccuracy {}\x1b[0m", evaluation_line(evaluation))
             }
@@ -416,7 +416,7 @@ mod tests {
                 "  model = \"mlp\"",
                 "  rounds = 100",
                 "parameters   10",
-                "last round   round 1 (sparse): 1 of 1 pairs merged, loss 0.500, 385 B sent, took 0.1 s",
+                "last closed  round 1 of 100 (sparse): 1 of 1 pairs merged, loss 0.500, 385 B sent, took 0.1 s",
                 "accuracy     93.0 % averaged, 88.0 % local, after round 1",
             ]
         );

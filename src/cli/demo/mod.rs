@@ -37,7 +37,7 @@ pub(crate) struct DemoFlags {
     nodes: u16,
 
     /// How many rounds
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
 
     /// What everything random follows from
@@ -207,9 +207,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// an order of magnitude, and the longest deadline of a round is a minute.
 const STALL_MAX: Duration = Duration::from_secs(300);
 
-/// The whole demo's patience: fifteen minutes, and a second for each round over the default hundred.
+/// The whole demo's patience: fifteen minutes, and a second for each round over the default.
 fn deadline(rounds: u64) -> Duration {
-    Duration::from_secs(15 * 60 + rounds.saturating_sub(100))
+    Duration::from_secs(15 * 60 + rounds.saturating_sub(200))
 }
 
 /// How long the killed leader stays away.
@@ -605,13 +605,26 @@ impl Demo {
 const VOTERS: usize = 3;
 
 /// The job that the demo hands in, as a person would write it. What it leaves out has the job file's defaults.
+///
+/// Rate and steps are measured: on eight nodes with a Dirichlet 0.5 partition, 200 rounds of ten steps at 0.05 end
+/// at 95.6 to 96.1 % for seeds 1 to 5. A hundred end at 95.0 to 95.8 %, and a rate of 0.1 at 93.3 % for seed 1,
+/// where the nodes learn their own shares by heart before they have met.
 fn job_file(plan: &Plan, set: &str) -> String {
     let rounds = plan.rounds;
     let dense = DENSE_ROUNDS.min(rounds.saturating_sub(1));
-    // Ten evaluations a job, and no less than five rounds apart: each costs the transfer of every model.
-    let evaluate_every = (rounds / 10).max(5);
+    // Twenty evaluations a job, and five rounds apart at least: each moves the models of all nodes.
+    let evaluate_every = (rounds / 20).max(5);
     format!(
-        "data = {set}\nrounds = {rounds}\ncompression = 25\nvalues = \"int8\"\nseed = {}\nfinal_dense_rounds = {dense}\nevaluate_every = {evaluate_every}\n",
+        "data = {set}\n\
+         rounds = {rounds}\n\
+         local_steps = 10\n\
+         batch = 32\n\
+         lr = 0.05\n\
+         compression = 25\n\
+         values = \"int8\"\n\
+         seed = {}\n\
+         final_dense_rounds = {dense}\n\
+         evaluate_every = {evaluate_every}\n",
         plan.seed,
         set = toml::Value::String(set.to_owned()),
     )
