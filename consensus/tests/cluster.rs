@@ -473,6 +473,9 @@ impl Blank {
     }
 
     async fn with(keypair: Keypair, directory: TempDir) -> Self {
+        let _already = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .try_init();
         let (gate, gate_receiver) = watch::channel(Gate::default());
         let config = NetworkConfig {
             listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],

@@ -45,7 +45,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
         let metrics = metrics(&inner);
         if !leads(&metrics) {
             term = None;
-            leader_before = metrics.current_leader.map(NodeId).or(leader_before);
+            let other = metrics
+                .current_leader
+                .map(NodeId)
+                .filter(|leader| *leader != inner.id);
+            leader_before = other.or(leader_before);
             continue;
         }
         let reconciler = match &mut term {
@@ -87,6 +91,19 @@ async fn care(inner: &Inner, reconciler: &mut Reconciler) {
         let state = inner.state.borrow().clone();
         if !leads(&metrics) || state.cluster.is_none() {
             return;
+        }
+        // A leader that died between the two steps of a change of voters has left the first one, under which both
+        // the old and the new voters must agree.
+        if metrics.membership_config.get_joint_config().len() > 1 {
+            let finished = tokio::time::timeout(
+                ACTION_TIMEOUT,
+                change(inner, ChangeMembers::AddVoterIds(BTreeSet::new())),
+            );
+            if !matches!(finished.await, Ok(Ok(()))) {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                return;
+            }
+            continue;
         }
         let Some(action) = decide(inner, reconciler, &metrics, &state) else {
             return;

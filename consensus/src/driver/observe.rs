@@ -37,9 +37,24 @@ pub(super) async fn run(inner: Arc<Inner>, mut shown: Option<RosterKey>) {
 /// Publishes what has changed.
 pub(super) fn look(inner: &Inner, shown: &mut Option<RosterKey>) {
     let metrics = inner.raft.metrics().borrow_watched().clone();
-    let membership = metrics.membership_config.membership();
-    let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
-    let learners: BTreeSet<NodeId> = membership.learner_ids().map(NodeId).collect();
+    // What is committed, and in the middle of a change only who votes before and after it: nobody is to count
+    // on a voter whose vote does not yet replace another's.
+    let membership = &metrics.committed_membership_config;
+    let voters: BTreeSet<NodeId> = membership
+        .voter_ids()
+        .filter(|id| {
+            membership
+                .get_joint_config()
+                .iter()
+                .all(|config| config.contains(id))
+        })
+        .map(NodeId)
+        .collect();
+    let learners: BTreeSet<NodeId> = membership
+        .nodes()
+        .map(|(id, _)| NodeId(*id))
+        .filter(|id| !voters.contains(id))
+        .collect();
     let state = match metrics.state {
         ServerState::Learner => RaftState::Learner,
         ServerState::Follower => RaftState::Follower,
@@ -91,7 +106,7 @@ pub(super) fn look(inner: &Inner, shown: &mut Option<RosterKey>) {
     });
 
     let applied = inner.state.borrow().clone();
-    let membership_changed = index(*metrics.membership_config.log_id());
+    let membership_changed = index(*membership.log_id());
     let key = RosterKey {
         members_changed: applied.members_changed,
         membership_changed,

@@ -108,6 +108,9 @@ impl RaftClient {
             LinkError::Nameless(_) | LinkError::Open(_) | LinkError::OtherNode(_) | LinkError::Failed(_) => {
                 RPCError::Unreachable(Unreachable::new(error))
             }
+            LinkError::Channel(refused) if refused.refusal().is_some() => {
+                RPCError::Unreachable(Unreachable::new(error))
+            }
             LinkError::Channel(_) | LinkError::Closed | LinkError::Garbled(_) => {
                 RPCError::Network(NetworkError::new(error))
             }
