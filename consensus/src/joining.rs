@@ -5,8 +5,6 @@
 use lapwing_base::{ClusterId, Member, Multiaddr, NodeId, PeerId, Role, Term};
 use serde::{Deserialize, Serialize};
 
-use crate::RequestId;
-
 /// A peer's wish to be a member.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct JoinRequest {
@@ -36,29 +34,4 @@ pub struct JoinAccepted {
     pub members: Vec<Member>,
     /// Who leads.
     pub leader: NodeId,
-}
-
-/// A join request as it travels.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct JoinAttempt {
-    /// The same for every member that is asked: a second answer gives the same number as a first one that
-    /// was lost.
-    pub(crate) id: RequestId,
-    pub(crate) request: JoinRequest,
-}
-
-/// The answer to a join request.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum JoinAnswer {
-    Accepted(JoinAccepted),
-    /// Ask the leader; `None` when the asked member knows none right now.
-    NotLeader {
-        leader: Option<(PeerId, Vec<Multiaddr>)>,
-    },
-    /// The number in `known` was a member's, and is no longer.
-    Removed,
-    WrongCluster(ClusterId),
-    /// The founder waits for the gateway to confirm it.
-    NotOpenYet,
-    Refused(String),
 }

@@ -538,6 +538,11 @@ impl Consensus {
             .send_modify(|status| status.state = RaftState::Stopped);
     }
 
+    #[cfg(test)]
+    pub(super) fn raft_for_tests(&self) -> &Raft {
+        &self.inner.raft
+    }
+
     async fn demand(&self, command: Command) -> Result<(), ProposeError> {
         match self.propose(command).await? {
             Applied::Refused(reason) => Err(ProposeError::Refused(reason)),

@@ -226,3 +226,62 @@ async fn commit(inner: &Inner, command: Command) -> Result<(), String> {
         Told::NotLeader { .. } | Told::ReadIndex(_) | Told::Done => Err("this node leads no more".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lapwing_base::{ClusterId, Keypair, Role};
+    use lapwing_net::{Gate, Network, NetworkConfig};
+    use openraft::{EntryPayload, Membership};
+    use tokio::sync::watch;
+
+    use super::super::consensus::{Consensus, ConsensusConfig, Start};
+    use super::*;
+    use crate::Timing;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_change_of_voters_that_was_left_half_done_is_finished() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let (_gate, gate) = watch::channel(Gate::default());
+        let config = NetworkConfig {
+            listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],
+            ..NetworkConfig::new(Keypair::generate_ed25519())
+        };
+        let network = Network::start(config, gate).await.unwrap();
+        let config = ConsensusConfig {
+            data_dir: directory.path().to_path_buf(),
+            peer: network.peer_id(),
+            name: "founder".to_owned(),
+            addrs: Vec::new(),
+            role: Role::Main,
+            timing: Timing::default(),
+        };
+        let cluster = ClusterId::from_bytes([4; 16]);
+        let consensus = Consensus::start(config, Start::Found { cluster, epoch: 1 }, network.clone())
+            .await
+            .unwrap();
+
+        let raft = consensus.raft_for_tests();
+        let nodes = BTreeMap::from([(
+            1,
+            raft.metrics()
+                .borrow_watched()
+                .membership_config
+                .get_node(&1)
+                .unwrap()
+                .clone(),
+        )]);
+        let half_done = Membership::new(vec![BTreeSet::from([1]), BTreeSet::from([1])], nodes).unwrap();
+        raft.append_membership(half_done, EntryPayload::Blank, [])
+            .await
+            .unwrap();
+
+        let wait = raft.wait(Some(Duration::from_secs(30)));
+        let finished = wait.metrics(
+            |metrics| metrics.committed_membership_config.get_joint_config().len() == 1,
+            "one configuration",
+        );
+        finished.await.unwrap();
+        consensus.shutdown().await;
+        network.shutdown().await;
+    }
+}

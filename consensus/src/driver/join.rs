@@ -10,8 +10,7 @@ use lapwing_base::{ClusterId, PeerId};
 use lapwing_net::Network;
 use tokio::time::Instant;
 
-use super::wire::JOIN;
-use crate::joining::{JoinAnswer, JoinAttempt};
+use super::wire::{JOIN, JoinAnswer, JoinAttempt};
 use crate::{JoinAccepted, JoinRequest};
 
 /// Peers that are remembered in one attempt, redirections included: more would take longer than any patience.

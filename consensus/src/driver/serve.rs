@@ -21,10 +21,9 @@ use super::consensus::Inner;
 use super::snapshot_files::{SNAPSHOT_MAX, Snapshot};
 use super::types::LogId;
 use super::wire::{
-    APPEND, Append, Appended, Ask, Ballot, BallotAnswer, HEARTBEAT, JOIN, LEADER, Reply, SNAPSHOT,
-    SnapshotHeader, To, Told, VOTE,
+    APPEND, Append, Appended, Ask, Ballot, BallotAnswer, HEARTBEAT, JOIN, JoinAnswer, JoinAttempt, LEADER,
+    Reply, SNAPSHOT, SnapshotHeader, To, Told, VOTE,
 };
-use crate::joining::{JoinAnswer, JoinAttempt};
 use crate::{Applied, Command, JoinAccepted, JoinRequest, Request};
 
 /// Streams that wait to be taken up: each is taken up at once, so this only bridges a busy moment.

@@ -4,7 +4,7 @@
 //! with the same identity; frames for its old number must not reach it, since it has none of the log that
 //! they build on.
 
-use lapwing_base::{ByteSize, Class, Multiaddr, NodeId, PeerId};
+use lapwing_base::{ByteSize, Class, ClusterId, Multiaddr, NodeId, PeerId};
 use lapwing_net::{Access, Kind};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
@@ -13,7 +13,7 @@ use openraft::raft::{
 use serde::{Deserialize, Serialize};
 
 use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
-use crate::{Applied, Request};
+use crate::{Applied, JoinAccepted, JoinRequest, Request, RequestId};
 
 /// Entries for one follower, in order, answered in order. A frame holds at most what
 /// `LogStore::limited_get_log_entries` reads.
@@ -119,4 +119,29 @@ pub(crate) enum Told {
     },
     /// It leads, but its disk or its raft has failed.
     Failed(String),
+}
+
+/// A join request as it travels.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct JoinAttempt {
+    /// The same for every member that is asked: a second answer gives the same number as a first one that
+    /// was lost.
+    pub(crate) id: RequestId,
+    pub(crate) request: JoinRequest,
+}
+
+/// The answer to a join request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum JoinAnswer {
+    Accepted(JoinAccepted),
+    /// Ask the leader; `None` when the asked member knows none right now.
+    NotLeader {
+        leader: Option<(PeerId, Vec<Multiaddr>)>,
+    },
+    /// The number in `known` was a member's, and is no longer.
+    Removed,
+    WrongCluster(ClusterId),
+    /// The founder waits for the gateway to confirm it.
+    NotOpenYet,
+    Refused(String),
 }
