@@ -165,7 +165,8 @@ fn lines(job: &JobDocument) -> Vec<String> {
         job.round,
         job.rounds()
     )];
-    for (key, value) in &job.spec {
+    // A key that is null says nothing, as one that a job file leaves out.
+    for (key, value) in job.spec.iter().filter(|(_, value)| !value.is_null()) {
         lines.push(format!("  {key} = {value}"));
     }
     if let Some(parameters) = job.parameters {
@@ -404,7 +405,7 @@ mod tests {
     #[test]
     fn a_job_is_shown_with_what_was_asked_and_what_came_of_it() {
         let job = job(
-            r#"{"id": "job-12", "phase": "running", "spec": {"model": "mlp", "rounds": 100}, "round": 2, "parameters": 10,
+            r#"{"id": "job-12", "phase": "running", "spec": {"model": "mlp", "rounds": 100, "stop": null}, "round": 2, "parameters": 10,
                 "history": [{"round": 1, "kind": "sparse", "pairs": [["n1", "n3"]], "merged": [["n1", "n3"]], "took_ms": 120,
                              "nodes": [{"node": "n1", "loss": 0.5, "sent_bytes": 385}]}],
                 "evaluations": [{"round": 1, "averaged_accuracy": 0.93, "local_accuracy": 0.88}]}"#,

@@ -439,9 +439,15 @@ impl Demo {
                 self.progress = Instant::now();
             }
             if done {
+                if self.timeline.plan.kills && self.timeline.kill.is_none() {
+                    self.timeline.plan.kills = false;
+                    let reason = "the job was over before half of it was seen".to_owned();
+                    self.timeline
+                        .tell(self.began.elapsed(), What::NotKilled { reason });
+                }
                 let since = *finished_at.get_or_insert_with(Instant::now);
                 if self.aftermath_is_over() || since.elapsed() > AFTERMATH {
-                    return Ok(());
+                    return self.show();
                 }
             }
             self.kill_and_restart().await?;
