@@ -14,8 +14,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use lapwing_base::{JobId, NodeId, PeerId, Round};
-use lapwing_consensus::{Applied, Command, ProposeError, ReadError};
 use lapwing_consensus::State as ClusterState;
+use lapwing_consensus::{Applied, Command, ProposeError, ReadError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -62,7 +62,10 @@ fn router(shared: Arc<Shared>) -> Router {
 /// A page in a browser on this machine could otherwise reach the admin address under a name of its own that
 /// resolves to loopback (DNS rebinding): a name must be `localhost`, anything else an address.
 async fn only_named_hosts(State(_): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
     let name = host.map(|host| host.rsplit_once(':').map_or(host, |(name, _)| name));
     let is_safe = match (host, name) {
         (Some(host), Some(name)) => {
@@ -75,8 +78,11 @@ async fn only_named_hosts(State(_): State<Arc<Shared>>, request: Request, next: 
     if is_safe {
         next.run(request).await
     } else {
-        Failure::new(StatusCode::FORBIDDEN, "the admin address answers to addresses and localhost only")
-            .into_response()
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            "the admin address answers to addresses and localhost only",
+        )
+        .into_response()
     }
 }
 
@@ -85,7 +91,10 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<crate::StatusDocument
 }
 
 async fn prometheus(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&shared.status()))
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        metrics::render(&shared.status()),
+    )
 }
 
 /// Whether an answer must be true now, and not only as of what this node has applied.
@@ -105,7 +114,11 @@ impl Read {
     }
 
     fn mark(&self, mut document: Value) -> Json<Value> {
-        document["read"] = json!(if self.linearizable { "linearizable" } else { "local" });
+        document["read"] = json!(if self.linearizable {
+            "linearizable"
+        } else {
+            "local"
+        });
         Json(document)
     }
 }
@@ -148,8 +161,8 @@ async fn job(
 }
 
 async fn submit(State(shared): State<Arc<Shared>>, body: String) -> Result<Json<Value>, Failure> {
-    let spec = lapwing_train::jobfile::parse(&body)
-        .map_err(|error| Failure::of(StatusCode::BAD_REQUEST, &error))?;
+    let spec =
+        lapwing_train::jobfile::parse(&body).map_err(|error| Failure::of(StatusCode::BAD_REQUEST, &error))?;
     let member = shared.member()?;
     match member.consensus.propose(Command::SubmitJob(spec)).await? {
         Applied::Submitted(id) => Ok(Json(json!({ "id": id.to_string() }))),
@@ -157,10 +170,7 @@ async fn submit(State(shared): State<Arc<Shared>>, body: String) -> Result<Json<
     }
 }
 
-async fn stop_job(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Failure> {
+async fn stop_job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
     let member = shared.member()?;
     let id = find_job(&member.consensus.state().borrow().clone(), &id)?.id;
     propose(&member, Command::StopJob(id)).await
@@ -176,11 +186,20 @@ async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Res
     };
     let file = lapwing_train::consensus_file(&member.train_dir, view.id);
     let bytes = tokio::fs::read(&file).await.map_err(|_| {
-        Failure::new(StatusCode::CONFLICT, format!("this node does not hold the model of {} yet", view.id))
-            .hint(format!("ask one of its holders: {}", documents::ids(&manifest.holders).join(", ")))
+        Failure::new(
+            StatusCode::CONFLICT,
+            format!("this node does not hold the model of {} yet", view.id),
+        )
+        .hint(format!(
+            "ask one of its holders: {}",
+            documents::ids(&manifest.holders).join(", ")
+        ))
     })?;
     let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/octet-stream"),
+    );
     Ok((headers, bytes).into_response())
 }
 
@@ -218,7 +237,9 @@ async fn transfer_leader(
 async fn snapshot(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Failure> {
     let member = shared.member()?;
     member.consensus.snapshot().await?;
-    Ok(Json(json!({ "applied_index": member.consensus.raft().borrow().applied.0 })))
+    Ok(Json(
+        json!({ "applied_index": member.consensus.raft().borrow().applied.0 }),
+    ))
 }
 
 async fn leave(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Failure> {
@@ -243,7 +264,10 @@ async fn propose(member: &Membership, command: Command) -> Result<Json<Value>, F
 fn unexpected(applied: Applied) -> Failure {
     match applied {
         Applied::Refused(reason) => Failure::of(StatusCode::CONFLICT, &reason),
-        other => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the log answered {other:?}")),
+        other => Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the log answered {other:?}"),
+        ),
     }
 }
 
@@ -262,19 +286,35 @@ fn find_job<'a>(state: &'a ClusterState, id: &str) -> Result<&'a Arc<lapwing_bas
 /// `n3`, a peer id, or a name that only one member has.
 fn find_member(member: &Membership, text: &str) -> Result<NodeId, Failure> {
     let roster = member.consensus.roster().borrow().clone();
-    let by_number = text.strip_prefix('n').and_then(|number| number.parse().ok()).map(NodeId);
-    let by_peer = text.parse::<PeerId>().ok().and_then(|peer| roster.by_peer(&peer)).map(|found| found.id);
+    let by_number = text
+        .strip_prefix('n')
+        .and_then(|number| number.parse().ok())
+        .map(NodeId);
+    let by_peer = text
+        .parse::<PeerId>()
+        .ok()
+        .and_then(|peer| roster.by_peer(&peer))
+        .map(|found| found.id);
     if let Some(id) = by_number.filter(|id| roster.members.contains_key(id)).or(by_peer) {
         return Ok(id);
     }
-    let named: Vec<NodeId> =
-        roster.members.values().filter(|record| record.name == text).map(|record| record.id).collect();
+    let named: Vec<NodeId> = roster
+        .members
+        .values()
+        .filter(|record| record.name == text)
+        .map(|record| record.id)
+        .collect();
     match named[..] {
         [id] => Ok(id),
-        [] => Err(Failure::new(StatusCode::NOT_FOUND, format!("there is no member `{text}`"))
-            .hint("see `lapwing cluster members`")),
-        _ => Err(Failure::new(StatusCode::CONFLICT, format!("several members are called `{text}`"))
-            .hint(format!("name one of {}", documents::ids(&named).join(", ")))),
+        [] => Err(
+            Failure::new(StatusCode::NOT_FOUND, format!("there is no member `{text}`"))
+                .hint("see `lapwing cluster members`"),
+        ),
+        _ => Err(Failure::new(
+            StatusCode::CONFLICT,
+            format!("several members are called `{text}`"),
+        )
+        .hint(format!("name one of {}", documents::ids(&named).join(", ")))),
     }
 }
 
@@ -282,7 +322,12 @@ impl Shared {
     /// The member part, or the error that a client gets while there is none.
     fn member(&self) -> Result<Arc<Membership>, Failure> {
         let phase = self.phase.borrow();
-        let Phase { member, waiting, failed, .. } = &*phase;
+        let Phase {
+            member,
+            waiting,
+            failed,
+            ..
+        } = &*phase;
         member.clone().ok_or_else(|| {
             let text = match (failed, waiting) {
                 (Some(reason), _) => format!("this node has failed: {reason}"),
@@ -304,7 +349,11 @@ struct Failure {
 
 impl Failure {
     fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into(), hint: None }
+        Self {
+            status,
+            error: error.into(),
+            hint: None,
+        }
     }
 
     fn of(status: StatusCode, error: &dyn std::error::Error) -> Self {
@@ -318,13 +367,20 @@ impl Failure {
     }
 
     fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "error": self.error, "hint": self.hint }))).into_response()
+        (
+            self.status,
+            Json(json!({ "error": self.error, "hint": self.hint })),
+        )
+            .into_response()
     }
 }
 
@@ -336,6 +392,7 @@ impl From<ProposeError> for Failure {
 
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
-        Self::of(StatusCode::SERVICE_UNAVAILABLE, &error).hint("ask without `linearizable` for this node's own view")
+        Self::of(StatusCode::SERVICE_UNAVAILABLE, &error)
+            .hint("ask without `linearizable` for this node's own view")
     }
 }

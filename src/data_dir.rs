@@ -7,7 +7,7 @@
 //! listen.port      the UDP port in use, taken again at the next start
 //! admin.addr       where the admin address answers now
 //! gateway.json     what gateways answered last
-//! raft/            log, vote and snapshots
+//! raft/            log, vote and snapshots; raft.old of a membership that is over
 //! train/           checkpoints and consensus models
 //! ```
 
@@ -25,7 +25,10 @@ pub(crate) struct DataDir {
 impl DataDir {
     /// Makes the directory if it is missing, and locks it for this process.
     pub(crate) fn open(root: &Path) -> Result<Self, DataDirError> {
-        let fail = |source| DataDirError::Unusable { dir: root.to_owned(), source };
+        let fail = |source| DataDirError::Unusable {
+            dir: root.to_owned(),
+            source,
+        };
         fs::create_dir_all(root).map_err(fail)?;
         let lock = File::options()
             .create(true)
@@ -34,7 +37,10 @@ impl DataDir {
             .open(root.join("lock"))
             .map_err(fail)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { root: root.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self {
+                root: root.to_owned(),
+                _lock: lock,
+            }),
             Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse { dir: root.to_owned() }),
             Err(fs::TryLockError::Error(source)) => Err(fail(source)),
         }
@@ -44,8 +50,9 @@ impl DataDir {
         self.root.join("identity.key")
     }
 
-    pub(crate) fn raft(&self) -> PathBuf {
-        self.root.join("raft")
+    /// Below which consensus keeps its `raft/`.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(crate) fn train(&self) -> PathBuf {
@@ -65,7 +72,9 @@ impl DataDir {
 
     pub(crate) fn listen_port(&self) -> Result<Option<u16>, DataDirError> {
         // A port that is out of range is as good as none.
-        Ok(self.number("listen.port")?.and_then(|port| u16::try_from(port).ok()))
+        Ok(self
+            .number("listen.port")?
+            .and_then(|port| u16::try_from(port).ok()))
     }
 
     pub(crate) fn remember_listen_port(&self, port: u16) -> Result<(), DataDirError> {
@@ -82,22 +91,20 @@ impl DataDir {
         let _ = fs::remove_file(self.root.join("admin.addr"));
     }
 
-    /// Lets go of a membership that is over: a node that joins again is a new member with a new number.
-    pub(crate) fn clear_raft(&self) -> Result<(), DataDirError> {
-        match fs::remove_dir_all(self.raft()) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(DataDirError::Unusable { dir: self.raft(), source }),
-        }
-    }
-
     fn number(&self, name: &str) -> Result<Option<u64>, DataDirError> {
         let file = self.root.join(name);
         match fs::read_to_string(&file) {
-            Ok(text) => text.trim().parse().map(Some).map_err(|_| DataDirError::Corrupt { file }),
+            Ok(text) => text
+                .trim()
+                .parse()
+                .map(Some)
+                .map_err(|_| DataDirError::Corrupt { file }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(DataDirError::Corrupt { file }),
-            Err(source) => Err(DataDirError::Unusable { dir: self.root.clone(), source }),
+            Err(source) => Err(DataDirError::Unusable {
+                dir: self.root.clone(),
+                source,
+            }),
         }
     }
 
@@ -111,7 +118,10 @@ impl DataDir {
             fs::rename(&temporary, self.root.join(name))?;
             File::open(&self.root)?.sync_all()
         };
-        write().map_err(|source| DataDirError::Unusable { dir: self.root.clone(), source })
+        write().map_err(|source| DataDirError::Unusable {
+            dir: self.root.clone(),
+            source,
+        })
     }
 }
 
@@ -149,7 +159,10 @@ mod tests {
     fn a_directory_has_one_user_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let first = DataDir::open(root.path()).unwrap();
-        assert!(matches!(DataDir::open(root.path()), Err(DataDirError::InUse { .. })));
+        assert!(matches!(
+            DataDir::open(root.path()),
+            Err(DataDirError::InUse { .. })
+        ));
         drop(first);
         DataDir::open(root.path()).unwrap();
     }

@@ -56,8 +56,12 @@ pub(crate) fn jobs(state: &State) -> Value {
 
 /// One job, with the rounds after `after` that are kept.
 pub(crate) fn job(view: &JobView, after: Round, parameters: Option<u64>) -> Value {
-    let history: Vec<Value> =
-        view.rounds.iter().filter(|record| record.plan.round > after).map(round).collect();
+    let history: Vec<Value> = view
+        .rounds
+        .iter()
+        .filter(|record| record.plan.round > after)
+        .map(round)
+        .collect();
     let evaluations: Vec<Value> = view
         .evaluations
         .iter()
@@ -148,5 +152,8 @@ fn round(record: &RoundRecord) -> Value {
 }
 
 fn pairs(pairs: &[Pair]) -> Vec<[String; 2]> {
-    pairs.iter().map(|pair| pair.nodes().map(|node: NodeId| node.to_string())).collect()
+    pairs
+        .iter()
+        .map(|pair| pair.nodes().map(|node: NodeId| node.to_string()))
+        .collect()
 }

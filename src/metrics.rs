@@ -8,71 +8,155 @@ pub(crate) fn render(status: &StatusDocument) -> String {
     let mut text = Exposition::default();
     let none: [(&str, &str); 0] = [];
 
-    text.family("lapwing_build_info", "gauge", "Always 1; the label names the running version.");
+    text.family(
+        "lapwing_build_info",
+        "gauge",
+        "Always 1; the label names the running version.",
+    );
     text.sample("lapwing_build_info", &[("version", status.version)], 1);
-    text.family("lapwing_uptime_seconds", "gauge", "Time since the process started.");
+    text.family(
+        "lapwing_uptime_seconds",
+        "gauge",
+        "Time since the process started.",
+    );
     text.sample("lapwing_uptime_seconds", &none, status.uptime_seconds);
-    text.family("lapwing_node_state", "gauge", "1 for the state the node is in, 0 for the others.");
+    text.family(
+        "lapwing_node_state",
+        "gauge",
+        "1 for the state the node is in, 0 for the others.",
+    );
     for state in ["joining", "active", "suspected", "leaving", "failed"] {
         let is_in = u8::from(status.node.state.as_str() == state);
         text.sample("lapwing_node_state", &[("state", state)], is_in);
     }
 
-    text.family("lapwing_raft_state", "gauge", "1 for the part the node plays in consensus, 0 for the others.");
+    text.family(
+        "lapwing_raft_state",
+        "gauge",
+        "1 for the part the node plays in consensus, 0 for the others.",
+    );
     for state in ["observer", "learner", "follower", "candidate", "leader"] {
-        text.sample("lapwing_raft_state", &[("state", state)], u8::from(status.raft.state == state));
+        text.sample(
+            "lapwing_raft_state",
+            &[("state", state)],
+            u8::from(status.raft.state == state),
+        );
     }
-    text.family("lapwing_raft_term", "gauge", "The current term; grows with every election.");
+    text.family(
+        "lapwing_raft_term",
+        "gauge",
+        "The current term; grows with every election.",
+    );
     text.sample("lapwing_raft_term", &none, status.raft.term);
     text.family("lapwing_raft_voters", "gauge", "Members that vote.");
     text.sample("lapwing_raft_voters", &none, status.raft.voters.len());
-    text.family("lapwing_raft_learners", "gauge", "Members that follow the log without a vote.");
+    text.family(
+        "lapwing_raft_learners",
+        "gauge",
+        "Members that follow the log without a vote.",
+    );
     text.sample("lapwing_raft_learners", &none, status.raft.learners.len());
-    text.family("lapwing_raft_last_log_index", "gauge", "The last log entry on this node's disk.");
+    text.family(
+        "lapwing_raft_last_log_index",
+        "gauge",
+        "The last log entry on this node's disk.",
+    );
     text.sample("lapwing_raft_last_log_index", &none, status.raft.last_log_index);
-    text.family("lapwing_raft_committed_index", "gauge", "The last log entry that is known to be committed.");
+    text.family(
+        "lapwing_raft_committed_index",
+        "gauge",
+        "The last log entry that is known to be committed.",
+    );
     text.sample("lapwing_raft_committed_index", &none, status.raft.committed_index);
-    text.family("lapwing_raft_applied_index", "gauge", "The last log entry in this node's state.");
+    text.family(
+        "lapwing_raft_applied_index",
+        "gauge",
+        "The last log entry in this node's state.",
+    );
     text.sample("lapwing_raft_applied_index", &none, status.raft.applied_index);
 
     let training = &status.training;
-    text.family("lapwing_training_round", "gauge", "The round this node is in, or dealt with last.");
+    text.family(
+        "lapwing_training_round",
+        "gauge",
+        "The round this node is in, or dealt with last.",
+    );
     text.sample("lapwing_training_round", &none, training.round);
     text.family("lapwing_training_rounds", "gauge", "All rounds of the job.");
     text.sample("lapwing_training_rounds", &none, training.rounds);
     if let Some(loss) = training.loss {
-        text.family("lapwing_training_loss", "gauge", "Mean training loss of the last local steps, in nats.");
+        text.family(
+            "lapwing_training_loss",
+            "gauge",
+            "Mean training loss of the last local steps, in nats.",
+        );
         text.sample("lapwing_training_loss", &none, loss);
     }
     if let Some(accuracy) = training.local_accuracy {
-        text.family("lapwing_training_local_accuracy_ratio", "gauge", "Of this node's own model, when last evaluated.");
+        text.family(
+            "lapwing_training_local_accuracy_ratio",
+            "gauge",
+            "Of this node's own model, when last evaluated.",
+        );
         text.sample("lapwing_training_local_accuracy_ratio", &none, accuracy);
     }
     if let Some(accuracy) = training.averaged_accuracy {
-        text.family("lapwing_training_averaged_accuracy_ratio", "gauge", "Of the averaged model, when last evaluated.");
+        text.family(
+            "lapwing_training_averaged_accuracy_ratio",
+            "gauge",
+            "Of the averaged model, when last evaluated.",
+        );
         text.sample("lapwing_training_averaged_accuracy_ratio", &none, accuracy);
     }
-    text.family("lapwing_training_samples_total", "counter", "Samples trained on since the process started.");
+    text.family(
+        "lapwing_training_samples_total",
+        "counter",
+        "Samples trained on since the process started.",
+    );
     text.sample("lapwing_training_samples_total", &none, training.samples);
     text.family(
         "lapwing_training_exchanged_bytes_total",
         "counter",
         "Payload of finished exchanges since the process started; evaluations are not in it.",
     );
-    for (direction, bytes) in [("sent", training.sent_bytes), ("received", training.received_bytes)] {
-        text.sample("lapwing_training_exchanged_bytes_total", &[("direction", direction)], bytes.0);
+    for (direction, bytes) in [
+        ("sent", training.sent_bytes),
+        ("received", training.received_bytes),
+    ] {
+        text.sample(
+            "lapwing_training_exchanged_bytes_total",
+            &[("direction", direction)],
+            bytes.0,
+        );
     }
 
-    text.family("lapwing_network_state", "gauge", "1 for the state the network is in as seen from here, 0 for the others.");
+    text.family(
+        "lapwing_network_state",
+        "gauge",
+        "1 for the state the network is in as seen from here, 0 for the others.",
+    );
     for (word, state) in [
         ("connected", NetworkState::Connected),
         ("degraded", NetworkState::Degraded),
         ("partitioned", NetworkState::Partitioned),
     ] {
-        text.sample("lapwing_network_state", &[("state", word)], u8::from(status.network.state == state));
+        text.sample(
+            "lapwing_network_state",
+            &[("state", word)],
+            u8::from(status.network.state == state),
+        );
     }
-    let connected = status.network.peers.iter().filter(|peer| peer.path.is_some()).count();
-    text.family("lapwing_peers_connected", "gauge", "Peers with a connection to this node.");
+    let connected = status
+        .network
+        .peers
+        .iter()
+        .filter(|peer| peer.path.is_some())
+        .count();
+    text.family(
+        "lapwing_peers_connected",
+        "gauge",
+        "Peers with a connection to this node.",
+    );
     text.sample("lapwing_peers_connected", &none, connected);
     // Summed over peers: a label for each peer would grow without bound in a large cluster.
     text.family(
@@ -83,16 +167,26 @@ pub(crate) fn render(status: &StatusDocument) -> String {
     for class in lapwing_base::CLASSES {
         let name = class.as_str();
         let sum = |of: fn(&crate::status::PeerSection) -> &std::collections::BTreeMap<&'static str, u64>| {
-            status.network.peers.iter().filter_map(|peer| of(peer).get(name)).sum::<u64>()
+            status
+                .network
+                .peers
+                .iter()
+                .filter_map(|peer| of(peer).get(name))
+                .sum::<u64>()
         };
-        for (direction, bytes) in
-            [("sent", sum(|peer| &peer.sent_bytes)), ("received", sum(|peer| &peer.received_bytes))]
-        {
+        for (direction, bytes) in [
+            ("sent", sum(|peer| &peer.sent_bytes)),
+            ("received", sum(|peer| &peer.received_bytes)),
+        ] {
             let labels = [("class", name), ("direction", direction)];
             text.sample("lapwing_network_payload_bytes_total", &labels, bytes);
         }
     }
-    text.family("lapwing_config_version", "gauge", "Version of the cluster's configuration; grows with every change.");
+    text.family(
+        "lapwing_config_version",
+        "gauge",
+        "Version of the cluster's configuration; grows with every change.",
+    );
     text.sample("lapwing_config_version", &none, status.config.version);
     text.0
 }
@@ -111,7 +205,10 @@ impl Exposition {
         self.0.push_str(name);
         for (position, (label, text)) in labels.iter().enumerate() {
             let open = if position == 0 { '{' } else { ',' };
-            let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let escaped = text
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
             let _ = write!(self.0, "{open}{label}=\"{escaped}\"");
         }
         let close = if labels.is_empty() { "" } else { "}" };

@@ -86,7 +86,9 @@ pub enum StartError {
     #[error("there is no backend `{0}` in this build; `burn` is")]
     Backend(String),
     /// The admin address is in use.
-    #[error("the admin address {addr} cannot be used; give another one as --admin, or port 0 for any free one")]
+    #[error(
+        "the admin address {addr} cannot be used; give another one as --admin, or port 0 for any free one"
+    )]
     Admin {
         /// Which.
         addr: SocketAddr,
@@ -98,7 +100,9 @@ pub enum StartError {
     #[error("the name has {0} bytes; at most {max} are allowed", max = lapwing_base::Member::NAME_MAX)]
     Name(usize),
     /// `--bootstrap` beside a gateway.
-    #[error("--bootstrap founds a cluster without a gateway; with --gateway it is the gateway that decides who founds")]
+    #[error(
+        "--bootstrap founds a cluster without a gateway; with --gateway it is the gateway that decides who founds"
+    )]
     BootstrapBesideGateway,
     /// Neither member nor anybody to ask.
     #[error("{0}")]
@@ -133,8 +137,10 @@ impl Node {
             .data
             .as_ref()
             .map(|text| {
-                text.parse::<DataSpec>()
-                    .map_err(|source| StartError::Data { text: text.clone(), source })
+                text.parse::<DataSpec>().map_err(|source| StartError::Data {
+                    text: text.clone(),
+                    source,
+                })
             })
             .transpose()?;
         let dir = DataDir::open(&config.data_dir)?;
@@ -157,7 +163,10 @@ impl Node {
             link.listens_at(network.listen_addrs());
             Some(link)
         };
-        let admin_error = |source| StartError::Admin { addr: config.admin, source };
+        let admin_error = |source| StartError::Admin {
+            addr: config.admin,
+            source,
+        };
         let listener = TcpListener::bind(config.admin).await.map_err(admin_error)?;
         let admin_addr = listener.local_addr().map_err(admin_error)?;
         dir.write_admin_addr(admin_addr)?;
@@ -174,9 +183,22 @@ impl Node {
         let mut tasks = JoinSet::new();
         let admin_stop = CancellationToken::new();
         tasks.spawn(admin::serve(listener, shared.clone(), admin_stop.clone()));
-        let life = Life { shared: shared.clone(), config, data, dir, gateway, gate };
-        let ended = tokio::task::spawn(life.run(admin_stop));
-        Ok(NodeHandle { shared, admin_addr, life: Some(ended), tasks })
+        let life = Life {
+            shared: shared.clone(),
+            config,
+            data,
+            dir,
+            gateway,
+            gate,
+        };
+        let mut life_task = JoinSet::new();
+        life_task.spawn(life.run(admin_stop));
+        Ok(NodeHandle {
+            shared,
+            admin_addr,
+            life: life_task,
+            tasks,
+        })
     }
 }
 
@@ -186,7 +208,8 @@ impl Node {
 pub struct NodeHandle {
     shared: Arc<Shared>,
     admin_addr: SocketAddr,
-    life: Option<tokio::task::JoinHandle<Result<(), NodeError>>>,
+    /// The background of the node: one task.
+    life: JoinSet<Result<(), NodeError>>,
     tasks: JoinSet<()>,
 }
 
@@ -211,11 +234,11 @@ impl NodeHandle {
     /// # Errors
     /// When it cannot go on.
     pub async fn stopped(&mut self) -> Result<(), NodeError> {
-        let ended = match &mut self.life {
-            Some(life) => life.await.unwrap_or_else(|error| Err(NodeError(error.to_string()))),
+        let ended = match self.life.join_next().await {
+            Some(ended) => ended.unwrap_or_else(|error| Err(NodeError(error.to_string()))),
+            // Has been asked before.
             None => Ok(()),
         };
-        self.life = None;
         while self.tasks.join_next().await.is_some() {}
         ended
     }
@@ -268,7 +291,10 @@ impl Membership {
     pub(crate) fn parameters(&self, view: &JobView) -> Option<u64> {
         let training = self.training.borrow();
         let ours = training.parameters.filter(|_| training.job == Some(view.id));
-        view.manifest.as_ref().map(|manifest| manifest.parameters).or(ours)
+        view.manifest
+            .as_ref()
+            .map(|manifest| manifest.parameters)
+            .or(ours)
     }
 }
 
@@ -293,14 +319,19 @@ impl Shared {
         let member = phase.member.clone();
         let (waiting, failed, leaving) = (phase.waiting.clone(), phase.failed.clone(), phase.leaving);
         drop(phase);
-        let roster = member.as_ref().map(|member| member.consensus.roster().borrow().clone());
-        let member = member.as_ref().zip(roster.as_ref()).map(|(member, roster)| MemberParts {
-            id: member.consensus.id(),
-            roster,
-            raft: member.consensus.raft().borrow().clone(),
-            training: member.training.borrow().clone(),
-            config_version: member.consensus.state().borrow().config.version(),
-        });
+        let roster = member
+            .as_ref()
+            .map(|member| member.consensus.roster().borrow().clone());
+        let member = member
+            .as_ref()
+            .zip(roster.as_ref())
+            .map(|(member, roster)| MemberParts {
+                id: member.consensus.id(),
+                roster,
+                raft: member.consensus.raft().borrow().clone(),
+                training: member.training.borrow().clone(),
+                config_version: member.consensus.state().borrow().config.version(),
+            });
         StatusDocument::new(Parts {
             name: &self.name,
             role: self.role,
@@ -329,7 +360,9 @@ impl Life {
         let ended = self.stretches().await;
         if let Err(error) = &ended {
             error!(%error, "the node stops");
-            self.shared.phase.send_modify(|phase| phase.failed = Some(error.0.clone()));
+            self.shared
+                .phase
+                .send_modify(|phase| phase.failed = Some(error.0.clone()));
         }
         admin_stop.cancel();
         self.dir.remove_admin_addr();
@@ -339,16 +372,38 @@ impl Life {
 
     /// Becomes a member and lives as one, again after each removal.
     async fn stretches(&self) -> Result<(), NodeError> {
-        let Self { shared, config, data, dir, gateway, gate } = self;
+        let Self {
+            shared,
+            config,
+            data,
+            dir,
+            gateway,
+            gate,
+        } = self;
         loop {
-            let entry = Entry { shared, config, dir, gateway: gateway.as_ref(), gate };
-            let entered = match shared.stop.run_until_cancelled(entry.enter()).await {
-                None => return Ok(()),
-                Some(entered) => entered,
+            let entry = Entry {
+                shared,
+                config,
+                dir,
+                gateway: gateway.as_ref(),
+                gate,
+            };
+            let Some(entered) = shared.stop.run_until_cancelled(entry.enter()).await else {
+                return Ok(());
             };
             let consensus = entered.map_err(|error| NodeError(chain(&error)))?;
             shared.waits_for(None);
-            match live(consensus, shared, config, data.clone(), dir, gateway.as_ref(), gate).await {
+            match live(
+                consensus,
+                shared,
+                config,
+                data.clone(),
+                dir,
+                gateway.as_ref(),
+                gate,
+            )
+            .await
+            {
                 Ended::Stopped => {
                     if shared.phase.borrow().leaving
                         && let Some(gateway) = gateway
@@ -360,7 +415,7 @@ impl Life {
                 }
                 Ended::Removed => {
                     info!("joining again as a new member");
-                    dir.clear_raft().map_err(|error| NodeError(chain(&error)))?;
+                    lapwing_consensus::retire(dir.root()).map_err(|error| NodeError(chain(&error)))?;
                 }
                 Ended::Failed(reason) => return Err(NodeError(reason)),
             }
@@ -386,7 +441,9 @@ async fn start_network(
         probe_interval: PROBE_INTERVAL,
     };
     let remembered = dir.listen_port()?;
-    let same = remembered.map(|port| with_port(&config.listen, port)).filter(|same| *same != config.listen);
+    let same = remembered
+        .map(|port| with_port(&config.listen, port))
+        .filter(|same| *same != config.listen);
     let network = match same {
         Some(same) => match Network::start(network_config(same), gate.clone()).await {
             Ok(network) => network,
@@ -427,7 +484,10 @@ fn with_port(addrs: &[Multiaddr], port: u16) -> Vec<Multiaddr> {
         .collect()
 }
 
-#[expect(clippy::disallowed_methods, reason = "the node is a driver: uptime counts from here")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the node is a driver: uptime counts from here"
+)]
 fn now() -> Instant {
     Instant::now()
 }

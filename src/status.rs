@@ -1,7 +1,7 @@
 //! The status document: everything that one node shows of itself, from which the terminal view, the metrics
 //! and `lapwing status` are drawn. Only its shape, and how the rooms' own snapshots fill it.
 
-use lapwing_base::{CLASSES, ByteSize, Multiaddr, Ppm};
+use lapwing_base::{ByteSize, CLASSES, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
 use lapwing_net::{NetworkStatus, PeerStatus};
 use lapwing_train::{TrainingState, TrainingStatus};
@@ -188,7 +188,11 @@ pub struct NatSection {
 
 impl Default for NatSection {
     fn default() -> Self {
-        Self { mapping: "unknown", filtering: "unknown", udp: "unknown" }
+        Self {
+            mapping: "unknown",
+            filtering: "unknown",
+            udp: "unknown",
+        }
     }
 }
 
@@ -274,7 +278,16 @@ pub(crate) struct MemberParts<'a> {
 
 impl StatusDocument {
     pub(crate) fn new(parts: Parts<'_>) -> Self {
-        let Parts { name, role, uptime, network, reason, failed, leaving, member } = parts;
+        let Parts {
+            name,
+            role,
+            uptime,
+            network,
+            reason,
+            failed,
+            leaving,
+            member,
+        } = parts;
         let me = network.peer;
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -283,10 +296,15 @@ impl StatusDocument {
             role,
             cluster_id: member.as_ref().map(|member| member.roster.cluster),
             uptime_seconds: uptime.as_secs_f64(),
-            node: NodeSection { state: node_state(failed, leaving, member.as_ref()), reason },
+            node: NodeSection {
+                state: node_state(failed, leaving, member.as_ref()),
+                reason,
+            },
             raft: member.as_ref().map(raft_section).unwrap_or_default(),
             training: member.as_ref().map(training_section).unwrap_or_default(),
-            config: ConfigSection { version: member.as_ref().map_or(0, |member| member.config_version) },
+            config: ConfigSection {
+                version: member.as_ref().map_or(0, |member| member.config_version),
+            },
             services: Vec::new(),
             network: network_section(network, member.as_ref()),
         }
@@ -326,7 +344,9 @@ fn raft_section(member: &MemberParts<'_>) -> RaftSection {
 
 fn training_section(member: &MemberParts<'_>) -> TrainingSection {
     let training = &member.training;
-    let partner = training.partner.and_then(|partner| member.roster.members.get(&partner));
+    let partner = training
+        .partner
+        .and_then(|partner| member.roster.members.get(&partner));
     TrainingSection {
         state: training.state,
         job: training.job.map(|job| job.to_string()),
@@ -351,7 +371,11 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
         external: network.observed,
         nat: NatSection::default(),
         reservations: Vec::new(),
-        peers: network.peers.into_iter().map(|peer| peer_section(peer, member)).collect(),
+        peers: network
+            .peers
+            .into_iter()
+            .map(|peer| peer_section(peer, member))
+            .collect(),
     }
 }
 
@@ -369,7 +393,11 @@ fn reach(network: &NetworkStatus, member: &MemberParts<'_>) -> NetworkState {
     let voters = &member.roster.voters;
     let voters_missed = voters.iter().filter(|id| missed(id)).count();
     let is_active = |id: &&NodeId| {
-        member.roster.members.get(id).is_some_and(|record| record.state == MemberState::Active)
+        member
+            .roster
+            .members
+            .get(id)
+            .is_some_and(|record| record.state == MemberState::Active)
     };
     if voters.len() - voters_missed < voters.len() / 2 + 1 && !voters.is_empty() {
         NetworkState::Partitioned
@@ -381,7 +409,9 @@ fn reach(network: &NetworkStatus, member: &MemberParts<'_>) -> NetworkState {
 }
 
 fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSection {
-    let name = member.and_then(|member| member.roster.by_peer(&peer.peer)).map(|record| record.name.clone());
+    let name = member
+        .and_then(|member| member.roster.by_peer(&peer.peer))
+        .map(|record| record.name.clone());
     PeerSection {
         peer_id: peer.peer,
         name,
@@ -398,5 +428,8 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
 }
 
 fn by_class(sizes: &[ByteSize; CLASSES.len()]) -> BTreeMap<&'static str, u64> {
-    CLASSES.iter().map(|class| (class.as_str(), sizes[class.index()].0)).collect()
+    CLASSES
+        .iter()
+        .map(|class| (class.as_str(), sizes[class.index()].0))
+        .collect()
 }

@@ -236,7 +236,10 @@ impl JobView {
 
     /// The round that ends the job, as far as is known: dense rounds that began early end it early.
     pub fn last_round(&self) -> Round {
-        let first_dense = self.rounds.iter().find(|record| record.plan.kind == RoundKind::Dense);
+        let first_dense = self
+            .rounds
+            .iter()
+            .find(|record| record.plan.kind == RoundKind::Dense);
         match first_dense {
             Some(first) => Round(first.plan.round.0 + u64::from(self.spec.final_dense_rounds.max(1)) - 1),
             None => Round(self.spec.rounds.into()),

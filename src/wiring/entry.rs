@@ -39,9 +39,13 @@ pub(crate) struct Entry<'a> {
 /// Why a node cannot become a member at all; waiting would not help.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EntryError {
-    #[error("this node is no member of a cluster yet; give it a --gateway to ask, or --bootstrap to found one")]
+    #[error(
+        "this node is no member of a cluster yet; give it a --gateway to ask, or --bootstrap to found one"
+    )]
     NobodyToAsk,
-    #[error("the data directory belongs to {theirs}, but its identity.key is that of {ours}; restore the right key, or use another --data-dir")]
+    #[error(
+        "the data directory belongs to {theirs}, but its identity.key is that of {ours}; restore the right key, or use another --data-dir"
+    )]
     AnotherNode { ours: PeerId, theirs: PeerId },
     #[error("the raft log cannot be opened")]
     Storage(#[from] StorageError),
@@ -56,13 +60,19 @@ pub(crate) enum EntryError {
 impl Entry<'_> {
     /// Runs until the node is a member. Cancel by dropping.
     pub(crate) async fn enter(&self) -> Result<Consensus, EntryError> {
-        if let Some(found) = stored(&self.dir.raft())? {
+        if let Some(found) = stored(self.dir.root())? {
             let ours = self.shared.network.peer_id();
             if found.peer != ours {
-                return Err(EntryError::AnotherNode { ours, theirs: found.peer });
+                return Err(EntryError::AnotherNode {
+                    ours,
+                    theirs: found.peer,
+                });
             }
             info!(cluster = %found.cluster, id = %found.id, "resuming the membership on disk");
-            self.gate.send_replace(Gate { cluster: Some(found.cluster), ..Gate::default() });
+            self.gate.send_replace(Gate {
+                cluster: Some(found.cluster),
+                ..Gate::default()
+            });
             let consensus = self.start(Start::Resume).await?;
             return match found.unconfirmed {
                 None => Ok(consensus),
@@ -83,7 +93,12 @@ impl Entry<'_> {
                 return Err(EntryError::NobodyToAsk);
             }
             info!("founding a cluster without a gateway, as asked");
-            let consensus = self.start(Start::Found { cluster: random_cluster()?, epoch: 0 }).await?;
+            let consensus = self
+                .start(Start::Found {
+                    cluster: random_cluster()?,
+                    epoch: 0,
+                })
+                .await?;
             consensus.open_admission();
             return Ok(consensus);
         };
@@ -127,7 +142,12 @@ impl Entry<'_> {
             Ok(Claim::Refused { reason }) => Ok(Attempt::again(reason.to_string())),
             Ok(Claim::Granted { epoch, .. }) => {
                 info!(epoch, "the gateway lets this node found the cluster");
-                let consensus = self.start(Start::Found { cluster: random_cluster()?, epoch }).await?;
+                let consensus = self
+                    .start(Start::Found {
+                        cluster: random_cluster()?,
+                        epoch,
+                    })
+                    .await?;
                 match self.confirm(consensus, epoch).await? {
                     Some(consensus) => Ok(Attempt::Member(Box::new(consensus))),
                     None => Ok(Attempt::again("another node has founded the cluster".to_owned())),
@@ -141,13 +161,19 @@ impl Entry<'_> {
     async fn confirm(&self, consensus: Consensus, epoch: u64) -> Result<Option<Consensus>, EntryError> {
         let Some(gateway) = self.gateway else {
             // Started again without its gateway: nobody can confirm, so nobody is admitted.
-            self.shared.waits_for(Some("the gateway that let this node found its cluster must confirm it; give it as --gateway".to_owned()));
+            self.shared.waits_for(Some(
+                "the gateway that let this node found its cluster must confirm it; give it as --gateway"
+                    .to_owned(),
+            ));
             return std::future::pending().await;
         };
         let mut pause = PAUSE_MIN;
         loop {
-            let confirm =
-                Confirm { epoch, cluster_id: consensus.cluster(), term: consensus.raft().borrow().term };
+            let confirm = Confirm {
+                epoch,
+                cluster_id: consensus.cluster(),
+                term: consensus.raft().borrow().term,
+            };
             // The gateway takes a confirmation from a node that it knows.
             let registration = gateway.registration.borrow().clone();
             let registered = gateway.client.register(registration).await;
@@ -165,11 +191,14 @@ impl Entry<'_> {
                     warn!(epoch, "another node has founded the cluster; joining it");
                     consensus.shutdown().await;
                     drop(consensus);
-                    self.dir.clear_raft()?;
+                    lapwing_consensus::retire(self.dir.root())?;
                     return Ok(None);
                 }
                 Err(error) => {
-                    self.shared.waits_for(Some(format!("the gateway has not confirmed the cluster: {}", chain(&error))));
+                    self.shared.waits_for(Some(format!(
+                        "the gateway has not confirmed the cluster: {}",
+                        chain(&error)
+                    )));
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
@@ -181,7 +210,9 @@ impl Entry<'_> {
         let network = &self.shared.network;
         let candidates = learn_candidates(self.shared, registered);
         if candidates.is_empty() {
-            return Ok(Attempt::again("the gateway knows of a cluster, but of no member that can be asked".to_owned()));
+            return Ok(Attempt::again(
+                "the gateway knows of a cluster, but of no member that can be asked".to_owned(),
+            ));
         }
         let asked = lapwing_consensus::join(network, candidates, self.request(None), JOIN_PATIENCE).await;
         match asked {
@@ -194,15 +225,20 @@ impl Entry<'_> {
                     cluster: Some(accepted.cluster),
                     members: std::sync::Arc::new(accepted.members.iter().map(|member| member.peer).collect()),
                 });
-                Ok(Attempt::Member(Box::new(self.start(Start::Joined(accepted)).await?)))
+                Ok(Attempt::Member(Box::new(
+                    self.start(Start::Joined(accepted)).await?,
+                )))
             }
-            Err(error) => Ok(Attempt::again(format!("no member has let this node in yet: {}", chain(&error)))),
+            Err(error) => Ok(Attempt::again(format!(
+                "no member has let this node in yet: {}",
+                chain(&error)
+            ))),
         }
     }
 
     async fn start(&self, start: Start) -> Result<Consensus, EntryError> {
         let config = ConsensusConfig {
-            data_dir: self.dir.raft(),
+            data_dir: self.dir.root().to_owned(),
             peer: self.shared.network.peer_id(),
             name: self.config.name.clone(),
             addrs: self.shared.network.listen_addrs(),
@@ -267,8 +303,13 @@ pub(crate) async fn announce(
         return Ok(());
     }
     let known = Some((consensus.id(), consensus.cluster()));
-    let accepted =
-        lapwing_consensus::join(network, candidates, join_request(shared, name, known), JOIN_PATIENCE).await?;
+    let accepted = lapwing_consensus::join(
+        network,
+        candidates,
+        join_request(shared, name, known),
+        JOIN_PATIENCE,
+    )
+    .await?;
     for member in &accepted.members {
         network.learn(member.peer, member.addrs.clone());
     }
@@ -282,7 +323,13 @@ pub(crate) async fn announce(
 }
 
 fn join_request(shared: &Shared, name: &str, known: Option<(NodeId, ClusterId)>) -> JoinRequest {
-    JoinRequest { peer: shared.network.peer_id(), name: name.to_owned(), addrs: shared.network.listen_addrs(), role: Role::Main, known }
+    JoinRequest {
+        peer: shared.network.peer_id(),
+        name: name.to_owned(),
+        addrs: shared.network.listen_addrs(),
+        role: Role::Main,
+        known,
+    }
 }
 
 /// The peers that may let a joiner in, the leader first; their addresses go to the network.
@@ -307,10 +354,12 @@ fn learn_candidates(shared: &Shared, registered: &Registered) -> Vec<PeerId> {
 }
 
 fn random_cluster() -> Result<ClusterId, EntryError> {
-    use rand::rngs::SysRng;
     use rand::TryRng as _;
+    use rand::rngs::SysRng;
     let mut bytes = [0; 16];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|_| EntryError::Random)?;
+    SysRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|_| EntryError::Random)?;
     Ok(ClusterId::from_bytes(bytes))
 }
 

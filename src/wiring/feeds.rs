@@ -51,7 +51,10 @@ pub(crate) async fn feed_network(
 
 /// What the trainer sees now.
 pub(crate) fn applied(roster: &Arc<Roster>, state: &State) -> Applied {
-    Applied { roster: roster.clone(), job: state.current_job().cloned() }
+    Applied {
+        roster: roster.clone(),
+        job: state.current_job().cloned(),
+    }
 }
 
 /// Keeps the trainer's view as the log says, until `stop`.
@@ -62,7 +65,10 @@ pub(crate) async fn feed_trainer(
 ) {
     let (mut states, mut rosters) = (consensus.state(), consensus.roster());
     loop {
-        let (state, roster) = (states.borrow_and_update().clone(), rosters.borrow_and_update().clone());
+        let (state, roster) = (
+            states.borrow_and_update().clone(),
+            rosters.borrow_and_update().clone(),
+        );
         let next = applied(&roster, &state);
         applied_sender.send_if_modified(|seen| {
             let same_job = match (&seen.job, &next.job) {

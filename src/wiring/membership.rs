@@ -66,8 +66,12 @@ pub(crate) async fn live(
     let (local, inbox) = mpsc::channel(REPORTS_QUEUED_MAX);
     let network = shared.network.clone();
 
-    let trainer_config =
-        TrainerConfig { me, data, backend: config.backend.clone(), dir: dir.train() };
+    let trainer_config = TrainerConfig {
+        me,
+        data,
+        backend: config.backend.clone(),
+        dir: dir.train(),
+    };
     let trainer = match Trainer::start(trainer_config, network.clone(), applied, outbox_sender) {
         Ok(trainer) => trainer,
         Err(error) => {
@@ -75,15 +79,42 @@ pub(crate) async fn live(
             return Ended::Failed(failed_training(&error));
         }
     };
-    tasks.spawn(feeds::feed_network(consensus.roster(), me, network.clone(), gate.clone(), stop.clone()));
-    tasks.spawn(feeds::feed_trainer(consensus.clone(), applied_sender, stop.clone()));
-    tasks.spawn(reports::send(outbox, local.clone(), consensus.roster(), me, network.clone(), stop.clone()));
-    tasks.spawn(reports::serve(local, consensus.roster(), me, network, stop.clone()));
+    tasks.spawn(feeds::feed_network(
+        consensus.roster(),
+        me,
+        network.clone(),
+        gate.clone(),
+        stop.clone(),
+    ));
+    tasks.spawn(feeds::feed_trainer(
+        consensus.clone(),
+        applied_sender,
+        stop.clone(),
+    ));
+    tasks.spawn(reports::send(
+        outbox,
+        local.clone(),
+        consensus.roster(),
+        me,
+        network.clone(),
+        stop.clone(),
+    ));
+    tasks.spawn(reports::serve(
+        local,
+        consensus.roster(),
+        me,
+        network,
+        stop.clone(),
+    ));
     tasks.spawn(rounds::coordinate(consensus.clone(), inbox, stop.clone()));
     if let Some(gateway) = gateway {
         let client = gateway.client.clone();
         let (registration, token) = (gateway.registration.subscribe(), stop.clone());
-        tasks.spawn(gateway.clone().follow(consensus.cluster(), consensus.roster(), stop.clone()));
+        tasks.spawn(
+            gateway
+                .clone()
+                .follow(consensus.cluster(), consensus.roster(), stop.clone()),
+        );
         tasks.spawn(async move { client.keep_registered(registration, token).await });
     }
     let member = Membership {
@@ -91,7 +122,9 @@ pub(crate) async fn live(
         training: trainer.status(),
         train_dir: dir.train(),
     };
-    shared.phase.send_modify(|phase| phase.member = Some(Arc::new(member)));
+    shared
+        .phase
+        .send_modify(|phase| phase.member = Some(Arc::new(member)));
 
     let ended = tokio::select! {
         biased;
@@ -163,7 +196,13 @@ async fn watch_over(
 /// A leader that stops lets another voter lead at once, instead of being missed first.
 async fn hand_over(consensus: &Consensus) {
     let (state, me) = (consensus.raft().borrow().state, consensus.id());
-    let heir = consensus.roster().borrow().voters.iter().copied().find(|voter| *voter != me);
+    let heir = consensus
+        .roster()
+        .borrow()
+        .voters
+        .iter()
+        .copied()
+        .find(|voter| *voter != me);
     if let (RaftState::Leader, Some(heir)) = (state, heir) {
         match tokio::time::timeout(HAND_OVER_PATIENCE, consensus.transfer_leader(heir)).await {
             Ok(Ok(())) => info!(%heir, "handed over the leadership"),

@@ -29,7 +29,10 @@ impl GatewayLink {
             incarnation,
             seq: 1,
         };
-        Self { client: Arc::new(client), registration: watch::Sender::new(registration) }
+        Self {
+            client: Arc::new(client),
+            registration: watch::Sender::new(registration),
+        }
     }
 
     pub(crate) fn listens_at(&self, addrs: Vec<Multiaddr>) {

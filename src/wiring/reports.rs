@@ -69,12 +69,16 @@ pub(crate) async fn send(
             }
             Some((id, peer)) => {
                 let body = lapwing_net::encode(&report);
-                let sent = stop.run_until_cancelled(network.request(peer, REPORT, &body, PATIENCE)).await;
+                let sent = stop
+                    .run_until_cancelled(network.request(peer, REPORT, &body, PATIENCE))
+                    .await;
                 match sent.map(|answered| answered.map(|frame| lapwing_net::decode::<Answer>(&frame))) {
                     None => return,
                     Some(Ok(Ok(Answer::Taken))) => (),
                     Some(Ok(Ok(answer))) => debug!(leader = %id, ?answer, "the report was not taken"),
-                    Some(Ok(Err(error))) => debug!(leader = %id, %error, "the leader's answer cannot be read"),
+                    Some(Ok(Err(error))) => {
+                        debug!(leader = %id, %error, "the leader's answer cannot be read")
+                    }
                     Some(Err(error)) => debug!(leader = %id, %error, "the report did not arrive"),
                 }
             }
@@ -135,7 +139,10 @@ fn is_from(report: &Report, sender: Option<NodeId>) -> bool {
     match report {
         Report::Round(report) => {
             report.outcome.node == sender
-                && report.links.iter().all(|link| link.from == sender || link.to == sender)
+                && report
+                    .links
+                    .iter()
+                    .all(|link| link.from == sender || link.to == sender)
         }
         Report::Holding { node, .. } => *node == sender,
         // Only the assigned evaluator's report is used, which the coordinator checks by its content.

@@ -26,7 +26,10 @@ pub(crate) async fn coordinate(
         if led && !leads {
             coordinator.reset();
         }
-        let (state, roster) = (states.borrow_and_update().clone(), rosters.borrow_and_update().clone());
+        let (state, roster) = (
+            states.borrow_and_update().clone(),
+            rosters.borrow_and_update().clone(),
+        );
         let committed = Committed {
             roster: &roster,
             job: state.current_job().map(|job| &**job),
@@ -68,12 +71,24 @@ async fn decide(consensus: &Consensus, decision: Decision) {
         Decision::Plan(plan) => Command::PlanRound(plan),
         Decision::Close(outcome) => Command::CloseRound(outcome),
         Decision::Speeds(links) => Command::Bandwidth(links),
-        Decision::AssignEvaluation { job, round, evaluator } => {
-            Command::AssignEvaluation { job, round, evaluator }
-        }
-        Decision::RecordEvaluation { job, evaluation, manifest } => {
-            Command::RecordEvaluation { job, evaluation, manifest }
-        }
+        Decision::AssignEvaluation {
+            job,
+            round,
+            evaluator,
+        } => Command::AssignEvaluation {
+            job,
+            round,
+            evaluator,
+        },
+        Decision::RecordEvaluation {
+            job,
+            evaluation,
+            manifest,
+        } => Command::RecordEvaluation {
+            job,
+            evaluation,
+            manifest,
+        },
         Decision::RecordHolders { job, holders } => Command::RecordHolders { job, holders },
         Decision::Finish { job } => Command::FinishJob(job),
     };

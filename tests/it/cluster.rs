@@ -50,3 +50,12 @@ async fn a_stopped_node_comes_back_as_itself() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_nodes_at_once_on_an_empty_gateway_form_one_cluster() {
+    let mut cluster = Cluster::empty().await;
+    for _ in 0..50 {
+        cluster.add(|_| ()).await;
+    }
+    cluster.formed(50, 3).await;
+}

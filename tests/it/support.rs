@@ -4,7 +4,7 @@ use lapwing::{Node, NodeConfig, NodeHandle};
 use lapwing_gateway::{Gateway, GatewayConfig};
 use serde_json::Value;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -83,10 +83,6 @@ impl Cluster {
         self.dir.path().join(format!("node-{place}"))
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// Stops one node in good order.
     pub(crate) async fn stop(&mut self, place: usize) {
         self.nodes[place].take().unwrap().shutdown().await;
@@ -94,7 +90,13 @@ impl Cluster {
 
     /// Starts a stopped node on its own data directory.
     pub(crate) async fn restart(&mut self, place: usize) {
+        self.restart_with(place, |_| ()).await;
+    }
+
+    /// The same, with other settings.
+    pub(crate) async fn restart_with(&mut self, place: usize, change: impl FnOnce(&mut NodeConfig)) {
         assert!(self.nodes[place].is_none(), "it runs");
+        change(&mut self.configs[place]);
         self.nodes[place] = Some(Node::start(self.configs[place].clone()).await.unwrap());
     }
 
@@ -162,7 +164,8 @@ impl Cluster {
     /// Waits until a job has ended, and returns its document.
     pub(crate) async fn finished(&self, place: usize, job: &str) -> Value {
         wait_for(&format!("the end of {job}"), async || {
-            let document = self.get(place, &format!("/v1/jobs/{job}")).await;
+            let answer = self.try_get(place, &format!("/v1/jobs/{job}")).await.unwrap();
+            let document: Value = answer.json().await.unwrap();
             if document["phase"] == "finished" {
                 Ok(document)
             } else {
@@ -170,26 +173,6 @@ impl Cluster {
             }
         })
         .await
-    }
-
-    /// The place of the node that leads, as node `place` sees it.
-    pub(crate) async fn leader(&self, place: usize) -> usize {
-        let members = wait_for("a leader", async || {
-            let members = self.get(place, "/v1/members").await;
-            if members["leader"].is_string() {
-                Ok(members)
-            } else {
-                Err(members.to_string())
-            }
-        })
-        .await;
-        let leader = members["members"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|m| m["id"] == members["leader"]);
-        let name = leader.unwrap()["name"].as_str().unwrap();
-        name.strip_prefix("node-").unwrap().parse().unwrap()
     }
 }
 

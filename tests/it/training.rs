@@ -1,6 +1,8 @@
 //! Nodes train together: plans, exchanges, merges, evaluations, and the model at the end.
 
-use crate::support::Cluster;
+use crate::support::{Cluster, wait_for};
+use lapwing_base::Bandwidth;
+use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_train_and_merge_until_both_hold_the_same_model() {
@@ -36,4 +38,159 @@ async fn two_nodes_train_and_merge_until_both_hold_the_same_model() {
         models.push(response.bytes().await.unwrap());
     }
     assert!(!models[0].is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_an_uplink_changes_the_pairs_that_are_planned_after_it() {
+    const JOB: &str =
+        "rounds = 50\nlocal_steps = 1\ncompression = 4\nfinal_dense_rounds = 1\nevaluate_every = 0";
+    let slow = Some(Bandwidth::mbit(4));
+    let mut cluster = Cluster::of(4).await;
+    cluster.formed(4, 3).await;
+    // One slow node has to meet a fast one; two meet each other, and leave the fast link to the fast.
+    cluster.stop(2).await;
+    cluster.restart_with(2, |config| config.max_upload = slow).await;
+    cluster.formed(4, 3).await;
+    measure_links(&cluster, JOB, &[2]).await;
+    let job = cluster.submit(0, JOB).await;
+    let before = meetings(&cluster.finished(0, &job).await, &slow_members(&cluster).await);
+    cluster.stop(3).await;
+    cluster.restart_with(3, |config| config.max_upload = slow).await;
+    cluster.formed(4, 3).await;
+    measure_links(&cluster, JOB, &[2, 3]).await;
+    let job = cluster.submit(0, JOB).await;
+    let after = meetings(&cluster.finished(0, &job).await, &slow_members(&cluster).await);
+    assert!(
+        after > before,
+        "the slow two met {before} times before the second was slow, and {after} times after"
+    );
+}
+
+/// Lets everybody meet, since links are made on demand, until every node has measured its links, and those of
+/// the slow ones are slow.
+async fn measure_links(cluster: &Cluster, job: &str, slow: &[usize]) {
+    let job = cluster.submit(0, job).await;
+    cluster.finished(0, &job).await;
+    for place in 0..4 {
+        wait_for(&format!("the bandwidths of node {place}"), async || {
+            let status = cluster.get(place, "/v1/status").await;
+            let peers = status["network"]["peers"].as_array().unwrap();
+            let speeds: Vec<f64> = peers
+                .iter()
+                .filter_map(|peer| peer["bandwidth_mbit_s"].as_f64())
+                .collect();
+            let is_slow = slow.contains(&place);
+            if speeds.len() == 3 && speeds.iter().all(|speed| (*speed < 8.0) == is_slow) {
+                Ok(())
+            } else {
+                Err(format!("{speeds:?}"))
+            }
+        })
+        .await;
+    }
+}
+
+/// The numbers of nodes 2 and 3.
+async fn slow_members(cluster: &Cluster) -> [Value; 2] {
+    let members = cluster.get(0, "/v1/members").await;
+    let number = |name: &str| {
+        let list = members["members"].as_array().unwrap();
+        list.iter().find(|member| member["name"] == name).unwrap()["id"].clone()
+    };
+    [number("node-2"), number("node-3")]
+}
+
+/// How often two members were paired once the links had been measured.
+fn meetings(job: &Value, members: &[Value; 2]) -> usize {
+    let rounds = job["history"].as_array().unwrap();
+    let pairs = rounds
+        .iter()
+        .skip(15)
+        .flat_map(|round| round["pairs"].as_array().unwrap());
+    pairs
+        .filter(|pair| {
+            members
+                .iter()
+                .all(|member| pair.as_array().unwrap().contains(member))
+        })
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn saps_as_published_can_be_chosen() {
+    let cluster = Cluster::of(2).await;
+    cluster.formed(2, 2).await;
+    let job = cluster
+        .submit(
+            1,
+            "algorithm = \"saps\"\nrounds = 4\nlocal_steps = 2\ncompression = 10\nfinal_dense_rounds = 1",
+        )
+        .await;
+    let document = cluster.finished(0, &job).await;
+    assert_eq!(document["spec"]["algorithm"], "saps");
+    assert_eq!(document["spec"]["values"], "f32");
+    let round = &document["history"][0];
+    let parameters = document["parameters"].as_u64().unwrap();
+    let sent = round["nodes"][0]["sent_bytes"].as_u64().unwrap();
+    // Values alone, four bytes each, for about a tenth of the coordinates.
+    assert!(
+        (parameters * 4 / 20..parameters * 4 / 5).contains(&sent),
+        "{sent} of {parameters} parameters"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_joins_late_takes_part_and_holds_the_model_at_the_end() {
+    let mut cluster = Cluster::of(2).await;
+    cluster.formed(2, 2).await;
+    let job = cluster
+        .submit(
+            0,
+            "rounds = 300\nlocal_steps = 10\ncompression = 4\nfinal_dense_rounds = 3\nevaluate_every = 0",
+        )
+        .await;
+    let late = cluster
+        .add(|config| config.data = Some("digits#partition=iid,seed=1,part=1/2".to_owned()))
+        .await;
+    let document = cluster.finished(late, &job).await;
+    assert_eq!(
+        document["manifest"]["holders"].as_array().unwrap().len(),
+        3,
+        "{}",
+        document["manifest"]
+    );
+    let model = cluster
+        .try_get(late, &format!("/v1/jobs/{job}/model"))
+        .await
+        .unwrap();
+    assert!(model.status().is_success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_other_data_says_so_and_holds_nobody_up() {
+    let mut cluster = Cluster::of(2).await;
+    let odd = cluster
+        .add(|config| config.data = Some("csv:/nowhere/at-all.csv#partition=iid,seed=1,part=1/3".to_owned()))
+        .await;
+    cluster.formed(3, 3).await;
+    let job = cluster
+        .submit(
+            0,
+            "rounds = 6\nlocal_steps = 2\ncompression = 4\nfinal_dense_rounds = 1\nevaluate_every = 0",
+        )
+        .await;
+    wait_for("the odd node's problem", async || {
+        let status = cluster.get(odd, "/v1/status").await;
+        let problem = status["training"]["problem"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        if problem.contains("the job trains on `digits`") {
+            Ok(())
+        } else {
+            Err(status["training"].to_string())
+        }
+    })
+    .await;
+    cluster.finished(0, &job).await;
 }

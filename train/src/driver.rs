@@ -15,14 +15,14 @@ use self::reporting::{changed_links, report};
 use self::tasks::Averaged;
 use crate::compute::{Compute, ComputeHandle, ComputeStopped};
 use crate::data::DataSpec;
-use crate::exchange::{self, EXCHANGE, ExchangeError, Offered};
+use crate::exchange::{self, EXCHANGE, ExchangeError, Offered, Opening};
 use crate::models::{self, Ask, FetchError, Held, MODEL, Which};
 use crate::round::{Effect, Exchanged, Input, RoundCore, Stage};
 use crate::status::{TrainingState, TrainingStatus};
 use crate::worker::{Opened, Trained, Worker, WorkerError};
 use lapwing_base::{Bandwidth, JobId, JobView, LinkSpeed, NodeId, PeerId, Ppm, Report, Roster, Round};
 use lapwing_net::{Channel, Network};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -189,6 +189,8 @@ struct OpenJob {
     problem: Option<String>,
     exchange: Option<UnderWay>,
     parked: BTreeMap<(Round, PeerId), Offered>,
+    /// Partners that have said that they take no part in a round that is not exchanged here yet.
+    withdrawn: BTreeSet<(Round, PeerId)>,
     snapshots: VecDeque<Held>,
     /// The round whose average is being, or was, computed here.
     averaged: Option<Round>,
@@ -224,7 +226,7 @@ enum Event {
 }
 
 enum Served {
-    Offered(PeerId, Result<Offered, ExchangeError>),
+    Opened(PeerId, Result<Opening, ExchangeError>),
     Asked(Channel, Result<Ask, FetchError>),
     Done,
 }
@@ -265,7 +267,7 @@ impl Driver {
                 Some(channel) = exchanges.recv(), if self.serving.len() < SERVING_MAX => {
                     let peer = channel.peer();
                     self.serving.spawn(async move {
-                        Served::Offered(peer, exchange::accept(channel, GREETING_PATIENCE).await)
+                        Served::Opened(peer, exchange::accept(channel, GREETING_PATIENCE).await)
                     });
                 }
                 Some(channel) = asks.recv(), if self.serving.len() < SERVING_MAX => {
@@ -305,22 +307,17 @@ impl Driver {
             Job::Opening(id) => Some(*id),
             Job::Open(open) => Some(open.id),
         };
-        let Some(view) = &applied.job else {
+        if mine == applied.job.as_ref().map(|view| view.id) {
+            return;
+        }
+        self.leave_job();
+        let to_do = |view: &&Arc<JobView>| !view.phase.is_over() || view.manifest.is_some();
+        let Some(view) = applied.job.as_ref().filter(to_do) else {
             if mine.is_some() {
-                self.close_job();
+                self.free_job();
             }
             return;
         };
-        if mine == Some(view.id) {
-            return;
-        }
-        let left_to_do = !view.phase.is_over() || view.manifest.is_some();
-        if mine.is_some() {
-            self.close_job();
-        }
-        if !left_to_do {
-            return;
-        }
         self.job = Job::Opening(view.id);
         let (view, roster, config) = (view.clone(), applied.roster.clone(), self.config.clone());
         let compute = self.compute.clone();
@@ -338,15 +335,19 @@ impl Driver {
         });
     }
 
-    fn close_job(&mut self) {
+    fn leave_job(&mut self) {
         if let Job::Open(open) = std::mem::replace(&mut self.job, Job::None)
             && let Some(exchange) = open.exchange
         {
             exchange.task.abort();
         }
+    }
+
+    /// Gives back the memory of model and data; a job that is opened does so by itself.
+    fn free_job(&mut self) {
         let compute = self.compute.clone();
         self.running.spawn(async move {
-            // Frees the model and the data; a stopped thread has freed them already.
+            // A stopped thread has freed them already.
             let _ = compute.run(|slot| *slot = None).await;
             Event::Done
         });
@@ -374,26 +375,31 @@ impl Driver {
                         .spawn(async move { Event::Trained(id, Ok(nothing), Duration::ZERO) });
                 }
                 Effect::Exchange { plan, partner } => {
+                    let round = plan.round;
+                    let network = self.network.clone();
                     let peer = applied.roster.members.get(&partner).map(|member| member.peer);
-                    match peer.filter(|_| able) {
-                        Some(peer) => {
-                            let exchange = start_exchange(&mut self.running, &mut open.parked, |arrived| {
-                                tasks::Exchange {
-                                    job: id,
-                                    compute,
-                                    network: self.network.clone(),
-                                    me: self.config.me,
-                                    plan: *plan,
-                                    partner,
-                                    peer,
-                                    arrived,
-                                }
-                            });
-                            open.exchange = Some(exchange);
+                    match peer {
+                        Some(peer) if able && !open.withdrawn.contains(&(round, peer)) => {
+                            let me = self.config.me;
+                            let exchange = |arrived| tasks::Exchange {
+                                job: id,
+                                compute,
+                                network,
+                                me,
+                                plan: *plan,
+                                partner,
+                                peer,
+                                arrived,
+                            };
+                            let under_way = start_exchange(&mut self.running, &mut open.parked, exchange);
+                            open.exchange = Some(under_way);
                         }
-                        None => {
+                        Some(peer) if !able => {
+                            self.running.spawn(tasks::withdraw(network, id, round, peer));
+                        }
+                        // Either has left: there is nobody to exchange with.
+                        Some(_) | None => {
                             let nothing = Exchanged::default();
-                            let round = plan.round;
                             self.running
                                 .spawn(async move { Event::Exchanged(id, round, nothing, None) });
                         }
@@ -408,7 +414,7 @@ impl Driver {
                 Effect::Hold(report) if able => {
                     self.running.spawn(async move {
                         let held = compute
-                            .run(move |slot| tasks::with(slot, |worker| worker.hold(&report)))
+                            .run(move |slot| tasks::with(slot, id, |worker| worker.hold(&report)))
                             .await;
                         Event::Held(id, tasks::flatten(held))
                     });
@@ -428,6 +434,7 @@ impl Driver {
                     snapshot,
                 } => {
                     open.parked.retain(|(parked, _), _| *parked > round);
+                    open.withdrawn.retain(|(withdrawn, _)| *withdrawn > round);
                     self.running
                         .spawn(tasks::settle(id, compute, round, merge, snapshot));
                 }
@@ -456,8 +463,8 @@ impl Driver {
                 let Some(open) = self.open_job(id) else { return };
                 let trained = match trained {
                     Ok(trained) => {
-                        open.problem = None;
                         if trained.samples > 0 {
+                            open.problem = None;
                             open.loss = Some(trained.loss);
                         }
                         trained
@@ -598,6 +605,7 @@ impl Driver {
             problem,
             exchange: None,
             parked: BTreeMap::new(),
+            withdrawn: BTreeSet::new(),
             snapshots: VecDeque::new(),
             averaged: None,
             evaluation: None,
@@ -624,8 +632,11 @@ impl Driver {
     fn on_served(&mut self, served: Served) {
         match served {
             Served::Done => (),
-            Served::Offered(peer, Ok(offered)) => self.on_offered(peer, offered),
-            Served::Offered(peer, Err(error)) => debug!(%peer, %error, "a partner's offer could not be read"),
+            Served::Opened(peer, Ok(Opening::Offered(offered))) => self.on_offered(peer, offered),
+            Served::Opened(peer, Ok(Opening::Withdrawn { job, round })) => {
+                self.on_withdrawn(peer, job, round)
+            }
+            Served::Opened(peer, Err(error)) => debug!(%peer, %error, "a partner's offer could not be read"),
             Served::Asked(channel, Ok(ask)) => self.on_asked(channel, ask),
             Served::Asked(channel, Err(error)) => {
                 debug!(peer = %channel.peer(), %error, "a peer's question for a model could not be read");
@@ -633,10 +644,27 @@ impl Driver {
         }
     }
 
+    /// A partner takes no part in a round: there is nothing to wait for.
+    fn on_withdrawn(&mut self, peer: PeerId, job: JobId, round: Round) {
+        let Some(open) = self.open_job(job) else { return };
+        let expects = |exchange: &UnderWay| exchange.round == round && exchange.partner == peer;
+        if open.exchange.as_ref().is_some_and(expects) {
+            if let Some(exchange) = open.exchange.take() {
+                exchange.task.abort();
+            }
+            info!(%round, %peer, "the partner takes no part in this round");
+            let effects = open.core.handle(Input::Exchanged(Exchanged::default()));
+            self.follow_up(effects);
+        } else if round > open.core.settled() && open.withdrawn.len() < PARKED_MAX {
+            open.withdrawn.insert((round, peer));
+        }
+    }
+
     /// A partner has its values ready: they are swapped now, or kept waiting until we are ready too.
     fn on_offered(&mut self, peer: PeerId, offered: Offered) {
         let (job, round) = (offered.offer.job, offered.offer.round);
         let refused = match &mut self.job {
+            Job::Open(open) if open.id == job && open.parameters.is_none() => exchange::Decline::Unable,
             Job::Open(open) if open.id == job => {
                 let expects = |exchange: &&mut UnderWay| exchange.round == round && exchange.partner == peer;
                 if let Some(exchange) = open.exchange.as_mut().filter(expects) {
@@ -685,7 +713,7 @@ impl Driver {
             let given = tokio::time::timeout(MODEL_PATIENCE, async {
                 match found {
                     Found::Held(held) => models::give(channel, held).await,
-                    Found::Computed => match compute.run(|slot| slot.as_ref().map(Worker::current)).await {
+                    Found::Computed => match compute.run(move |slot| current(slot, ask.job)).await {
                         Ok(Some(held)) => models::give(channel, held).await,
                         Ok(None) | Err(ComputeStopped) => {
                             models::decline(channel, models::Decline::NotHere).await
@@ -843,6 +871,13 @@ fn start_exchange(
         task: running.spawn(exchange.run()),
         arrival,
     }
+}
+
+/// The model of a job as it is now, if that job is open.
+fn current(slot: &Option<Worker>, job: JobId) -> Option<Held> {
+    slot.as_ref()
+        .filter(|worker| worker.job() == job)
+        .map(Worker::current)
 }
 
 /// Every member but this node, by number.

@@ -54,6 +54,11 @@ impl Offer {
 pub(crate) enum Greeting {
     Offer(Offer),
     Declined(Decline),
+    /// Instead of an offer: its sender takes no part in this round.
+    Withdrawn {
+        job: JobId,
+        round: Round,
+    },
 }
 
 /// Why a partner does not exchange.
@@ -65,9 +70,19 @@ pub(crate) enum Decline {
     /// It has another plan for the round; merging would corrupt both models.
     #[error("the partner has another plan for this round")]
     AnotherPlan,
+    /// It cannot work on the job.
+    #[error("the partner cannot work on the job")]
+    Unable,
     /// It keeps too many exchanges waiting already.
     #[error("the partner has too many exchanges waiting")]
     Busy,
+}
+
+/// What a partner opened a channel for.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    Offered(Offered),
+    Withdrawn { job: JobId, round: Round },
 }
 
 /// A partner's channel, up to and including its offer.
@@ -77,15 +92,27 @@ pub(crate) struct Offered {
     pub(crate) offer: Offer,
 }
 
-/// Reads the offer with which a partner opened `channel`.
-pub(crate) async fn accept(mut channel: Channel, patience: Duration) -> Result<Offered, ExchangeError> {
+/// Reads with what a partner opened `channel`.
+pub(crate) async fn accept(mut channel: Channel, patience: Duration) -> Result<Opening, ExchangeError> {
     let frame = tokio::time::timeout(patience, channel.receive())
         .await
         .map_err(|_| ExchangeError::Late)??;
     match greeting(frame)? {
-        Greeting::Offer(offer) => Ok(Offered { channel, offer }),
+        Greeting::Offer(offer) => Ok(Opening::Offered(Offered { channel, offer })),
+        Greeting::Withdrawn { job, round } => Ok(Opening::Withdrawn { job, round }),
         Greeting::Declined(reason) => Err(ExchangeError::Declined(reason)),
     }
+}
+
+/// Says over a channel that this side opened that it takes no part.
+pub(crate) async fn withdraw(mut channel: Channel, job: JobId, round: Round) -> Result<(), ExchangeError> {
+    channel
+        .send(&lapwing_net::encode(&Greeting::Withdrawn { job, round }))
+        .await?;
+    channel.finish().await?;
+    // Waits until the partner has let go, so that the word is not lost with the channel.
+    channel.receive().await?;
+    Ok(())
 }
 
 /// Tells a partner that there will be no exchange.
@@ -116,6 +143,7 @@ pub(crate) async fn swap_as_opener(
         let theirs = match greeting(receiver.receive().await?)? {
             Greeting::Offer(offer) => offer,
             Greeting::Declined(reason) => return Err(ExchangeError::Declined(reason)),
+            Greeting::Withdrawn { .. } => return Err(ExchangeError::Declined(Decline::Unable)),
         };
         check(mine, &theirs)?;
         Ok(payload::receive(&mut receiver, encoded.len(), &theirs.hash).await?)

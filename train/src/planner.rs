@@ -42,18 +42,17 @@ pub struct Knobs {
 
 /// Which links are fast (`B_thres` of the paper). A link that was not measured yet counts as just fast enough, so
 /// that it is tried.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Threshold {
-    /// At least this quantile of the known links; the default is the median. Follows the network by itself.
+    /// At least half of what the median member has on its best link. Follows the network by itself: links that
+    /// are alike are all fast, however their measurements scatter, and a member whose uplink is throttled has no
+    /// fast link left.
+    #[default]
+    HalfOfBest,
+    /// At least this quantile of the known links.
     Quantile(Ppm),
     /// At least this rate.
     AtLeast(Bandwidth),
-}
-
-impl Default for Threshold {
-    fn default() -> Self {
-        Self::Quantile(Ppm(500_000))
-    }
 }
 
 /// What the round after the last planned one is.
@@ -228,6 +227,13 @@ impl Links {
         }
         let threshold = match threshold {
             Threshold::AtLeast(speed) => speed.kbit_s,
+            Threshold::HalfOfBest => {
+                let best = |row: &[u32]| row.iter().copied().filter(|&speed| speed != UNKNOWN).max();
+                let mut bests: Vec<u32> = speeds.chunks(n.max(1)).filter_map(best).collect();
+                bests.sort_unstable();
+                // The upper one of two: half of the members being slow does not make slow the measure.
+                bests.get(bests.len() / 2).map_or(0, |best| best / 2)
+            }
             Threshold::Quantile(quantile) => {
                 let mut known: Vec<u32> = edges(n)
                     .map(|(a, b)| speeds[a * n + b])

@@ -110,6 +110,11 @@ impl Worker {
         Ok((worker, opened))
     }
 
+    /// The job it works on.
+    pub(crate) fn job(&self) -> JobId {
+        self.job
+    }
+
     /// Goes on from the checkpoint, if there is one of this job and model.
     fn restore(&mut self, view: &JobView) -> Result<Option<RoundReport>, WorkerError> {
         let Some(checkpoint) = Checkpoint::load(&self.checkpoint_file)? else {

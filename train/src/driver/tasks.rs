@@ -26,7 +26,7 @@ const TIMED_MIN: ByteSize = ByteSize::kib(256);
 pub(super) async fn train(id: JobId, compute: ComputeHandle, plan: Box<RoundPlan>) -> Event {
     let started = now();
     let trained = compute
-        .run(move |slot| with(slot, |worker| worker.train(&plan)))
+        .run(move |slot| with(slot, id, |worker| worker.train(&plan)))
         .await;
     Event::Trained(id, flatten(trained), started.elapsed())
 }
@@ -40,7 +40,7 @@ pub(super) async fn settle(
 ) -> Event {
     let settled = compute
         .run(move |slot| {
-            with(slot, |worker| {
+            with(slot, id, |worker| {
                 worker.settle(round, merge)?;
                 if snapshot {
                     worker.snapshot().map(Some)
@@ -120,7 +120,7 @@ impl Exchange {
 
     async fn swap(self) -> Result<Swapped, ExchangeError> {
         let Self {
-            job: _,
+            job,
             compute,
             network,
             me,
@@ -131,7 +131,7 @@ impl Exchange {
         } = self;
         let for_offer = plan.clone();
         let (encoded, count, values) = compute
-            .run(move |slot| with(slot, |worker| worker.offer(&for_offer)))
+            .run(move |slot| with(slot, job, |worker| worker.offer(&for_offer)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
@@ -147,7 +147,7 @@ impl Exchange {
             .then(|| Bandwidth::per(ByteSize(received.timed_bytes), received.took));
         let received_bytes = received.bytes.len() as u64;
         compute
-            .run(move |slot| with(slot, |worker| worker.accept(&plan, partner, &received.bytes)))
+            .run(move |slot| with(slot, job, |worker| worker.accept(&plan, partner, &received.bytes)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
@@ -165,6 +165,18 @@ struct Swapped {
     received_bytes: u64,
     /// The partner's uplink, when there was enough to measure.
     speed: Option<Bandwidth>,
+}
+
+/// Tells the partner that there will be no exchange, so that it does not wait for the deadline.
+pub(super) async fn withdraw(network: Network, job: JobId, round: Round, peer: PeerId) -> Event {
+    let withdrawn = tokio::time::timeout(GREETING_PATIENCE, async {
+        let channel = network.open(peer, EXCHANGE, GREETING_PATIENCE).await?;
+        exchange::withdraw(channel, job, round).await
+    });
+    if let Ok(Err(error)) = withdrawn.await {
+        debug!(%peer, %error, "the partner could not be told");
+    }
+    Event::Exchanged(job, round, Exchanged::default(), None)
 }
 
 /// Opens, and opens again while the partner is not reachable or not as far as we are.
@@ -185,7 +197,7 @@ async fn swap_by_opening(
             Ok(received) => return Ok(received),
             Err(
                 error @ (ExchangeError::Declined(
-                    exchange::Decline::RoundOver | exchange::Decline::AnotherPlan,
+                    exchange::Decline::RoundOver | exchange::Decline::AnotherPlan | exchange::Decline::Unable,
                 )
                 | ExchangeError::Mismatch { .. }),
             ) => return Err(error),
@@ -214,7 +226,7 @@ pub(super) async fn catch_up(
             // A peer that lost its own model has nothing to teach.
             Ok(fetched) if fetched.header.round.0 > 0 => {
                 let replaced = compute
-                    .run(move |slot| with(slot, |worker| worker.replace(&fetched.flat, round)))
+                    .run(move |slot| with(slot, job, |worker| worker.replace(&fetched.flat, round)))
                     .await;
                 return flatten(replaced);
             }
@@ -223,7 +235,7 @@ pub(super) async fn catch_up(
         }
     }
     let kept = compute
-        .run(move |slot| with(slot, |worker| worker.keep_own(round)))
+        .run(move |slot| with(slot, job, |worker| worker.keep_own(round)))
         .await;
     flatten(kept)?;
     Err(last)
@@ -246,7 +258,7 @@ pub(super) async fn adopt(
         match models::fetch(&network, peer, ask, parameters, MODEL_PATIENCE).await {
             Ok(fetched) if fetched.header.hash == hash => {
                 let kept = compute
-                    .run(move |slot| with(slot, |worker| worker.keep_consensus(fetched.flat, None)))
+                    .run(move |slot| with(slot, job, |worker| worker.keep_consensus(fetched.flat, None)))
                     .await;
                 return flatten(kept);
             }
@@ -326,7 +338,7 @@ impl Averaging {
         let (averaged_accuracy, consensus) = flatten(
             compute
                 .run(move |slot| {
-                    with(slot, |worker| {
+                    with(slot, job, |worker| {
                         let accuracy = worker.evaluate(&average)?;
                         let kept = is_final
                             .then(|| worker.keep_consensus(average, Some(accuracy)))
@@ -375,11 +387,15 @@ async fn fetch_after(
     }
 }
 
+/// Works on the worker of a job; what comes too late, for a job that is open no longer, is refused.
 pub(super) fn with<R>(
     slot: &mut Option<Worker>,
+    job: JobId,
     work: impl FnOnce(&mut Worker) -> Result<R, WorkerError>,
 ) -> Result<R, WorkerError> {
-    slot.as_mut().map_or(Err(WorkerError::NoJob), work)
+    slot.as_mut()
+        .filter(|worker| worker.job() == job)
+        .map_or(Err(WorkerError::NoJob), work)
 }
 
 pub(super) fn flatten<R>(result: Result<Result<R, WorkerError>, ComputeStopped>) -> Result<R, String> {
