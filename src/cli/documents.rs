@@ -78,6 +78,8 @@ pub(crate) struct TrainingSection {
     pub(crate) loss: Option<f64>,
     pub(crate) local_accuracy: Option<f64>,
     pub(crate) averaged_accuracy: Option<f64>,
+    /// Why the node takes no useful part, when it cannot.
+    pub(crate) problem: Option<String>,
     #[serde(deserialize_with = "lenient")]
     pub(crate) sent_bytes: u64,
     #[serde(deserialize_with = "lenient")]

@@ -67,6 +67,9 @@ fn lines(status: &StatusDocument) -> Vec<String> {
         None => String::new(),
     };
     lines.push(format!("training  {}{job}", training.state));
+    if let Some(problem) = &training.problem {
+        lines.push(format!("          takes no useful part: {problem}"));
+    }
     lines.push(format!(
         "network   {}, {} peers, listens on {}",
         status.network.state,

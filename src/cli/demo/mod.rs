@@ -234,6 +234,8 @@ enum StoryError {
     TooLong { doing: &'static str, missing: String },
     #[error("the job was stopped by somebody else")]
     Stopped,
+    #[error("rounds close, but no node trains in them: {problem}")]
+    NobodyTrains { problem: String },
 }
 
 struct Demo {
@@ -513,7 +515,15 @@ impl Demo {
             };
             self.timeline.on_job(self.began.elapsed(), &document);
             if document.phase == "stopped" {
-                return Err(Failure::new("train", StoryError::Stopped));
+                return Err(Failure::new("run the demo", StoryError::Stopped));
+            }
+            if self.timeline.nobody_trains() {
+                let problem = self.timeline.problem().map_or_else(
+                    || format!("the log of node-1 ends with\n{}", self.processes.node_log_tail(0)),
+                    str::to_owned,
+                );
+                return Err(Failure::new("run the demo", StoryError::NobodyTrains { problem })
+                    .with_hint("see whether the data given with --data can be read"));
             }
             return Ok(document.is_over());
         }

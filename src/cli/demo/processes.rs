@@ -211,6 +211,11 @@ impl Processes {
         Ok(())
     }
 
+    /// The last lines of a node's log, indented.
+    pub(crate) fn node_log_tail(&self, index: usize) -> String {
+        tail(&self.nodes[index].log)
+    }
+
     /// Ends every process, waits for each, and removes the folder unless it is to be kept.
     ///
     /// All are asked at once; those that have not ended after [`GRACE`] are killed.

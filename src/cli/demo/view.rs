@@ -271,6 +271,7 @@ fn raft_of(node: &NodeSeen) -> String {
 
 fn state_of(node: &NodeSeen) -> String {
     match (&node.status, node.life) {
+        (Some(status), Life::Up) if status.training.problem.is_some() => "cannot train".to_owned(),
         (Some(status), Life::Up) if status.node.state == "active" => status.training.state.clone(),
         (Some(status), Life::Up) => status.node.state.clone(),
         (_, other) => life(other).to_owned(),

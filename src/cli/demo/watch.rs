@@ -576,6 +576,23 @@ impl Timeline {
             .map(|(number, round)| (*number, round))
     }
 
+    /// Whether several rounds that were to train have closed, and nobody has trained on anything in any of them.
+    pub(crate) fn nobody_trains(&self) -> bool {
+        /// One round may close empty-handed on a machine that is slow to load its data; five in a row do not.
+        const EMPTY_MAX: usize = 5;
+        self.trained_rounds().count() >= EMPTY_MAX
+            && self
+                .trained_rounds()
+                .all(|(_, round)| round.nodes.iter().all(|node| node.samples == 0))
+    }
+
+    /// What nodes say that keeps them from taking part.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.nodes
+            .iter()
+            .find_map(|node| node.status.as_ref()?.training.problem.as_deref())
+    }
+
     /// The last evaluation.
     pub(crate) fn evaluation(&self) -> Option<&EvaluationDocument> {
         self.evaluations.values().next_back()
@@ -770,6 +787,23 @@ pub(crate) mod tests {
         assert_eq!(totals[1].accuracy, Some(0.75));
         assert_eq!(timeline.dense_bytes(2), 80);
         assert_eq!(timeline.seconds_beyond_training(), Some(0.2));
+    }
+
+    #[test]
+    fn rounds_that_close_without_a_sample_are_noticed_and_one_sample_is_enough() {
+        let empty = |round: u64, samples: u64| {
+            format!(
+                r#"{{"history": [{{"round": {round}, "kind": "sparse", "merged": [], "nodes": [{{"node": "n1", "samples": {samples}}}]}}]}}"#
+            )
+        };
+        let mut timeline = formed();
+        for round in 1..=5 {
+            assert!(!timeline.nobody_trains(), "{round}");
+            timeline.on_job(at(round), &job(&empty(round, 0)));
+        }
+        assert!(timeline.nobody_trains());
+        timeline.on_job(at(6), &job(&empty(6, 32)));
+        assert!(!timeline.nobody_trains());
     }
 
     /// Three nodes `A`, `B`, `C` with the numbers n1, n2, n3, led by the first.
