@@ -20,7 +20,9 @@ use crate::models::{self, Ask, FetchError, Held, MODEL, Which};
 use crate::round::{Effect, Exchanged, Input, RoundCore, Stage};
 use crate::status::{TrainingState, TrainingStatus};
 use crate::worker::{Opened, Trained, Worker, WorkerError};
-use lapwing_base::{Bandwidth, JobId, JobView, LinkSpeed, NodeId, PeerId, Ppm, Report, Roster, Round};
+use lapwing_base::{
+    Bandwidth, JobId, JobView, LinkSpeed, MemberState, NodeId, PeerId, Ppm, Report, Roster, Round,
+};
 use lapwing_net::{Channel, Network};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -288,6 +290,7 @@ impl Driver {
     fn advance(&mut self) {
         let applied = self.applied.borrow_and_update().clone();
         self.follow_job(&applied);
+        self.give_up_on_the_dead(&applied);
         if let Some(view) = &applied.job {
             let effects = match &mut self.job {
                 Job::Open(open) if open.id == view.id => open.core.handle(Input::Applied(view)),
@@ -333,6 +336,24 @@ impl Driver {
                 .await;
             Event::Opened(id, tasks::flatten(opened))
         });
+    }
+
+    /// The cluster suspects our partner: waiting for it until the round's deadline would hold up everybody.
+    fn give_up_on_the_dead(&mut self, applied: &Applied) {
+        let Job::Open(open) = &mut self.job else { return };
+        let is_lost = |exchange: &UnderWay| {
+            let partner = applied.roster.by_peer(&exchange.partner);
+            partner.is_none_or(|partner| partner.state == MemberState::Suspected)
+        };
+        if !open.exchange.as_ref().is_some_and(is_lost) {
+            return;
+        }
+        if let Some(exchange) = open.exchange.take() {
+            info!(round = %exchange.round, partner = %exchange.partner, "the partner does not answer; giving up the exchange");
+            exchange.task.abort();
+        }
+        let effects = open.core.handle(Input::Exchanged(Exchanged::default()));
+        self.carry_out(effects, applied);
     }
 
     fn leave_job(&mut self) {

@@ -8,7 +8,9 @@
 use crate::draws::Draws;
 use crate::mask::round_seed;
 use crate::matching::{Graph, Matching};
-use lapwing_base::{Bandwidth, Bandwidths, JobView, NodeId, Pair, Ppm, Round, RoundKind, RoundPlan};
+use lapwing_base::{
+    Algorithm, Bandwidth, Bandwidths, JobView, NodeId, Pair, Ppm, Round, RoundKind, RoundPlan,
+};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -115,8 +117,27 @@ pub fn plan_round(input: &PlanInput<'_>) -> RoundPlan {
         alone,
         compression: if is_dense { 1 } else { spec.compression },
         local_steps: if is_dense { 0 } else { spec.local_steps },
-        lr_micro: spec.lr_micro,
+        lr_micro: learning_rate(job, round),
         deadline_ms: u32::try_from(input.deadline.as_millis()).unwrap_or(u32::MAX),
+    }
+}
+
+/// The learning rate of a round, in millionths.
+///
+/// The default algorithm lets it fall in a line to a tenth over the sparse rounds: what each node learned last from
+/// its own data alone is what the average has least of, and small last steps leave little of it. SAPS as published
+/// keeps its rate within a run this short.
+fn learning_rate(job: &JobView, round: Round) -> u32 {
+    let spec = &job.spec;
+    match spec.algorithm {
+        Algorithm::Saps => spec.lr_micro,
+        Algorithm::Default => {
+            let sparse = u64::from(spec.rounds.saturating_sub(spec.final_dense_rounds)).max(1);
+            let done = round.0.saturating_sub(1).min(sparse);
+            let fallen = u64::from(spec.lr_micro) * 9 * done / (10 * sparse);
+            // No more than nine tenths of a `u32` fall off it.
+            (u64::from(spec.lr_micro) - fallen) as u32
+        }
     }
 }
 
@@ -633,6 +654,15 @@ mod tests {
             advance(&mut job, plan);
         }
         assert_eq!((job.round(), job.last_round()), (Round(13), Round(13)));
+    }
+
+    #[test]
+    fn the_learning_rate_falls_to_a_tenth_and_saps_keeps_it() {
+        let mut job = job(4, 100);
+        let rates = |job: &JobView| [1, 48, 95].map(|round| learning_rate(job, Round(round)));
+        assert_eq!(rates(&job), [100_000, 57_700, 15_400]);
+        job.spec.algorithm = Algorithm::Saps;
+        assert_eq!(rates(&job), [100_000; 3]);
     }
 
     #[test]

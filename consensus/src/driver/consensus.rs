@@ -887,8 +887,10 @@ fn raft_config(timing: &Timing) -> Result<Config, StartError> {
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,
         install_snapshot_timeout: 60_000,
-        // A proposal waits for a place when this many are on the way on one node.
+        // A proposal waits for a place when this many are on the way on one node. Both queues are allocated
+        // whole, 400 bytes a place: openraft's 65,536 would be half of an idle node's memory.
         api_channel_size: Some(4096),
+        notification_channel_size: Some(4096),
         // A term that cannot win must not unseat a leader that works.
         enable_pre_vote: Some(true),
         // Under partial connectivity, as NATs cause it, nothing is acknowledged without this.
