@@ -40,6 +40,8 @@ pub use refusal::Refusal;
 pub use registry::{EnterError, Entrance, Genesis, LeaderUpdate, Registry, RegistryRecord, Stats};
 
 #[cfg(feature = "driver")]
+pub use driver::bench;
+#[cfg(feature = "driver")]
 pub use driver::{
     Client, ClientConfig, ClientError, ConfigError, ConfirmError, Discovered, Gateway, GatewayConfig,
     StartError,

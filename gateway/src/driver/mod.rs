@@ -1,5 +1,7 @@
 //! The edge: sockets, disk, tasks and the clock around [`Directory`](crate::Directory). Decides nothing.
 
+pub mod bench;
+
 mod cache;
 mod client;
 mod clock;
