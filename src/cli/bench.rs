@@ -20,6 +20,8 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_name = "DIR", default_value = ".", hide_default_value = true)]
         dir: PathBuf,
     },
+    /// Requests to a gateway beside a bare HTTP server, and the memory of a registered node
+    Gateway,
     /// Masks, gathering and merging beside a memory copy, and the planning of rounds
     Train,
 }
@@ -37,10 +39,24 @@ struct Row {
     ratio: f64,
 }
 
+impl Row {
+    fn new(bench: &'static str, case: String, value: f64, unit: &'static str, baseline: f64) -> Self {
+        Self {
+            bench,
+            case,
+            value,
+            unit,
+            baseline,
+            ratio: value / baseline,
+        }
+    }
+}
+
 /// Measures, and prints a table, or for programs an object a row.
 pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Failure> {
     let rows = match command {
         BenchCommand::Consensus { dir } => consensus(&dir).await?,
+        BenchCommand::Gateway => gateway().await?,
         BenchCommand::Train => train().await?,
     };
     if output.is_json() {
@@ -57,14 +73,20 @@ async fn consensus(dir: &Path) -> Result<Vec<Row>, Failure> {
         .map_err(|error| Failure::new("measure the consensus", error))?;
     Ok(rows
         .into_iter()
-        .map(|row| Row {
-            bench: row.bench,
-            case: row.case,
-            value: row.value,
-            unit: row.unit,
-            baseline: row.baseline,
-            ratio: row.ratio,
-        })
+        .map(|row| Row::new(row.bench, row.case, row.value, row.unit, row.baseline))
+        .collect())
+}
+
+async fn gateway() -> Result<Vec<Row>, Failure> {
+    let parent = std::env::temp_dir();
+    let folder = Folder::new(&parent, "lapwing-bench", false)
+        .map_err(|error| Failure::new(format!("make a folder in {}", parent.display()), error))?;
+    let rows = lapwing_gateway::bench::rows(folder.path())
+        .await
+        .map_err(|error| Failure::new("measure the gateway", error))?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Row::new(row.bench, row.case, row.value, row.unit, row.baseline))
         .collect())
 }
 
@@ -75,14 +97,7 @@ async fn train() -> Result<Vec<Row>, Failure> {
         .map_err(|error| Failure::new("measure the training kernels", error))?;
     Ok(rows
         .into_iter()
-        .map(|row| Row {
-            bench: row.bench,
-            case: row.case,
-            value: row.value,
-            unit: row.unit,
-            baseline: row.baseline,
-            ratio: row.ratio,
-        })
+        .map(|row| Row::new(row.bench, row.case, row.value, row.unit, row.baseline))
         .collect())
 }
 
@@ -124,14 +139,7 @@ mod tests {
 
     #[test]
     fn a_row_is_printed_beside_its_baseline() {
-        let row = Row {
-            bench: "train",
-            case: "mask".to_owned(),
-            value: 12.345,
-            unit: "GB/s",
-            baseline: 6.1725,
-            ratio: 2.0,
-        };
+        let row = Row::new("train", "mask".to_owned(), 12.345, "GB/s", 6.1725);
         assert_eq!(
             table(&[row]).to_string(),
             "bench  case  value  baseline  unit  ratio\ntrain  mask   12.3      6.17  GB/s   2.00"
