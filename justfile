@@ -13,11 +13,9 @@ fix:
 part name:
     .ci/run {{name}}
 
-# The measurements of `lapwing bench`, on an idle machine.
-bench:
-    cargo run --release -- bench consensus
-    cargo run --release -- bench gateway
-    cargo run --release -- bench train
+# The measurements of `lapwing bench`, or only some of them, on an idle machine.
+bench *names:
+    cargo bench --bench rows -- {{names}}
 
 # The documentation, in a browser.
 doc:

@@ -1,6 +1,6 @@
 //! Measures the kernels of a round and the planner, beside what bounds them.
 //!
-//! Only `lapwing bench train` and `benches/kernels.rs` call it. It asserts nothing: numbers are for people and for
+//! Only `lapwing bench train` calls it. It asserts nothing: numbers are for people and for
 //! comparisons between two runs on one machine.
 
 use crate::mask::Mask;
