@@ -5,6 +5,7 @@
 //! numbers that we do not read. To be deleted when a version of it fills only the table that is used. It has no
 //! more than openraft needs without its `runtime-stats` feature.
 
+use std::fmt;
 use std::marker::PhantomData;
 
 /// Counts values by the number of their bits.
@@ -97,6 +98,53 @@ pub struct PercentileStats {
     pub p99: u64,
     /// All but a thousandth are below this.
     pub p99_9: u64,
+}
+
+impl fmt::Display for PercentileStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            samples,
+            p50,
+            p90,
+            p99,
+            ..
+        } = self;
+        write!(f, "[samples: {samples}, P50: {p50}, P90: {p90}, P99: {p99}]")
+    }
+}
+
+/// Histograms by name, a line each.
+#[derive(Clone, Debug, Default)]
+pub struct AsciiChart {
+    lines: Vec<(String, PercentileStats)>,
+}
+
+impl AsciiChart {
+    /// No histograms yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more.
+    #[must_use]
+    #[expect(
+        clippy::should_implement_trait,
+        clippy::needless_pass_by_value,
+        reason = "as the crate it stands in for has it"
+    )]
+    pub fn add<T>(mut self, name: &str, histogram: Histogram<T>) -> Self {
+        self.lines.push((name.to_owned(), histogram.percentile_stats()));
+        self
+    }
+}
+
+impl fmt::Display for AsciiChart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines
+            .iter()
+            .try_for_each(|(name, stats)| writeln!(f, "{name}: {stats}"))
+    }
 }
 
 #[cfg(test)]
