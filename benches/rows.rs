@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     // Cargo adds `--bench`, for harnesses that also run tests.
     let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let (options, names): (Vec<_>, Vec<_>) = arguments.partition(|argument| argument.starts_with('-'));
-    if let Some(unknown) = names.iter().find(|name| BENCHES.iter().all(|(known, _)| known != name)) {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| BENCHES.iter().all(|(known, _)| known != name))
+    {
         eprintln!("there is no bench {unknown}; there are consensus, gateway and train");
         return ExitCode::from(2);
     }

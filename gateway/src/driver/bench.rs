@@ -234,10 +234,13 @@ fn registration() -> Bytes {
 fn signed(keypair: &Keypair, seq: u64) -> Bytes {
     let message = Registration {
         peer_id: keypair.public().to_peer_id(),
-        addrs: ["/ip4/192.0.2.1/udp/4001/quic-v1", "/ip4/127.0.0.1/udp/4001/quic-v1"]
-            .iter()
-            .filter_map(|addr| addr.parse().ok())
-            .collect(),
+        addrs: [
+            "/ip4/192.0.2.1/udp/4001/quic-v1",
+            "/ip4/127.0.0.1/udp/4001/quic-v1",
+        ]
+        .iter()
+        .filter_map(|addr| addr.parse().ok())
+        .collect(),
         name: "a node with a name".to_owned(),
         capabilities: vec!["train".to_owned()],
         role: Role::Main,

@@ -216,7 +216,10 @@ impl Connection {
         };
         if body.status != 200 {
             let text = String::from_utf8_lossy(self.buffer.get(body.body).unwrap_or_default());
-            return Err(io::Error::other(format!("the answer was {}: {text}", body.status)));
+            return Err(io::Error::other(format!(
+                "the answer was {}: {text}",
+                body.status
+            )));
         }
         self.body = body.body;
         Ok(())
