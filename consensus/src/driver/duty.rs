@@ -157,6 +157,7 @@ fn decide(
     reconciler.next(&view, now)
 }
 
+/// Carries one action out, and tells of it once it is done: a leader that cannot commit tries again and again.
 async fn act(inner: &Inner, state: &State, action: &Action) -> Result<(), String> {
     let one = |id: NodeId| BTreeSet::from([raft_id(id)]);
     match *action {
@@ -176,31 +177,36 @@ async fn act(inner: &Inner, state: &State, action: &Action) -> Result<(), String
             .await
         }
         Action::Promote(id) => {
+            change(inner, ChangeMembers::AddVoterIds(one(id))).await?;
             tracing::info!(member = %id, "promoted to voter");
-            change(inner, ChangeMembers::AddVoterIds(one(id))).await
+            Ok(())
         }
         Action::Replace { promote, demote } => {
-            tracing::info!(%promote, %demote, "a voter is replaced");
             let both = vec![
                 ChangeMembers::AddVoterIds(one(promote)),
                 ChangeMembers::RemoveVoters(one(demote)),
             ];
-            change(inner, ChangeMembers::Batch(both)).await
+            change(inner, ChangeMembers::Batch(both)).await?;
+            tracing::info!(%promote, %demote, "a voter is replaced");
+            Ok(())
         }
         Action::Demote(id) => {
+            change(inner, ChangeMembers::RemoveVoters(one(id))).await?;
             tracing::info!(member = %id, "demoted to learner");
-            change(inner, ChangeMembers::RemoveVoters(one(id))).await
+            Ok(())
         }
         Action::RemoveFromRaft(id) => change(inner, ChangeMembers::RemoveNodes(one(id))).await,
         Action::Suspect(id) => {
+            commit(inner, Command::Suspect { id }).await?;
             tracing::info!(member = %id, "suspected");
-            commit(inner, Command::Suspect { id }).await
+            Ok(())
         }
         Action::Restore(id) => commit(inner, Command::Restore { id }).await,
         Action::Activate(id) => commit(inner, Command::Activate { id }).await,
         Action::Remove(id) => {
+            commit(inner, Command::Remove { id }).await?;
             tracing::info!(member = %id, "removed");
-            commit(inner, Command::Remove { id }).await
+            Ok(())
         }
         Action::TransferLeader(id) => {
             let told = inner.raft.trigger().transfer_leader(raft_id(id)).await;
