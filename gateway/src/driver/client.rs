@@ -94,7 +94,10 @@ pub enum ClientError {
         problem: String,
     },
     /// This node belongs to another cluster than the gateway's. It will not change by asking again.
-    #[error("{gateway} serves another cluster: {}", problem.detail)]
+    #[error(
+        "{gateway} serves another cluster: {}; give this node the gateway of its own cluster, or another data directory",
+        problem.detail
+    )]
     ClusterMismatch {
         /// Which.
         gateway: String,
