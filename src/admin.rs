@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -195,6 +196,19 @@ async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Res
             documents::ids(&manifest.holders).join(", ")
         ))
     })?;
+    if !lapwing_train::is_model(&bytes, &manifest.hash) {
+        return Err(Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!(
+                "{} is damaged: it is not the model whose hash is in the log",
+                file.display()
+            ),
+        )
+        .hint(format!(
+            "ask another of its holders: {}",
+            documents::ids(&manifest.holders).join(", ")
+        )));
+    }
     let mut headers = HeaderMap::new();
     headers.insert(
         header::CONTENT_TYPE,
@@ -224,14 +238,32 @@ async fn remove(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Re
     Ok(Json(json!({ "id": id.to_string() })))
 }
 
+/// How long a voter that was told to lead may take: two elections.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
+
 async fn transfer_leader(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Failure> {
     let member = shared.member()?;
     let id = find_member(&member, &id)?;
+    let mut roster = member.consensus.roster();
+    if !roster.borrow_and_update().voters.contains(&id) {
+        let text = format!("{id} does not vote, and only a voter can lead");
+        return Err(Failure::new(StatusCode::CONFLICT, text).hint(format!(
+            "see `lapwing cluster members`, or `lapwing cluster promote {id}`"
+        )));
+    }
     member.consensus.transfer_leader(id).await?;
-    Ok(Json(json!({ "id": id.to_string() })))
+    let led = roster.wait_for(|roster| roster.leader == Some(id));
+    match tokio::time::timeout(HAND_OVER_PATIENCE, led).await {
+        Ok(Ok(_)) => Ok(Json(json!({ "id": id.to_string() }))),
+        Ok(Err(_)) | Err(_) => Err(Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{id} was told to lead, but has not begun to within {HAND_OVER_PATIENCE:?}"),
+        )
+        .hint("see `lapwing cluster members`, and try again")),
+    }
 }
 
 async fn snapshot(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Failure> {

@@ -63,6 +63,6 @@ pub use data::{CsvError, DataError, IdxError, load};
 #[cfg(feature = "driver")]
 pub use driver::{Applied, Trainer, TrainerConfig, TrainerError};
 #[cfg(feature = "driver")]
-pub use model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
+pub use model_file::{ExportError, ImportError, export_safetensors, import_safetensors, is_model};
 #[cfg(feature = "driver")]
 pub use worker::consensus_file;

@@ -34,6 +34,10 @@ pub enum ExportError {
     },
 }
 
+/// The key of the metadata that names the tensors in the order of the flat vector: the format itself sorts
+/// them, and a model's hash is that of the flat vector.
+const ORDER: &str = "order";
+
 /// Replaces a file with a flat vector's tensors under the names and shapes of its layout, and with `metadata`
 /// beside them.
 ///
@@ -44,7 +48,7 @@ pub enum ExportError {
 pub fn export_safetensors(
     layout: &Layout,
     flat: &[f32],
-    metadata: HashMap<String, String>,
+    mut metadata: HashMap<String, String>,
     file: &Path,
 ) -> Result<(), ExportError> {
     if flat.len() != layout.parameters() {
@@ -57,6 +61,8 @@ pub fn export_safetensors(
         let values = &flat[parameter.range.clone()];
         (parameter.name.as_str(), Tensor { parameter, values })
     });
+    let names: Vec<&str> = layout.iter().map(|parameter| parameter.name.as_str()).collect();
+    metadata.insert(ORDER.to_owned(), names.join(","));
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(ExportError::Format)?;
     atomic::replace(file, |output| output.write_all(&bytes)).map_err(|source| ExportError::Write {
         file: file.into(),
@@ -135,6 +141,33 @@ pub fn import_safetensors(layout: &Layout, file: &Path) -> Result<Option<Vec<f32
     Ok(Some(flat))
 }
 
+/// Whether the bytes are a file that [`export_safetensors`] wrote, with the model of this [`crate::model_hash`].
+pub fn is_model(bytes: &[u8], hash: &[u8; 32]) -> bool {
+    let Ok((_, header)) = SafeTensors::read_metadata(bytes) else {
+        return false;
+    };
+    let Ok(tensors) = SafeTensors::deserialize(bytes) else {
+        return false;
+    };
+    let order = header
+        .metadata()
+        .as_ref()
+        .and_then(|metadata| metadata.get(ORDER));
+    let Some(order) = order else {
+        return false;
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut count = 0;
+    for name in order.split(',') {
+        let Ok(tensor) = tensors.tensor(name) else {
+            return false;
+        };
+        hasher.update(tensor.data());
+        count += 1;
+    }
+    count == tensors.len() && hasher.finalize().as_bytes() == hash
+}
+
 /// One parameter with its values.
 struct Tensor<'a> {
     parameter: &'a Parameter,
@@ -195,7 +228,28 @@ mod tests {
             assert_eq!(tensors.tensor(&parameter.name).unwrap().data(), bytes);
         }
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        assert_eq!(header.metadata(), &Some(metadata));
+        let kept = header.metadata().as_ref().unwrap();
+        assert_eq!(kept["job"], metadata["job"]);
+    }
+
+    #[test]
+    fn a_model_file_is_known_by_the_hash_in_the_log() {
+        let model = Model::named("mlp", InputShape::flat(5), 3).unwrap();
+        let flat = model.initial(1);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        export_safetensors(model.layout(), &flat, HashMap::new(), &file).unwrap();
+        let whole = std::fs::read(&file).unwrap();
+        let hash = crate::model_hash(&flat);
+        assert!(is_model(&whole, &hash));
+
+        let mut damaged = whole.clone();
+        let last = damaged.len() - 1;
+        damaged[last] ^= 1;
+        assert!(!is_model(&damaged, &hash));
+        assert!(!is_model(&whole[..last], &hash));
+        assert!(!is_model(b"", &hash));
+        assert!(!is_model(&whole, &[0; 32]));
     }
 
     #[test]
