@@ -1,7 +1,7 @@
 //! `lapwing job`: submits, lists, shows, watches, stops and exports training jobs through any node.
 
 use std::fs;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -84,21 +84,8 @@ pub(crate) async fn run(command: &JobCommand, output: Output) -> Result<(), Fail
 const JOB_FILE_SIZE_MAX: u64 = 64 * 1024;
 
 async fn submit(file: &Path, client: &AdminClient, output: Output) -> Result<(), Failure> {
-    let doing = || format!("read the job file {}", file.display());
-    let size = fs::metadata(file)
-        .map_err(|error| Failure::new(doing(), error))?
-        .len();
-    if size > JOB_FILE_SIZE_MAX {
-        return Err(Failure::new(
-            doing(),
-            format!(
-                "it has {}, and a job file has at most {}",
-                ByteSize(size),
-                ByteSize(JOB_FILE_SIZE_MAX)
-            ),
-        ));
-    }
-    let text = fs::read_to_string(file).map_err(|error| Failure::new(doing(), error))?;
+    let text = read_job_file(file)
+        .map_err(|error| Failure::new(format!("read the job file {}", file.display()), error))?;
     let answer: Value = client
         .post("/v1/jobs", Some(text))
         .await
@@ -109,6 +96,32 @@ async fn submit(file: &Path, client: &AdminClient, output: Output) -> Result<(),
     let submitted: SubmittedDocument =
         serde_json::from_value(answer).map_err(|error| Failure::new("read the job's number", error))?;
     output.line(submitted.id)
+}
+
+/// Reads no more than a job file may have: what is named may be a device without an end.
+fn read_job_file(file: &Path) -> Result<String, JobFileError> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)?
+        .take(JOB_FILE_SIZE_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > JOB_FILE_SIZE_MAX {
+        return Err(JobFileError::TooLong);
+    }
+    String::from_utf8(bytes).map_err(|_| JobFileError::NoText)
+}
+
+/// Why a file is not sent as a job.
+#[derive(Debug, thiserror::Error)]
+enum JobFileError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(
+        "it has more than the {} that a job file may have",
+        ByteSize(JOB_FILE_SIZE_MAX)
+    )]
+    TooLong,
+    #[error("it is no text; a job file is TOML, with a line such as `rounds = 200`")]
+    NoText,
 }
 
 async fn list(client: &AdminClient, output: Output) -> Result<(), Failure> {
@@ -295,7 +308,7 @@ impl Watched {
 impl News<'_> {
     fn line(&self, rounds: u64) -> String {
         // Accuracies stand out on a terminal, since they are what one waits for.
-        let strong = std::io::stdout().is_terminal() && crate::telemetry::colour_is_wanted();
+        let strong = io::stdout().is_terminal() && crate::telemetry::colour_is_wanted();
         match self {
             News::Round(round) => round_line(round, rounds),
             News::Evaluation(evaluation) if strong => {
