@@ -65,7 +65,11 @@ impl DataDir {
 
     /// Counts this start, durably: the gateway orders what it hears of us by this number.
     pub(crate) fn next_incarnation(&self) -> Result<u64, DataDirError> {
-        let incarnation = self.number("incarnation")?.unwrap_or(0) + 1;
+        let last = self.number("incarnation", INCARNATION_REMEDY)?.unwrap_or(0);
+        let incarnation = last.checked_add(1).ok_or_else(|| DataDirError::Corrupt {
+            file: self.root.join("incarnation"),
+            remedy: INCARNATION_REMEDY,
+        })?;
         self.write("incarnation", &incarnation.to_string())?;
         Ok(incarnation)
     }
@@ -73,7 +77,7 @@ impl DataDir {
     pub(crate) fn listen_port(&self) -> Result<Option<u16>, DataDirError> {
         // A port that is out of range is as good as none.
         Ok(self
-            .number("listen.port")?
+            .number("listen.port", PORT_REMEDY)?
             .and_then(|port| u16::try_from(port).ok()))
     }
 
@@ -91,16 +95,18 @@ impl DataDir {
         let _ = fs::remove_file(self.root.join("admin.addr"));
     }
 
-    fn number(&self, name: &str) -> Result<Option<u64>, DataDirError> {
+    fn number(&self, name: &str, remedy: &'static str) -> Result<Option<u64>, DataDirError> {
         let file = self.root.join(name);
         match fs::read_to_string(&file) {
             Ok(text) => text
                 .trim()
                 .parse()
                 .map(Some)
-                .map_err(|_| DataDirError::Corrupt { file }),
+                .map_err(|_| DataDirError::Corrupt { file, remedy }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(DataDirError::Corrupt { file }),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(DataDirError::Corrupt { file, remedy })
+            }
             Err(source) => Err(DataDirError::Unusable {
                 dir: self.root.clone(),
                 source,
@@ -125,6 +131,13 @@ impl DataDir {
     }
 }
 
+/// A gateway hears no node that counts from 1 again: it takes it for a copy.
+const INCARNATION_REMEDY: &str =
+    "write into it a number that is larger than the node's starts so far, such as 1000000";
+
+/// Any free port will do.
+const PORT_REMEDY: &str = "delete it, and the node takes any free port";
+
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -144,10 +157,12 @@ pub enum DataDirError {
         source: io::Error,
     },
     /// A small file of ours that is not a number.
-    #[error("{} is damaged; delete it, and the node will make a new one", file.display())]
+    #[error("{} is damaged; {remedy}", file.display())]
     Corrupt {
         /// Which.
         file: PathBuf,
+        /// What to do.
+        remedy: &'static str,
     },
 }
 

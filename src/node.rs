@@ -15,7 +15,7 @@ use lapwing_base::{Bandwidth, JobView, Multiaddr, PeerId, Role};
 use lapwing_consensus::Consensus;
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
-use lapwing_train::{DataSpec, ParseDataSpecError, TrainingStatus};
+use lapwing_train::{DataError, DataSpec, ParseDataSpecError, TrainingStatus};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, info, warn};
 
 /// How often a link without a measurement is probed: a plan made from a measurement that is twice this old
 /// is still right for a home uplink, and a probe is a fraction of a second's traffic.
@@ -73,7 +73,23 @@ pub enum StartError {
     /// A gateway URL is wrong.
     #[error("a gateway cannot be asked")]
     Gateway(#[from] lapwing_gateway::ConfigError),
-    /// `--data` cannot be read.
+    /// The raft log.
+    #[error("the raft log cannot be opened")]
+    Log(#[from] lapwing_consensus::StorageError),
+    /// The key is another node's.
+    #[error(
+        "the data directory {} belongs to {theirs}, but its identity.key is that of {ours}; restore the right key, or use another --data-dir",
+        dir.display()
+    )]
+    AnotherNode {
+        /// The data directory.
+        dir: PathBuf,
+        /// Whose key is there.
+        ours: Box<PeerId>,
+        /// Whose log is there.
+        theirs: Box<PeerId>,
+    },
+    /// `--data` means nothing.
     #[error("the data specification `{text}` cannot be read")]
     Data {
         /// As given.
@@ -81,6 +97,15 @@ pub enum StartError {
         /// Why.
         #[source]
         source: ParseDataSpecError,
+    },
+    /// The samples that `--data` names.
+    #[error("the data `{text}` cannot be used")]
+    Samples {
+        /// As given.
+        text: String,
+        /// Why.
+        #[source]
+        source: DataError,
     },
     /// The backend is not in this build.
     #[error("there is no backend `{0}` in this build; `burn` is")]
@@ -145,6 +170,11 @@ impl Node {
             .transpose()?;
         let dir = DataDir::open(&config.data_dir)?;
         let keypair = load_or_create_identity(&dir.identity())?;
+        // What is damaged or another's is told before anybody hears of this node.
+        check_owner(&dir, keypair.public().to_peer_id())?;
+        if let Some(spec) = &data {
+            check_samples(spec).await?;
+        }
         let role = Role::Main;
 
         let (gate, gate_receiver) = watch::channel(Gate::default());
@@ -359,7 +389,8 @@ impl Life {
     async fn run(self, admin_stop: CancellationToken) -> Result<(), NodeError> {
         let ended = self.stretches().await;
         if let Err(error) = &ended {
-            error!(%error, "the node stops");
+            // Whoever waits for the end tells it to people.
+            debug!(%error, "the node stops");
             self.shared
                 .phase
                 .send_modify(|phase| phase.failed = Some(error.0.clone()));
@@ -420,6 +451,32 @@ impl Life {
                 Ended::Failed(reason) => return Err(NodeError(reason)),
             }
         }
+    }
+}
+
+/// A log goes on only with the key that it was begun with.
+fn check_owner(dir: &DataDir, ours: PeerId) -> Result<(), StartError> {
+    match lapwing_consensus::stored(dir.root())? {
+        Some(found) if found.peer != ours => Err(StartError::AnotherNode {
+            dir: dir.root().to_owned(),
+            ours: Box::new(ours),
+            theirs: Box::new(found.peer),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the node's samples once, so that a set that is missing or cut is told now, and not when a job comes.
+async fn check_samples(spec: &DataSpec) -> Result<(), StartError> {
+    let reading = spec.clone();
+    let read = tokio::task::spawn_blocking(move || lapwing_train::load(&reading).map(drop)).await;
+    match read {
+        Ok(Err(source)) => Err(StartError::Samples {
+            text: spec.to_string(),
+            source,
+        }),
+        // A reader that was cancelled with the runtime has found nothing wrong.
+        Ok(Ok(())) | Err(_) => Ok(()),
     }
 }
 

@@ -75,7 +75,8 @@ fn filter(level: &str) -> Result<EnvFilter, LevelError> {
             "critical" => "error".to_owned(),
             "warning" => "warn".to_owned(),
             // The libraries below us are kept quieter than we are: their `info` is our `debug`.
-            "warn" | "info" | "debug" => format!("warn,lapwing={word}"),
+            // Raft's library warns of each message that an absent member misses; consensus tells the same once.
+            "warn" | "info" | "debug" => format!("warn,openraft=error,lapwing={word}"),
             "trace" => "debug,lapwing=trace".to_owned(),
             _ => return Err(LevelError::Unknown { word: shown(level) }),
         }
@@ -99,7 +100,10 @@ mod tests {
 
     #[test]
     fn a_level_is_for_our_rooms_and_directives_are_taken_as_they_are() {
-        assert_eq!(filter("INFO").unwrap().to_string(), "lapwing=info,warn");
+        assert_eq!(
+            filter("INFO").unwrap().to_string(),
+            "openraft=error,lapwing=info,warn"
+        );
         assert_eq!(
             filter("lapwing_net=trace").unwrap().to_string(),
             "lapwing_net=trace"

@@ -1,8 +1,9 @@
 //! `lapwing node`: runs one node until it is asked to end.
 
-use lapwing::{Node, NodeHandle};
+use lapwing::{Node, NodeHandle, StartError};
+use lapwing_gateway::ConfigError;
 
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::interrupt::{Interrupt, Interrupts};
 use super::output::Output;
 use super::running;
@@ -17,7 +18,7 @@ pub(crate) async fn run(settings: NodeSettings, output: Output) -> Result<(), Fa
         biased;
         _ = interrupts.next() => return Err(Failure::Interrupted),
         started = Node::start(settings.node) => {
-            started.map_err(|error| Failure::new("start the node", error))?
+            started.map_err(not_started)?
         }
     };
     let entry = running::enter(&node.peer_id(), &name, &data_dir).unwrap_or_else(|error| {
@@ -32,6 +33,18 @@ pub(crate) async fn run(settings: NodeSettings, output: Output) -> Result<(), Fa
         _ = interrupts.next() => tracing::warn!("asked twice to end: the node ends at once"),
     }
     outcome
+}
+
+/// What was asked for wrongly is wrong usage; what the machine refuses is a failure.
+fn not_started(error: StartError) -> Failure {
+    match error {
+        StartError::Gateway(ConfigError::Url { .. })
+        | StartError::Data { .. }
+        | StartError::Backend(_)
+        | StartError::Name(_)
+        | StartError::BootstrapBesideGateway => Failure::usage(failure::chain(&error)),
+        error => Failure::new("start the node", error),
+    }
 }
 
 /// Tells that the node runs, and waits for its end.

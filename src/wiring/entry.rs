@@ -12,7 +12,7 @@ use lapwing_base::{ClusterId, NodeId, PeerId, Role};
 use lapwing_consensus::{
     Consensus, ConsensusConfig, JoinError, JoinRequest, Start, StartError, StorageError, stored,
 };
-use lapwing_gateway::{Claim, ClusterState, Confirm, ConfirmError, Registered};
+use lapwing_gateway::{Claim, ClientError, ClusterState, Confirm, ConfirmError, Registered};
 use lapwing_net::Gate;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -43,10 +43,6 @@ pub(crate) enum EntryError {
         "this node is no member of a cluster yet; give it a --gateway to ask, or --bootstrap to found one"
     )]
     NobodyToAsk,
-    #[error(
-        "the data directory belongs to {theirs}, but its identity.key is that of {ours}; restore the right key, or use another --data-dir"
-    )]
-    AnotherNode { ours: PeerId, theirs: PeerId },
     #[error("the raft log cannot be opened")]
     Storage(#[from] StorageError),
     #[error("consensus cannot start")]
@@ -61,13 +57,6 @@ impl Entry<'_> {
     /// Runs until the node is a member. Cancel by dropping.
     pub(crate) async fn enter(&self) -> Result<Consensus, EntryError> {
         if let Some(found) = stored(self.dir.root())? {
-            let ours = self.shared.network.peer_id();
-            if found.peer != ours {
-                return Err(EntryError::AnotherNode {
-                    ours,
-                    theirs: found.peer,
-                });
-            }
             info!(cluster = %found.cluster, id = %found.id, "resuming the membership on disk");
             self.gate.send_replace(Gate {
                 cluster: Some(found.cluster),
@@ -124,13 +113,13 @@ impl Entry<'_> {
         let incarnation = registration.incarnation;
         let registered = match gateway.client.register(registration).await {
             Ok(registered) => registered,
-            Err(error) => return Ok(Attempt::again(format!("no gateway answers: {}", chain(&error)))),
+            Err(error) => return Ok(Attempt::again(unanswered(&error))),
         };
         if registered.cluster == ClusterState::Formed {
             return self.join(&registered).await;
         }
         match gateway.client.claim(incarnation).await {
-            Err(error) => Ok(Attempt::again(format!("no gateway answers: {}", chain(&error)))),
+            Err(error) => Ok(Attempt::again(unanswered(&error))),
             Ok(Claim::Formed { .. }) => Ok(Attempt::Again {
                 reason: "the cluster has just been founded".to_owned(),
                 after: Some(Duration::ZERO),
@@ -266,6 +255,19 @@ enum Attempt {
 impl Attempt {
     fn again(reason: String) -> Self {
         Self::Again { reason, after: None }
+    }
+}
+
+/// What a node without a cluster waits for when its gateways are of no help, and what to do.
+fn unanswered(error: &ClientError) -> String {
+    let text = chain(error);
+    match error {
+        ClientError::NoAnswer { .. } | ClientError::Malformed { .. } => {
+            format!(
+                "{text}; the node goes on asking: start the gateway, or give the right address with --gateway"
+            )
+        }
+        _ => text,
     }
 }
 

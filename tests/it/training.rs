@@ -169,8 +169,11 @@ async fn a_node_that_joins_late_takes_part_and_holds_the_model_at_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_other_data_says_so_and_holds_nobody_up() {
     let mut cluster = Cluster::of(2).await;
+    let dir = tempfile::tempdir().unwrap();
+    let table = dir.path().join("other.csv");
+    std::fs::write(&table, "1,2,0\n3,4,1\n".repeat(50)).unwrap();
     let odd = cluster
-        .add(|config| config.data = Some("csv:/nowhere/at-all.csv#partition=iid,seed=1,part=1/3".to_owned()))
+        .add(|config| config.data = Some(format!("csv:{}", table.display())))
         .await;
     cluster.formed(3, 3).await;
     let job = cluster
