@@ -1,7 +1,13 @@
 //! The whole thing with real sockets: a gateway and nodes in this process, asked through their public
 //! interfaces only. One file per behaviour.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test says what it expects by unwrapping it, and so do the functions that several tests share"
+)]
+
 mod cluster;
 mod processes;
+mod refusals;
 mod support;
 mod training;
