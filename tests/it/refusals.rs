@@ -352,6 +352,8 @@ async fn the_exit_status_tells_wrong_usage_from_failure() {
         1,
         "failed to open `/nowhere.csv`",
     );
+    let demo = ["demo", "--report", "/nowhere/report.html"];
+    expect(&run(&dir, &demo).await, 1, "its folder does not exist");
     let gateway_dir = dir.path().join("gateway").display().to_string();
     let gateway = [
         "gateway",

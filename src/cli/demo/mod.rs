@@ -67,6 +67,7 @@ pub(crate) async fn run(flags: DemoFlags, output: Output) -> Result<(), Failure>
         .and_then(Interrupts::and_hang_up)
         .map_err(|error| Failure::new("catch signals", error))?;
     let data = Data::parse(&flags.data, flags.seed).map_err(Failure::usage)?;
+    check_report(&flags.report)?;
     let mut demo = Demo {
         processes: Processes::new(flags.keep).map_err(|error| Failure::new("start the demo", error))?,
         timeline: Timeline::new(Plan {
@@ -105,6 +106,22 @@ pub(crate) async fn run(flags: DemoFlags, output: Output) -> Result<(), Failure>
     outcome?;
     timeline.now = began.elapsed();
     conclude(&timeline, &flags.report, output)
+}
+
+/// Refuses a place where no report can be written before the work is done, and not after it.
+fn check_report(report: &Path) -> Result<(), Failure> {
+    let path = std::path::absolute(report).unwrap_or_else(|_| report.to_owned());
+    let problem = if path.is_dir() {
+        "it is a folder"
+    } else if path.parent().is_some_and(|folder| !folder.is_dir()) {
+        "its folder does not exist"
+    } else {
+        return Ok(());
+    };
+    Err(
+        Failure::new(format!("write the report to {}", path.display()), problem)
+            .with_hint("name another place with --report FILE"),
+    )
 }
 
 /// Prints what came of it, and writes the report.
