@@ -50,7 +50,7 @@ pub use data::{
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{Mask, round_seed};
 pub use model::{InputShape, Layer, Model, ModelError};
-pub use planner::{Knobs, PlanInput, Threshold, next_kind, plan_round};
+pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, next_kind, plan_round};
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
 pub use status::{TrainingState, TrainingStatus};
 

@@ -9,7 +9,7 @@ use crate::draws::Draws;
 use crate::mask::round_seed;
 use crate::matching::{Graph, Matching};
 use lapwing_base::{
-    Algorithm, Bandwidth, Bandwidths, JobView, NodeId, Pair, Ppm, Round, RoundKind, RoundPlan,
+    Bandwidth, Bandwidths, ByteSize, JobView, NodeId, Pair, Ppm, Round, RoundKind, RoundPlan,
 };
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -46,9 +46,10 @@ pub struct Knobs {
 /// that it is tried.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Threshold {
-    /// At least half of what the median member has on its best link. Follows the network by itself: links that
-    /// are alike are all fast, however their measurements scatter, and a member whose uplink is throttled has no
-    /// fast link left.
+    /// At least half of what the median member has on its best link, or enough to carry the values of the last
+    /// sparse round in [`IMPERCEPTIBLE`]. Follows the network and the job by itself: links that are alike are all
+    /// fast, however their measurements scatter; a member whose uplink is throttled has no fast link left; and where
+    /// no link can be felt, partners are chosen as if all were equal, which mixes best.
     #[default]
     HalfOfBest,
     /// At least this quantile of the known links.
@@ -56,6 +57,9 @@ pub enum Threshold {
     /// At least this rate.
     AtLeast(Bandwidth),
 }
+
+/// An exchange this short is not felt in a round: it is a few round trips between homes, or one batch.
+pub const IMPERCEPTIBLE: Duration = Duration::from_millis(20);
 
 /// What the round after the last planned one is.
 pub fn next_kind(job: &JobView) -> RoundKind {
@@ -117,27 +121,8 @@ pub fn plan_round(input: &PlanInput<'_>) -> RoundPlan {
         alone,
         compression: if is_dense { 1 } else { spec.compression },
         local_steps: if is_dense { 0 } else { spec.local_steps },
-        lr_micro: learning_rate(job, round),
+        lr_micro: spec.lr_micro,
         deadline_ms: u32::try_from(input.deadline.as_millis()).unwrap_or(u32::MAX),
-    }
-}
-
-/// The learning rate of a round, in millionths.
-///
-/// The default algorithm lets it fall in a line to a tenth over the sparse rounds: what each node learned last from
-/// its own data alone is what the average has least of, and small last steps leave little of it. SAPS as published
-/// keeps its rate within a run this short.
-fn learning_rate(job: &JobView, round: Round) -> u32 {
-    let spec = &job.spec;
-    match spec.algorithm {
-        Algorithm::Saps => spec.lr_micro,
-        Algorithm::Default => {
-            let sparse = u64::from(spec.rounds.saturating_sub(spec.final_dense_rounds)).max(1);
-            let done = round.0.saturating_sub(1).min(sparse);
-            let fallen = u64::from(spec.lr_micro) * 9 * done / (10 * sparse);
-            // No more than nine tenths of a `u32` fall off it.
-            (u64::from(spec.lr_micro) - fallen) as u32
-        }
     }
 }
 
@@ -155,7 +140,12 @@ fn sit_out(order: &mut Vec<NodeId>, last_alone: &BTreeMap<NodeId, Round>) -> Opt
 /// The matching of a sparse round. Vertices are places in `order`, so that a tie is broken by its draw.
 fn match_sparse(input: &PlanInput<'_>, round: Round, order: &[NodeId]) -> Matching {
     let n = order.len();
-    let links = Links::new(order, input.bandwidths, input.knobs.threshold);
+    let links = Links::new(
+        order,
+        input.bandwidths,
+        input.knobs.threshold,
+        last_payload(input.job),
+    );
     let recent = recent_meetings(input, round, order);
     let components = recent.components();
     let is_connected = components.iter().all(|&component| component == 0);
@@ -177,6 +167,20 @@ fn match_sparse(input: &PlanInput<'_>, round: Round, order: &[NodeId]) -> Matchi
     let among_left_over = edges(left_over.len()).map(|(a, b)| (left_over[a], left_over[b]));
     matching.extend_greedily(links.best_first(among_left_over.collect()));
     matching
+}
+
+/// The largest payload that a member sent in the newest sparse round that is kept; zero before the first.
+fn last_payload(job: &JobView) -> ByteSize {
+    let sparse = job
+        .rounds
+        .iter()
+        .rev()
+        .filter(|record| record.plan.kind == RoundKind::Sparse);
+    let mut payloads = sparse.filter_map(|record| {
+        let nodes = &record.outcome.as_ref()?.nodes;
+        nodes.iter().map(|done| done.sent).max().filter(|sent| sent.0 > 0)
+    });
+    payloads.next().unwrap_or_default()
 }
 
 /// All pairs of `0..n`.
@@ -221,7 +225,7 @@ struct Links {
 }
 
 impl Links {
-    fn new(order: &[NodeId], bandwidths: &Bandwidths, threshold: Threshold) -> Self {
+    fn new(order: &[NodeId], bandwidths: &Bandwidths, threshold: Threshold, payload: ByteSize) -> Self {
         const UNKNOWN: u32 = u32::MAX;
         let n = order.len();
         let mut places: Vec<(NodeId, usize)> = order.iter().copied().zip(0..).collect();
@@ -253,7 +257,11 @@ impl Links {
                 let mut bests: Vec<u32> = speeds.chunks(n.max(1)).filter_map(best).collect();
                 bests.sort_unstable();
                 // The upper one of two: half of the members being slow does not make slow the measure.
-                bests.get(bests.len() / 2).map_or(0, |best| best / 2)
+                let half = bests.get(bests.len() / 2).map_or(0, |best| best / 2);
+                match payload.0 {
+                    0 => half,
+                    _ => half.min(Bandwidth::per(payload, IMPERCEPTIBLE).kbit_s),
+                }
             }
             Threshold::Quantile(quantile) => {
                 let mut known: Vec<u32> = edges(n)
@@ -374,8 +382,8 @@ impl Shares {
 mod tests {
     use super::*;
     use lapwing_base::{
-        Algorithm, ByteSize, Evaluation, JobId, JobPhase, JobSpec, LinkSpeed, RoundOutcome, RoundRecord,
-        Values,
+        Algorithm, ByteSize, Evaluation, JobId, JobPhase, JobSpec, LinkSpeed, NodeOutcome, RoundOutcome,
+        RoundRecord, Values,
     };
     use proptest::prelude::*;
     use std::collections::{BTreeSet, VecDeque};
@@ -657,12 +665,40 @@ mod tests {
     }
 
     #[test]
-    fn the_learning_rate_falls_to_a_tenth_and_saps_keeps_it() {
-        let mut job = job(4, 100);
-        let rates = |job: &JobView| [1, 48, 95].map(|round| learning_rate(job, Round(round)));
-        assert_eq!(rates(&job), [100_000, 57_700, 15_400]);
-        job.spec.algorithm = Algorithm::Saps;
-        assert_eq!(rates(&job), [100_000; 3]);
+    fn links_that_cannot_be_felt_are_all_fast() {
+        let mut job = job(1, 1000);
+        let mut bandwidths = Bandwidths::default();
+        for (a, b) in edges(4) {
+            // As measured on one machine: far apart, and all far beyond what the round needs.
+            set(
+                &mut bandwidths,
+                a as u64 + 1,
+                b as u64 + 1,
+                100_000 * (1 + 7 * (a + b) as u32),
+            );
+        }
+        let mut met = BTreeMap::<Pair, u32>::new();
+        for _ in 0..300 {
+            let plan = plan_with(&job, 4, &bandwidths, Knobs::default());
+            plan.pairs
+                .iter()
+                .for_each(|pair| *met.entry(*pair).or_default() += 1);
+            advance(&mut job, plan);
+            let sent = ByteSize(1000);
+            let done = NodeOutcome {
+                node: NodeId(1),
+                loss_micro: 0,
+                samples: 1,
+                sent,
+                received: sent,
+            };
+            let outcome = job.rounds.back_mut().unwrap().outcome.as_mut().unwrap();
+            outcome.nodes.push(done);
+        }
+        assert!(
+            met.len() == 6 && met.values().all(|&times| (60..140).contains(&times)),
+            "{met:?}"
+        );
     }
 
     #[test]

@@ -129,7 +129,6 @@ impl AsciiChart {
     /// One more.
     #[must_use]
     #[expect(
-        clippy::should_implement_trait,
         clippy::needless_pass_by_value,
         reason = "as the crate it stands in for has it"
     )]

@@ -1,0 +1,46 @@
+//! Data sets that are not in the repository: read whole, as users would. `.ci/run` runs these and says where the
+//! files are; a bare `cargo test` lists them as ignored.
+
+use lapwing_train::{DataSpec, load};
+use std::path::PathBuf;
+
+#[test]
+#[ignore = "needs LAPWING_DATA, a folder with mnist/ and fashion-mnist/; .ci/run datasets sets it"]
+fn mnist_and_fashion_mnist_are_read_whole() {
+    let folder = PathBuf::from(
+        std::env::var("LAPWING_DATA").expect("LAPWING_DATA names the folder with the data sets"),
+    );
+    for name in ["mnist", "fashion-mnist"] {
+        let spec: DataSpec = format!("idx:{}", folder.join(name).display()).parse().unwrap();
+        let data = load(&spec).unwrap();
+        assert_eq!(
+            (data.train.len(), data.test.len(), data.classes),
+            (60_000, 10_000, 10),
+            "{name}"
+        );
+        assert_eq!(data.shape.values(), 28 * 28, "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs LAPWING_DATA, a folder with mnist/; .ci/run datasets sets it"]
+fn a_data_set_that_was_cut_is_named_with_what_to_do() {
+    let folder = PathBuf::from(
+        std::env::var("LAPWING_DATA").expect("LAPWING_DATA names the folder with the data sets"),
+    );
+    let cut = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder.join("mnist")).unwrap() {
+        let entry = entry.unwrap();
+        let bytes = std::fs::read(entry.path()).unwrap();
+        std::fs::write(cut.path().join(entry.file_name()), &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let spec: DataSpec = format!("idx:{}", cut.path().display()).parse().unwrap();
+    let error = load(&spec).unwrap_err();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    assert!(text.contains(&cut.path().display().to_string()), "{text}");
+}
