@@ -85,7 +85,7 @@ pub enum StorageError {
         path: PathBuf,
     },
     /// The disk failed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), remedy(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -102,6 +102,19 @@ pub enum StorageError {
     },
 }
 
+/// What a person can do about a disk's error, where that is known.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room and start the node again: nothing that it acknowledged is lost"
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "; let this user write there and start the node again"
+        }
+        _ => "",
+    }
+}
+
 impl From<StorageError> for io::Error {
     fn from(error: StorageError) -> Self {
         let kind = match error {
@@ -109,5 +122,28 @@ impl From<StorageError> for io::Error {
             _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_what_to_do() {
+        let error = StorageError::Io {
+            path: "raft/log.redb".into(),
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        let text = error.to_string();
+        assert!(
+            text.starts_with("raft/log.redb: ") && text.contains("make room"),
+            "{text}"
+        );
+        let error = StorageError::Io {
+            path: "raft/log.redb".into(),
+            source: io::ErrorKind::Other.into(),
+        };
+        assert!(!error.to_string().contains(';'), "{error}");
     }
 }
