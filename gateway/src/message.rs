@@ -121,7 +121,7 @@ pub struct Signed<M> {
     /// What is signed.
     #[serde(flatten)]
     pub message: M,
-    /// The signature of [`Signed::input`].
+    /// The signature of the domain and the postcard encoding of `message`.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub signature: Vec<u8>,
 }
