@@ -460,7 +460,7 @@ impl Driver {
                         .spawn(tasks::settle(id, compute, round, merge, snapshot));
                 }
                 Effect::CatchUp { round } => {
-                    let peers = others(&applied.roster, self.config.me);
+                    let peers = answering(&applied.roster, self.config.me);
                     let (network, parameters) = (self.network.clone(), open.parameters);
                     self.running.spawn(async move {
                         let caught_up = match parameters {
@@ -720,10 +720,14 @@ impl Driver {
         let peer = channel.peer();
         let found = match &self.job {
             Job::Open(open) if open.id == ask.job && open.parameters.is_some() => match ask.which {
-                Which::After(round) => {
-                    let held = open.snapshots.iter().find(|held| held.round == round).cloned();
-                    held.map_or(Found::Nothing, Found::Held)
-                }
+                Which::After(round) => match open.snapshots.iter().find(|held| held.round == round) {
+                    Some(held) => Found::Held(held.clone()),
+                    // Started again since: the model on disk is still that of the round.
+                    None if open.core.settled() == round && *open.core.stage() == Stage::Waiting => {
+                        Found::Computed
+                    }
+                    None => Found::Nothing,
+                },
                 Which::Current => Found::Computed,
                 Which::Consensus => open.consensus.clone().map_or(Found::Nothing, Found::Held),
             },
@@ -777,7 +781,7 @@ impl Driver {
             job: open.id,
             round,
             own: (me, own.clone()),
-            peers: others(roster, me),
+            peers: answering(roster, me),
             parameters,
             is_final,
         };
@@ -901,14 +905,11 @@ fn current(slot: &Option<Worker>, job: JobId) -> Option<Held> {
         .map(Worker::current)
 }
 
-/// Every member but this node, by number.
-fn others(roster: &Roster, me: NodeId) -> Vec<(NodeId, PeerId)> {
-    roster
-        .members
-        .values()
-        .filter(|member| member.id != me)
-        .map(|member| (member.id, member.peer))
-        .collect()
+/// Every other member that answers, by number.
+fn answering(roster: &Roster, me: NodeId) -> Vec<(NodeId, PeerId)> {
+    let members = roster.members.values();
+    let answers = members.filter(|member| member.id != me && member.state != MemberState::Suspected);
+    answers.map(|member| (member.id, member.peer)).collect()
 }
 
 /// The holders, beginning at another one for each node, so that not all ask the first.

@@ -19,6 +19,9 @@ pub(crate) const MODEL: Kind = Kind {
     frame_max: ByteSize(CHUNK_BYTES as u64),
 };
 
+/// How long a peer may take to be reached: one that is not by then is asked again, or another one is.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Which model of a job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Which {
@@ -138,7 +141,7 @@ async fn fetch_patiently(
     parameters: usize,
     patience: Duration,
 ) -> Result<Fetched, FetchError> {
-    let mut channel = network.open(peer, MODEL, patience).await?;
+    let mut channel = network.open(peer, MODEL, patience.min(OPEN_PATIENCE)).await?;
     channel.send(&lapwing_net::encode(&ask)).await?;
     channel.finish().await?;
     let frame = channel.receive().await?.ok_or(FetchError::Silent)?;
