@@ -111,7 +111,7 @@ pub enum LoadError {
 }
 
 /// What to do with a file that is of no use.
-const ADVICE: &str = "move it away, and the node fetches the model from its cluster";
+const ADVICE: &str = "move it away and start the node again; it then takes the model from its cluster";
 
 const MAGIC: [u8; 8] = *b"LAPWCKPT";
 

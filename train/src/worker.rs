@@ -416,7 +416,7 @@ pub(crate) enum WorkerError {
     Backend(#[from] BackendError),
     #[error("the checkpoint cannot be used")]
     Load(#[from] LoadError),
-    #[error("the checkpoint {} is of another job or model; move it away to start anew", file.display())]
+    #[error("the checkpoint {} is of another job or model; move it away and start the node again", file.display())]
     AnotherModel { file: PathBuf },
     #[error("the checkpoint cannot be written")]
     Save(#[from] SaveError),
