@@ -98,7 +98,10 @@ pub(super) fn look(inner: &Inner, shown: &mut Option<RosterKey>) {
         let changed = *before != status;
         if changed {
             if before.leader != status.leader {
-                tracing::info!(leader = ?status.leader, term = %status.term, "the leader changed");
+                match status.leader {
+                    Some(leader) => tracing::info!(%leader, term = %status.term, "the leader changed"),
+                    None => tracing::info!(term = %status.term, "no leader is heard"),
+                }
             }
             *before = status.clone();
         }
