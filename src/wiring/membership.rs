@@ -102,6 +102,7 @@ pub(crate) async fn live(
     tasks.spawn(reports::serve(
         local,
         consensus.roster(),
+        consensus.state(),
         me,
         network,
         stop.clone(),

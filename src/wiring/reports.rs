@@ -3,7 +3,8 @@
 //! A report that is lost on the way is sent again by the trainer until the log shows it, so nothing is kept
 //! or retried here.
 
-use lapwing_base::{ByteSize, Class, NodeId, Report, Roster};
+use lapwing_base::{ByteSize, Class, JobId, NodeId, Report, Roster, Round};
+use lapwing_consensus::State;
 use lapwing_net::{Access, Channel, Kind, Network};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -90,6 +91,7 @@ pub(crate) async fn send(
 pub(crate) async fn serve(
     local: mpsc::Sender<Report>,
     rosters: watch::Receiver<Arc<Roster>>,
+    states: watch::Receiver<Arc<State>>,
     me: NodeId,
     network: Network,
     stop: CancellationToken,
@@ -103,9 +105,10 @@ pub(crate) async fn serve(
             channel = inbound.recv(), if serving.len() < SERVING_MAX => {
                 let Some(channel) = channel else { break };
                 let (local, roster) = (local.clone(), rosters.borrow().clone());
+                let asked = Asked::by(&states.borrow());
                 serving.spawn(async move {
                     // A sender that stops half-way has only its own report to lose.
-                    let _ = tokio::time::timeout(PATIENCE, take(channel, local, roster, me)).await;
+                    let _ = tokio::time::timeout(PATIENCE, take(channel, local, roster, asked, me)).await;
                 });
             }
         }
@@ -113,14 +116,20 @@ pub(crate) async fn serve(
     serving.shutdown().await;
 }
 
-async fn take(mut channel: Channel, local: mpsc::Sender<Report>, roster: Arc<Roster>, me: NodeId) {
+async fn take(
+    mut channel: Channel,
+    local: mpsc::Sender<Report>,
+    roster: Arc<Roster>,
+    asked: Option<Asked>,
+    me: NodeId,
+) {
     let Ok(Some(frame)) = channel.receive().await else {
         return;
     };
     let sender = roster.by_peer(&channel.peer()).map(|member| member.id);
     let answer = match lapwing_net::decode::<Report>(&frame) {
         Err(_) => Answer::Unreadable,
-        Ok(report) if !is_from(&report, sender) => Answer::NotYours,
+        Ok(report) if !is_from(&report, sender, asked) => Answer::NotYours,
         Ok(_) if roster.leader != Some(me) => Answer::NotLeader,
         Ok(report) => match local.try_send(report) {
             Ok(()) => Answer::Taken,
@@ -133,8 +142,28 @@ async fn take(mut channel: Channel, local: mpsc::Sender<Report>, roster: Arc<Ros
     }
 }
 
-/// Whether a report speaks of its sender alone.
-fn is_from(report: &Report, sender: Option<NodeId>) -> bool {
+/// Whom the log has asked to evaluate which round.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    job: JobId,
+    round: Round,
+    evaluator: NodeId,
+}
+
+impl Asked {
+    fn by(state: &State) -> Option<Self> {
+        let job = state.current_job()?;
+        let (round, evaluator) = job.evaluating?;
+        Some(Self {
+            job: job.id,
+            round,
+            evaluator,
+        })
+    }
+}
+
+/// Whether a report speaks of its sender alone, or of what its sender was asked for.
+fn is_from(report: &Report, sender: Option<NodeId>, asked: Option<Asked>) -> bool {
     let Some(sender) = sender else { return false };
     match report {
         Report::Round(report) => {
@@ -145,7 +174,59 @@ fn is_from(report: &Report, sender: Option<NodeId>) -> bool {
                     .all(|link| link.from == sender || link.to == sender)
         }
         Report::Holding { node, .. } => *node == sender,
-        // Only the assigned evaluator's report is used, which the coordinator checks by its content.
-        Report::Evaluation { .. } => true,
+        // The consensus model's hash comes from here: only who was asked may say it.
+        Report::Evaluation { job, evaluation, .. } => asked.is_some_and(|asked| {
+            (asked.job, asked.round, asked.evaluator) == (*job, evaluation.round, sender)
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapwing_base::{Evaluation, Ppm};
+
+    #[test]
+    fn an_evaluation_is_taken_only_from_the_member_that_was_asked_for_it() {
+        let evaluation = Evaluation {
+            round: Round(10),
+            averaged_accuracy: Ppm(1),
+            local_accuracies: Vec::new(),
+            transferred: ByteSize(0),
+        };
+        let report = Report::Evaluation {
+            job: JobId(5),
+            evaluation,
+            hash: [1; 32],
+            parameters: 4,
+        };
+        let asked = Asked {
+            job: JobId(5),
+            round: Round(10),
+            evaluator: NodeId(2),
+        };
+        assert!(is_from(&report, Some(NodeId(2)), Some(asked)));
+        assert!(!is_from(&report, Some(NodeId(3)), Some(asked)));
+        assert!(!is_from(
+            &report,
+            Some(NodeId(2)),
+            Some(Asked {
+                round: Round(11),
+                ..asked
+            })
+        ));
+        assert!(!is_from(&report, Some(NodeId(2)), None));
+        assert!(!is_from(&report, None, Some(asked)));
+    }
+
+    #[test]
+    fn a_member_says_of_itself_alone_that_it_holds_a_model() {
+        let report = Report::Holding {
+            job: JobId(5),
+            node: NodeId(2),
+            hash: [1; 32],
+        };
+        assert!(is_from(&report, Some(NodeId(2)), None));
+        assert!(!is_from(&report, Some(NodeId(3)), None));
     }
 }
