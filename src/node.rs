@@ -130,8 +130,10 @@ pub enum StartError {
     )]
     BootstrapBesideGateway,
     /// Neither member nor anybody to ask.
-    #[error("{0}")]
-    NobodyToAsk(String),
+    #[error(
+        "this node is no member of a cluster yet; give it a --gateway to ask, or --bootstrap to found one"
+    )]
+    NobodyToAsk,
 }
 
 /// Why a running node ended by itself.
@@ -171,7 +173,7 @@ impl Node {
         let dir = DataDir::open(&config.data_dir)?;
         let keypair = load_or_create_identity(&dir.identity())?;
         // What is damaged or another's is told before anybody hears of this node.
-        check_owner(&dir, keypair.public().to_peer_id())?;
+        check_membership(&dir, keypair.public().to_peer_id(), &config)?;
         if let Some(spec) = &data {
             check_samples(spec).await?;
         }
@@ -454,15 +456,16 @@ impl Life {
     }
 }
 
-/// A log goes on only with the key that it was begun with.
-fn check_owner(dir: &DataDir, ours: PeerId) -> Result<(), StartError> {
+/// A log goes on only with the key that it was begun with; a node without one needs a way into a cluster.
+fn check_membership(dir: &DataDir, ours: PeerId, config: &NodeConfig) -> Result<(), StartError> {
     match lapwing_consensus::stored(dir.root())? {
         Some(found) if found.peer != ours => Err(StartError::AnotherNode {
             dir: dir.root().to_owned(),
             ours: Box::new(ours),
             theirs: Box::new(found.peer),
         }),
-        _ => Ok(()),
+        None if config.gateways.is_empty() && !config.bootstrap => Err(StartError::NobodyToAsk),
+        Some(_) | None => Ok(()),
     }
 }
 

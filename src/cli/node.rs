@@ -42,6 +42,7 @@ fn not_started(error: StartError) -> Failure {
         | StartError::Data { .. }
         | StartError::Backend(_)
         | StartError::Name(_)
+        | StartError::NobodyToAsk
         | StartError::BootstrapBesideGateway => Failure::usage(failure::chain(&error)),
         error => Failure::new("start the node", error),
     }

@@ -36,6 +36,9 @@ async fn a_wrong_setting_is_named_before_the_node_is_heard_of() {
     assert!(matches!(error, StartError::Name(65)), "{text}");
     let (error, text) = refused(|config| config.gateways = vec!["http://127.0.0.1:1".to_owned()]).await;
     assert!(matches!(error, StartError::BootstrapBesideGateway), "{text}");
+    let (error, text) = refused(|config| config.bootstrap = false).await;
+    assert!(matches!(error, StartError::NobodyToAsk), "{text}");
+    assert!(text.contains("--gateway"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,6 +339,8 @@ async fn the_exit_status_tells_wrong_usage_from_failure() {
         (&["--max-upload", "fast"], "`fast` is not a rate"),
         (&["--name", ""], "a name has 1 to 64 bytes"),
         (&["--unknown"], "--unknown"),
+        // Neither a member already, nor a way to become one.
+        (&[], "give it a --gateway to ask"),
         (
             &["--bootstrap", "--gateway", "http://127.0.0.1:1"],
             "--bootstrap founds a cluster",
@@ -348,7 +353,7 @@ async fn the_exit_status_tells_wrong_usage_from_failure() {
     let admin = format!("127.0.0.1:{port}");
     expect(&node(&["--bootstrap", "--admin", &admin]).await, 1, &admin);
     expect(
-        &node(&["--data", "csv:/nowhere.csv"]).await,
+        &node(&["--bootstrap", "--data", "csv:/nowhere.csv"]).await,
         1,
         "failed to open `/nowhere.csv`",
     );
