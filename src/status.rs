@@ -3,7 +3,7 @@
 
 use lapwing_base::{ByteSize, CLASSES, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
-use lapwing_net::{NetworkStatus, PeerStatus};
+use lapwing_net::{NetworkStatus, Path, PeerStatus, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -233,9 +233,9 @@ pub struct PeerSection {
     /// Its name, when it is a member.
     pub name: Option<String>,
     /// `direct` or `relayed`; null without a connection.
-    pub path: Option<&'static str>,
-    /// `quic`, `wss` or `tcp`; null without a connection.
-    pub transport: Option<&'static str>,
+    pub path: Option<Path>,
+    /// `quic` or `wss`; null without a connection.
+    pub transport: Option<Transport>,
     /// The address in use, or the one tried last.
     pub address: Option<Multiaddr>,
     /// Why the path is not direct.
@@ -415,11 +415,11 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
     PeerSection {
         peer_id: peer.peer,
         name,
-        path: peer.connected.then_some("direct"),
-        transport: peer.connected.then_some("quic"),
+        path: peer.link.map(|link| link.path),
+        transport: peer.link.map(|link| link.transport),
         address: peer.address,
         relayed_because: None,
-        rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+        rtt_ms: peer.link.map(|link| link.rtt.as_secs_f64() * 1e3),
         bandwidth_mbit_s: peer.bandwidth.map(lapwing_base::Bandwidth::as_mbit_s),
         sent_bytes: by_class(&peer.sent),
         received_bytes: by_class(&peer.received),

@@ -100,6 +100,12 @@ impl<Id: Copy + Eq> Connections<Id> {
         self.by_peer.get(peer).map_or(0, Vec::len)
     }
 
+    /// The connections that stand with a peer.
+    pub fn of(&self, peer: &PeerId) -> Vec<Id> {
+        let list = self.by_peer.get(peer).map(Vec::as_slice).unwrap_or_default();
+        list.iter().map(|connection| connection.id).collect()
+    }
+
     /// Every peer with a connection.
     pub fn peers(&self) -> impl Iterator<Item = &PeerId> {
         self.by_peer.keys()

@@ -1,7 +1,7 @@
 //! The edge: the one task that owns the swarm, and the order in which it starts and stops.
 //!
-//! It feeds events to the cores and does what they say; the decisions are theirs. Streams, once open, belong to
-//! their channels and do not pass through here.
+//! It feeds events to the cores and does what they say; the decisions are theirs. Streams belong to their channels,
+//! which open them over the links that are made here.
 
 mod acceptor;
 mod addresses;
@@ -11,8 +11,10 @@ mod explain;
 mod frames;
 mod identity;
 mod limits;
+mod links;
 mod network;
 mod prober;
+mod quic;
 mod shared;
 mod stream;
 mod swarm;
@@ -23,26 +25,25 @@ pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
 
 use std::collections::HashMap;
 use std::io;
-use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Swarm, identify, ping};
+use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::{Swarm, identify};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{Connections, Dialed, Dialer, Gate, Step};
-use addresses::{is_loopback, socket_address, without_peer};
-use behaviour::{OpenOrder, Opened};
+use crate::{Connections, Dialed, Dialer, Gate, Pace, Step};
+use addresses::{is_loopback, without_peer};
 use explain::chain;
-use lapwing_base::{Class, Keypair, Multiaddr, PeerId};
+use lapwing_base::{Keypair, Multiaddr, PeerId};
+use links::{Link, LinkId};
+use quic::{Probe, Quic, Session, SessionEvent, SessionId, to_multiaddr};
 use shared::Shared;
 use swarm::{Protocols, ProtocolsEvent};
 
@@ -58,12 +59,11 @@ pub(crate) fn now() -> Instant {
 /// What handles ask of the driver.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// A stream of a class to a peer; the reply is dropped when the connection is lost meanwhile.
-    Open {
+    /// A link to a peer, which is dialed when there is none.
+    Connect {
         peer: PeerId,
-        class: Class,
         deadline: Instant,
-        reply: oneshot::Sender<Result<Opened, OpenFailure>>,
+        reply: oneshot::Sender<Result<Link, ConnectFailure>>,
     },
     /// The address book knows something new of a peer.
     Learned(PeerId),
@@ -73,13 +73,12 @@ pub(crate) enum Command {
     Disconnect { peer: PeerId, done: oneshot::Sender<()> },
 }
 
-/// Why there is no stream.
+/// Why there is no link.
 #[derive(Clone, Debug)]
-pub(crate) enum OpenFailure {
+pub(crate) enum ConnectFailure {
     NoAddress,
     Unreachable(String),
     Overloaded,
-    Stream(String),
     Stopped,
 }
 
@@ -106,9 +105,13 @@ pub(crate) struct Driver {
     gate: watch::Receiver<Gate>,
     stop: CancellationToken,
     dialer: Dialer,
-    connections: Connections<ConnectionId>,
+    connections: Connections<LinkId>,
+    links: HashMap<LinkId, Link>,
+    quic: Arc<Quic>,
+    sessions: mpsc::Receiver<SessionEvent>,
+    probes: mpsc::Receiver<Probe>,
     /// Opens that wait for a connection.
-    pending: HashMap<PeerId, Vec<PendingOpen>>,
+    pending: HashMap<PeerId, Vec<Waiting>>,
     pending_count: usize,
     disconnecting: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
     /// When a connected peer was last dialed because it did not answer.
@@ -131,10 +134,10 @@ pub(crate) struct Setup<'a> {
     pub(crate) incarnation: u64,
 }
 
-struct PendingOpen {
-    class: Class,
+/// Somebody who wants a link.
+struct Waiting {
     deadline: Instant,
-    reply: oneshot::Sender<Result<Opened, OpenFailure>>,
+    reply: oneshot::Sender<Result<Link, ConnectFailure>>,
 }
 
 struct Listener {
@@ -157,7 +160,20 @@ impl Driver {
             incarnation,
         } = setup;
         let me = keypair.public().to_peer_id();
-        let mut swarm = swarm::build(keypair, Arc::clone(&shared), tracker, incarnation);
+        let (events, sessions) = mpsc::channel(quic::EVENTS_MAX);
+        let (found, probes) = mpsc::channel(quic::PROBES_MAX);
+        let quic = Quic::new(quic::Setup {
+            keypair,
+            shared: Arc::clone(&shared),
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+            incarnation,
+            events,
+            probes: found,
+        })
+        .map_err(|error| StartError::Identity { source: error.into() })?;
+        let quic = Arc::new(quic);
+        let mut swarm = swarm::build(keypair, Arc::clone(&shared), Arc::clone(&quic), tracker);
         let mut listeners = Vec::new();
         for asked in listen {
             match swarm.listen_on(asked.clone()) {
@@ -177,6 +193,10 @@ impl Driver {
             stop,
             dialer: Dialer::new(incarnation),
             connections: Connections::new(me),
+            links: HashMap::new(),
+            quic,
+            sessions,
+            probes,
             pending: HashMap::new(),
             pending_count: 0,
             disconnecting: HashMap::new(),
@@ -233,6 +253,8 @@ impl Driver {
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 event = self.swarm.select_next_some() => self.on_event(event),
+                Some(event) = self.sessions.recv() => self.on_session(event),
+                Some(probe) = self.probes.recv() => self.on_probe(&probe),
                 command = self.commands.recv() => match command {
                     Some(command) => self.on_command(command),
                     None => break,
@@ -248,47 +270,34 @@ impl Driver {
         self.close().await;
     }
 
-    /// Shutdown, in this order: no new opens; close frames to all peers; no listeners; wait until the sockets
-    /// have sent what they had to and the ports are free.
+    /// Shutdown, in this order: no new links; close frames to all peers; no listeners; wait until the sockets have
+    /// sent what they had to.
     async fn close(mut self) {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Open { reply, .. } => drop(reply.send(Err(OpenFailure::Stopped))),
+                Command::Connect { reply, .. } => drop(reply.send(Err(ConnectFailure::Stopped))),
                 Command::Learned(_) | Command::Suspect(_) => (),
                 Command::Disconnect { done, .. } => {
                     let _ = done.send(());
                 }
             }
         }
-        for open in self.pending.drain().flat_map(|(_, opens)| opens) {
-            drop(open.reply.send(Err(OpenFailure::Stopped)));
+        for waiting in self.pending.drain().flat_map(|(_, waiting)| waiting) {
+            drop(waiting.reply.send(Err(ConnectFailure::Stopped)));
         }
         self.shared.acceptor.stop();
-        let peers: Vec<_> = self.connections.peers().copied().collect();
-        for peer in peers {
-            // `Err` means that it has just gone by itself.
-            let _ = self.swarm.disconnect_peer_id(peer);
+        for link in self.links.values() {
+            link.close("stopping");
         }
-        let closed = async {
-            while self.connections.peers().next().is_some() {
-                let event = self.swarm.select_next_some().await;
-                self.on_event(event);
-            }
-        };
-        if tokio::time::timeout(CLOSE_MAX / 2, closed).await.is_err() {
-            debug!("connections did not close in time");
-        }
-        let ports: Vec<_> = self.shared.bound_sockets();
+        // They hold their sockets.
+        self.links.clear();
+        self.shared.forget_links();
         drop(self.swarm);
-        // The QUIC endpoint lives on in tasks of its own, which cannot be awaited, until its last packet is sent.
-        let freed = async {
-            while ports.iter().any(|address| UdpSocket::bind(address).is_err()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if tokio::time::timeout(CLOSE_MAX, freed).await.is_err() {
-            debug!("the listening sockets were not free in time");
+        // Sessions end without anybody to tell.
+        drop(self.sessions);
+        if tokio::time::timeout(CLOSE_MAX, self.quic.close()).await.is_err() {
+            debug!("connections did not close in time");
         }
         debug!("network stopped");
     }
@@ -312,39 +321,36 @@ impl Driver {
             }
         }
         for (peer, id) in self.connections.surplus(now) {
-            if !self.swarm.behaviour().classes.in_use(id) {
-                debug!(%peer, connection = %id, "closing the connection that is not preferred");
-                self.swarm.close_connection(id);
+            if let Some(link) = self.links.get(&id)
+                && !link.in_use()
+            {
+                debug!(%peer, ?id, "closing the link that is not preferred");
+                link.close("another one is preferred");
             }
         }
+        self.publish_links();
     }
 
     fn on_gate(&mut self) {
         let gate = self.gate.borrow_and_update().clone();
-        self.swarm.behaviour_mut().classes.set_members(&gate.members);
+        for link in self.links.values() {
+            watch_closely(link, &gate);
+        }
         self.shared.acceptor.set_gate(gate);
         self.shared.probe_soon();
     }
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Open {
+            Command::Connect {
                 peer,
-                class,
                 deadline,
                 reply,
-            } => {
-                let open = PendingOpen {
-                    class,
-                    deadline,
-                    reply,
-                };
-                if let Some(id) = self.connections.preferred(&peer) {
-                    self.order(peer, id, open);
-                } else {
-                    self.enqueue(peer, open);
-                }
-            }
+            } => match self.preferred(&peer) {
+                // Whoever asked may have stopped waiting.
+                Some(link) => drop(reply.send(Ok(link))),
+                None => self.enqueue(peer, Waiting { deadline, reply }),
+            },
             Command::Learned(peer) => {
                 self.dialer.learned(&peer);
                 if self.pending.contains_key(&peer) {
@@ -357,28 +363,28 @@ impl Driver {
                 if self.connections.count(&peer) == 0 {
                     let _ = done.send(());
                 } else {
-                    let _ = self.swarm.disconnect_peer_id(peer);
+                    for id in self.connections.of(&peer) {
+                        if let Some(link) = self.links.get(&id) {
+                            link.close("disconnected");
+                        }
+                    }
                     self.disconnecting.entry(peer).or_default().push(done);
                 }
             }
         }
     }
 
-    fn order(&mut self, peer: PeerId, id: ConnectionId, open: PendingOpen) {
-        let order = OpenOrder {
-            class: open.class,
-            reply: open.reply,
-        };
-        self.swarm.behaviour_mut().classes.open(peer, id, order);
+    fn preferred(&self, peer: &PeerId) -> Option<Link> {
+        self.links.get(&self.connections.preferred(peer)?).cloned()
     }
 
-    fn enqueue(&mut self, peer: PeerId, open: PendingOpen) {
+    fn enqueue(&mut self, peer: PeerId, waiting: Waiting) {
         let now = now();
         if self.pending_count >= PENDING_MAX {
-            drop(open.reply.send(Err(OpenFailure::Overloaded)));
+            drop(waiting.reply.send(Err(ConnectFailure::Overloaded)));
             return;
         }
-        self.pending.entry(peer).or_default().push(open);
+        self.pending.entry(peer).or_default().push(waiting);
         self.pending_count += 1;
         self.dial(peer, now);
     }
@@ -395,7 +401,7 @@ impl Driver {
         }
     }
 
-    fn take_pending(&mut self, peer: &PeerId) -> Vec<PendingOpen> {
+    fn take_pending(&mut self, peer: &PeerId) -> Vec<Waiting> {
         let opens = self.pending.remove(peer).unwrap_or_default();
         self.pending_count -= opens.len();
         opens
@@ -405,7 +411,7 @@ impl Driver {
         let addresses = self.shared.book().addresses(&peer);
         if addresses.is_empty() {
             for open in self.take_pending(&peer) {
-                drop(open.reply.send(Err(OpenFailure::NoAddress)));
+                drop(open.reply.send(Err(ConnectFailure::NoAddress)));
             }
             return;
         }
@@ -462,7 +468,7 @@ impl Driver {
             .last_error(&peer)
             .unwrap_or_else(|| "it does not answer".to_owned());
         for open in hopeless {
-            drop(open.reply.send(Err(OpenFailure::Unreachable(why.clone()))));
+            drop(open.reply.send(Err(ConnectFailure::Unreachable(why.clone()))));
         }
     }
 
@@ -470,12 +476,15 @@ impl Driver {
         if let DialError::WrongPeerId { address, .. } = error {
             self.shared.book().mistaken(&peer, &without_peer(address));
         }
+        self.on_unreachable(peer, explain::dial_error(error));
+    }
+
+    fn on_unreachable(&mut self, peer: PeerId, why: String) {
         let retry_at = self.dialer.failed(peer, now());
         self.suspected_at.remove(&peer);
         if self.connections.count(&peer) > 0 {
             return;
         }
-        let why = explain::dial_error(error);
         let first = {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
@@ -491,36 +500,12 @@ impl Driver {
     }
 
     fn is_member(&self, peer: &PeerId) -> bool {
-        self.swarm.behaviour().classes.is_member(peer)
+        self.shared.is_member(peer)
     }
 
     fn on_event(&mut self, event: SwarmEvent<ProtocolsEvent>) {
         match event {
             SwarmEvent::Behaviour(ProtocolsEvent::Identify(event)) => self.on_identify(event),
-            SwarmEvent::Behaviour(ProtocolsEvent::Ping(ping::Event {
-                peer,
-                connection,
-                result,
-            })) => {
-                if let (Ok(rtt), true) = (result, self.connections.preferred(&peer) == Some(connection)) {
-                    self.shared.peers().entry(peer).rtt = Some(rtt);
-                }
-            }
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => self.on_established(peer_id, connection_id, &endpoint),
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                connection_id,
-                cause,
-                ..
-            } => {
-                let why = cause.map_or_else(|| "closed".to_owned(), |cause| chain(&cause));
-                self.on_closed(peer_id, connection_id, why);
-            }
             SwarmEvent::OutgoingConnectionError {
                 peer_id: Some(peer),
                 error,
@@ -553,23 +538,40 @@ impl Driver {
     }
 
     fn on_identify(&mut self, event: identify::Event) {
-        let identify::Event::Received {
-            connection_id,
-            peer_id,
-            info,
-        } = event
-        else {
-            return;
-        };
-        let addrs = info.listen_addrs.iter().map(without_peer).collect();
-        self.shared.book().told(peer_id, addrs);
-        self.observe(without_peer(&info.observed_addr));
-        if let Some(incarnation) = swarm::incarnation_of(&info.agent_version) {
-            for dead in self.connections.identified(&peer_id, connection_id, incarnation) {
-                debug!(peer = %peer_id, connection = %dead, "peer has restarted, closing its old connection");
-                self.swarm.close_connection(dead);
-            }
+        if let identify::Event::Received { peer_id, info, .. } = event {
+            let addrs = info.listen_addrs.iter().map(without_peer).collect();
+            self.shared.book().told(peer_id, addrs);
         }
+    }
+
+    fn on_session(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Established(session) => self.on_established(&session),
+            SessionEvent::Greeted {
+                id,
+                peer,
+                incarnation,
+            } => {
+                for dead in self
+                    .connections
+                    .identified(&peer, LinkId::Session(id), incarnation)
+                {
+                    if let Some(link) = self.links.get(&dead) {
+                        debug!(%peer, id = ?dead, "peer has restarted, closing its old link");
+                        link.close("you have restarted");
+                    }
+                }
+            }
+            SessionEvent::Observed { seen, .. } => self.observe(to_multiaddr(seen)),
+            SessionEvent::Foreign(peer) => {
+                self.on_unreachable(peer, "it speaks libp2p, but is no node of ours".to_owned());
+            }
+            SessionEvent::Closed { id, peer, why } => self.on_closed(peer, id, why),
+        }
+    }
+
+    fn on_probe(&self, probe: &Probe) {
+        trace!(from = %probe.from, local = %probe.local, size = probe.payload.len(), "a probe nobody waits for");
     }
 
     fn observe(&mut self, address: Multiaddr) {
@@ -586,16 +588,15 @@ impl Driver {
         self.shared.set_observed(addresses);
     }
 
-    fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
-        let dialed = if endpoint.is_dialer() {
-            Dialed::ByUs
-        } else {
-            Dialed::ByThem
-        };
-        let address = without_peer(endpoint.get_remote_address());
+    fn on_established(&mut self, session: &Arc<Session>) {
+        let (peer, id, dialed) = (session.peer, LinkId::Session(session.id), session.dialed);
+        let address = to_multiaddr(session.remote());
         if dialed == Dialed::ByUs {
             self.shared.book().reached(peer, address.clone());
         }
+        let link = Link::Session(Arc::clone(session));
+        watch_closely(&link, &self.gate.borrow());
+        self.links.insert(id, link.clone());
         let first = self.connections.established(peer, id, dialed, now());
         self.dialer.connected(&peer);
         let standing = self.standing(&peer);
@@ -607,40 +608,56 @@ impl Driver {
             entry.last_error = None;
             entry.told_unreachable = false;
         }
+        self.publish_link(&peer);
         if first && self.is_member(&peer) {
             info!(%peer, %address, "member connected");
         } else {
-            debug!(%peer, %address, connection = %id, "connection established");
+            debug!(%peer, %address, ?id, "session established");
         }
-        for open in self.take_pending(&peer) {
-            // The newest connection is known to work; the preferred one may be the remains of a restart.
-            self.order(peer, id, open);
+        for waiting in self.take_pending(&peer) {
+            // The newest link is known to work; the preferred one may be the remains of a restart.
+            drop(waiting.reply.send(Ok(link.clone())));
         }
         self.shared.probe_soon();
     }
 
-    fn on_closed(&mut self, peer: PeerId, id: ConnectionId, why: String) {
-        if !self.connections.closed(&peer, id) {
+    fn on_closed(&mut self, peer: PeerId, id: SessionId, why: String) {
+        let id = LinkId::Session(id);
+        self.links.remove(&id);
+        let last = self.connections.closed(&peer, id);
+        self.publish_link(&peer);
+        if !last {
             let standing = self.standing(&peer);
             self.shared.peers().entry(peer).connections = standing;
-            debug!(%peer, connection = %id, reason = why, "connection closed, another one stands");
+            debug!(%peer, ?id, reason = why, "session closed, another one stands");
             return;
         }
         if self.is_member(&peer) {
             info!(%peer, reason = why, "member disconnected");
         } else {
-            debug!(%peer, reason = why, "connection closed");
+            debug!(%peer, reason = why, "session closed");
         }
         {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
             entry.connections = 0;
-            entry.rtt = None;
             entry.last_error = Some(why);
         }
         self.suspected_at.remove(&peer);
         for done in self.disconnecting.remove(&peer).unwrap_or_default() {
             let _ = done.send(());
+        }
+    }
+
+    /// Tells everybody which link new channels to a peer are to take.
+    fn publish_link(&self, peer: &PeerId) {
+        self.shared.set_link(*peer, self.preferred(peer));
+    }
+
+    /// Preferences change with time alone, and links move.
+    fn publish_links(&self) {
+        for peer in self.connections.peers() {
+            self.publish_link(peer);
         }
     }
 
@@ -666,12 +683,7 @@ impl Driver {
         }
         addresses.sort();
         addresses.dedup();
-        let sockets = self.listeners.iter().filter_map(|listener| {
-            let asked = socket_address(&listener.asked)?;
-            let port = listener.bound.iter().find_map(socket_address)?.port();
-            Some((asked.ip(), port).into())
-        });
-        self.shared.set_listen(addresses, sockets.collect());
+        self.shared.set_listen(addresses);
     }
 }
 
@@ -683,3 +695,13 @@ const TRUST: Duration = Duration::from_secs(30);
 
 /// How often surplus connections are looked for.
 const TIDY: Duration = Duration::from_secs(1);
+
+/// Links between members are watched, others as far as the transport does it.
+fn watch_closely(link: &Link, gate: &Gate) {
+    match link {
+        Link::Session(session) => {
+            let member = gate.members.contains(&session.peer);
+            session.set_pace(if member { Pace::CLOSE } else { Pace::LOOSE });
+        }
+    }
+}

@@ -15,9 +15,11 @@ mod estimate;
 mod gate;
 mod hello;
 mod kind;
+mod liveness;
 mod peer_table;
 mod probes;
 mod refusal;
+mod refused;
 mod status;
 
 #[cfg(feature = "driver")]
@@ -32,10 +34,12 @@ pub use estimate::Estimate;
 pub use gate::Gate;
 pub use hello::{Hello, HelloError, VERSION};
 pub use kind::{Access, Kind};
+pub use liveness::{Beat, Liveness, Pace};
 pub use peer_table::{Counters, PeerEntry, PeerTable};
 pub use probes::{Candidate, Probes};
 pub use refusal::Refusal;
-pub use status::{NetworkStatus, PeerStatus};
+pub use refused::{Refused, RefusedCounters};
+pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
 
 #[cfg(feature = "driver")]
 pub use driver::{

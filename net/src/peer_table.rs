@@ -1,6 +1,6 @@
 //! What is remembered of each peer: its link, its speed, and what went over it.
 
-use crate::{Estimate, PeerStatus};
+use crate::{Estimate, LinkStatus, PeerStatus};
 use lapwing_base::{ByteSize, CLASSES, Class, Multiaddr, PeerId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,8 +43,6 @@ pub struct PeerEntry {
     pub connections: u32,
     /// Where the last connection led.
     pub address: Option<Multiaddr>,
-    /// Round-trip time on the standing connection.
-    pub rtt: Option<Duration>,
     /// Our upload to it.
     pub estimate: Estimate,
     /// Payload in both directions.
@@ -56,14 +54,20 @@ pub struct PeerEntry {
 }
 
 impl PeerEntry {
-    /// The entry as the status document shows it.
-    pub fn status(&self, peer: PeerId, now: Instant, fresh: Duration) -> PeerStatus {
+    /// The entry as the status document shows it, with the link that stands now.
+    pub fn status(
+        &self,
+        peer: PeerId,
+        link: Option<LinkStatus>,
+        now: Instant,
+        fresh: Duration,
+    ) -> PeerStatus {
         PeerStatus {
             peer,
             connected: self.connections > 0,
             connections: self.connections,
             address: self.address.clone(),
-            rtt: self.rtt,
+            link,
             bandwidth: self.estimate.speed(now, fresh),
             sent: self.counters.sent(),
             received: self.counters.received(),

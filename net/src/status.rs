@@ -1,5 +1,6 @@
 //! What the network shows of itself: plain values for the status document, metrics and people.
 
+use crate::Refused;
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -13,6 +14,8 @@ pub struct NetworkStatus {
     pub listen: Vec<Multiaddr>,
     /// Addresses under which peers have seen it, the most often seen first.
     pub observed: Vec<Multiaddr>,
+    /// What was turned away at the door since this node started.
+    pub refused: Refused,
     /// Everybody it has dealt with and still remembers, by identity.
     pub peers: Vec<PeerStatus>,
 }
@@ -28,8 +31,8 @@ pub struct PeerStatus {
     pub connections: u32,
     /// Where the standing connection leads, or else the last one did.
     pub address: Option<Multiaddr>,
-    /// Round-trip time of the standing connection, as last measured.
-    pub rtt: Option<Duration>,
+    /// What the link is made of that new channels take; `None` when there is none.
+    pub link: Option<LinkStatus>,
     /// Our upload to the peer, smoothed; `None` when it was not measured lately.
     pub bandwidth: Option<Bandwidth>,
     /// Payload sent since this node started, by [`lapwing_base::Class::index`].
@@ -38,4 +41,50 @@ pub struct PeerStatus {
     pub received: [ByteSize; CLASSES.len()],
     /// Why the last connection ended or the last dial failed; `None` once connected again.
     pub last_error: Option<String>,
+}
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Whether somebody stands between.
+    pub path: Path,
+    /// What it is spoken over.
+    pub transport: Transport,
+    /// Round-trip time, smoothed.
+    pub rtt: Duration,
+    /// What may be on its way of everything but bulk before it is acknowledged; `None` where the transport hides it.
+    pub window: Option<ByteSize>,
+    /// The same of bulk; `None` while there is no bulk lane.
+    pub bulk_window: Option<ByteSize>,
+    /// Packets that were sent, bulk among them, and those of them that were lost.
+    pub packets: Packets,
+}
+
+/// Packets of one link since it stands.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Packets {
+    /// Sent, first or again.
+    pub sent: u64,
+    /// Taken for lost.
+    pub lost: u64,
+}
+
+/// Whether a link leads to the peer itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Path {
+    /// To the peer itself.
+    Direct,
+    /// Through a relay.
+    Relayed,
+}
+
+/// What a link is spoken over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// QUIC.
+    Quic,
+    /// WebSocket over TLS.
+    Wss,
 }

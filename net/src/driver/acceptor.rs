@@ -1,19 +1,18 @@
 //! What happens to an inbound stream: hello, gate, queue, or a refusal that says why.
 //!
-//! Runs inside the connection's own task, as part of the stream's negotiation, whose timeout and bound it shares.
+//! Runs in the stream's own task, within its patience for a hello.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tracing::{debug, trace};
 
-use super::behaviour::Opened;
 use super::channel::Channel;
 use super::frames::{FrameReader, FrameWriter, Incoming};
 use super::shared::{Shared, lock};
+use super::stream::Opened;
 use crate::{Gate, Hello, Kind, Refusal};
 use lapwing_base::{ByteSize, Class, PeerId};
 
@@ -81,6 +80,10 @@ impl Acceptor {
 
     pub(crate) fn gate(&self) -> Gate {
         lock(&self.state).gate.clone()
+    }
+
+    pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
+        lock(&self.state).gate.members.contains(peer)
     }
 
     /// Ends every queue.

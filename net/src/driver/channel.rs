@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::AsyncReadExt as _;
 
 use super::acceptor::Seat;
-use super::behaviour::Opened;
 use super::frames::{FrameReader, FrameWriter, Incoming, ReadError};
 use super::limits::Limits;
 use super::shared::Shared;
+use super::stream::Opened;
 use crate::{Counters, DecodeError, Kind, Refusal};
 use lapwing_base::{ByteSize, PeerId};
 

@@ -3,11 +3,11 @@
 use std::io;
 
 use libp2p::core::transport::TransportError;
-use libp2p::quic;
 use libp2p::swarm::DialError;
 
 use super::addresses::without_peer;
 use super::network::StartError;
+use super::quic;
 use lapwing_base::Multiaddr;
 
 /// Why an address cannot be listened on.

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use futures::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::limits::Limits;
-use super::stream::Stream;
+use super::stream::{ReadSide, WriteSide};
 use crate::{Bucket, DecodeError, Refusal, decode, encode};
 use lapwing_base::{ByteSize, Class};
 
@@ -28,11 +28,11 @@ const READ_MAX: usize = 64 << 10;
 /// Writes frames.
 #[derive(Debug)]
 pub(crate) struct FrameWriter {
-    io: WriteHalf<Stream>,
+    io: WriteSide,
 }
 
 impl FrameWriter {
-    pub(crate) fn new(io: WriteHalf<Stream>) -> Self {
+    pub(crate) fn new(io: WriteSide) -> Self {
         Self { io }
     }
 
@@ -94,7 +94,7 @@ fn header(length: usize) -> io::Result<[u8; HEADER]> {
 /// Reads frames.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
-    io: ReadHalf<Stream>,
+    io: ReadSide,
     buffer: BytesMut,
     /// The first bytes of the buffer, which have been read; the rest is space.
     filled: usize,
@@ -124,7 +124,7 @@ pub(crate) enum ReadError {
 }
 
 impl FrameReader {
-    pub(crate) fn new(io: ReadHalf<Stream>) -> Self {
+    pub(crate) fn new(io: ReadSide) -> Self {
         Self {
             io,
             buffer: BytesMut::new(),

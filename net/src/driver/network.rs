@@ -14,8 +14,9 @@ use tracing::{Instrument as _, info_span};
 use super::addresses::without_peer;
 use super::channel::{Channel, ChannelError};
 use super::limits::Limits;
+use super::links::Link;
 use super::shared::Shared;
-use super::{COMMANDS_MAX, Command, Driver, OpenFailure, now, prober};
+use super::{COMMANDS_MAX, Command, ConnectFailure, Driver, now, prober};
 use crate::{Gate, Hello, Kind, NetworkStatus, Probes, Refusal};
 use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId};
 
@@ -228,12 +229,16 @@ impl Network {
         let peers = shared
             .peers()
             .iter()
-            .map(|(peer, entry)| entry.status(*peer, now, fresh))
+            .map(|(peer, entry)| {
+                let link = shared.link(peer).map(|link| link.status());
+                entry.status(*peer, link, now, fresh)
+            })
             .collect();
         NetworkStatus {
             peer: shared.me,
             listen: shared.listen(),
             observed: shared.observed(),
+            refused: shared.refused.get(),
             peers,
         }
     }
@@ -298,39 +303,47 @@ async fn open_before(
     deadline: Instant,
 ) -> Result<Channel, OpenError> {
     loop {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Open {
-            peer,
-            class: kind.class,
-            deadline,
-            reply,
+        let link = match shared.link(&peer) {
+            Some(link) => link,
+            None => connect(shared, peer, kind, deadline).await?,
         };
-        shared
-            .commands
-            .send(command)
-            .await
-            .map_err(|_| OpenError::Stopped)?;
-        match answer.await {
-            Ok(Ok(opened)) => {
-                let hello = Hello::new(shared.acceptor.gate().cluster, &kind).to_bytes();
-                match Channel::outbound(peer, kind, opened, &hello, shared).await {
-                    Ok(channel) => return Ok(channel),
-                    Err(error) => tracing::trace!(%peer, %kind, %error, "a stream was lost before its hello"),
-                }
-            }
-            Ok(Err(OpenFailure::NoAddress)) => return Err(OpenError::NoAddress { peer, kind }),
-            Ok(Err(OpenFailure::Unreachable(reason))) => {
-                return Err(OpenError::Unreachable { peer, kind, reason });
-            }
-            Ok(Err(OpenFailure::Overloaded)) => return Err(OpenError::Overloaded { peer, kind }),
-            Ok(Err(OpenFailure::Stopped)) => return Err(OpenError::Stopped),
-            Ok(Err(OpenFailure::Stream(reason))) => {
-                tracing::trace!(%peer, %kind, reason, "a stream was not opened");
-            }
-            // The connection went while the stream was being opened.
-            Err(_) => (),
+        let opened = async {
+            let opened = link.open(kind.class).await?;
+            let hello = Hello::new(shared.acceptor.gate().cluster, &kind).to_bytes();
+            Channel::outbound(peer, kind, opened, &hello, shared).await
+        };
+        match opened.await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => tracing::trace!(%peer, %kind, %error, "a stream was lost before its hello"),
         }
         tokio::time::sleep(ATTEMPT_PAUSE).await;
+    }
+}
+
+async fn connect(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    kind: Kind,
+    deadline: Instant,
+) -> Result<Link, OpenError> {
+    let (reply, answer) = oneshot::channel();
+    let command = Command::Connect {
+        peer,
+        deadline,
+        reply,
+    };
+    shared
+        .commands
+        .send(command)
+        .await
+        .map_err(|_| OpenError::Stopped)?;
+    match answer.await {
+        Ok(Ok(link)) => Ok(link),
+        Ok(Err(ConnectFailure::NoAddress)) => Err(OpenError::NoAddress { peer, kind }),
+        Ok(Err(ConnectFailure::Unreachable(reason))) => Err(OpenError::Unreachable { peer, kind, reason }),
+        Ok(Err(ConnectFailure::Overloaded)) => Err(OpenError::Overloaded { peer, kind }),
+        // Dropped only where the driver has ended.
+        Ok(Err(ConnectFailure::Stopped)) | Err(_) => Err(OpenError::Stopped),
     }
 }
 
@@ -338,6 +351,12 @@ async fn open_before(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// The identity's key cannot sign a certificate.
+    #[error("cannot make a certificate for this node's identity")]
+    Identity {
+        /// What the library says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Another process has the port.
     #[error("{address} is in use by another process; stop it, or choose another port (0 takes a free one)")]
     AddressInUse {

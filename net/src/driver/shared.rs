@@ -1,6 +1,6 @@
 //! What handles, channels and the driver share: tables behind short locks, never held across a wait.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::acceptor::Acceptor;
 use super::limits::Limits;
+use super::links::Link;
 use super::{Command, now};
-use crate::{AddressBook, Counters, Estimate, PeerTable};
+use crate::{AddressBook, Counters, Estimate, PeerTable, RefusedCounters};
 use lapwing_base::{Bandwidth, Multiaddr, PeerId};
 
 /// One network's shared state.
@@ -19,20 +20,21 @@ pub(crate) struct Shared {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) acceptor: Acceptor,
     pub(crate) limits: Arc<Limits>,
+    pub(crate) refused: RefusedCounters,
     pub(crate) probe_interval: Duration,
     /// Woken when there may be a link to probe.
     pub(crate) probe_wanted: Notify,
     book: Mutex<AddressBook>,
     peers: Mutex<PeerTable>,
     addresses: Mutex<Addresses>,
+    /// The link that new channels to a peer take.
+    links: Mutex<HashMap<PeerId, Link>>,
 }
 
 #[derive(Debug, Default)]
 struct Addresses {
     listen: Vec<Multiaddr>,
     observed: Vec<Multiaddr>,
-    /// The sockets as they were bound, to know when they are free.
-    sockets: Vec<SocketAddr>,
 }
 
 impl Shared {
@@ -47,11 +49,13 @@ impl Shared {
             commands,
             acceptor: Acceptor::default(),
             limits: Arc::new(limits),
+            refused: RefusedCounters::default(),
             probe_interval,
             probe_wanted: Notify::new(),
             book: Mutex::default(),
             peers: Mutex::default(),
             addresses: Mutex::default(),
+            links: Mutex::default(),
         }
     }
 
@@ -82,6 +86,32 @@ impl Shared {
         self.peers().entry(peer).estimate.record(speed, now(), fresh);
     }
 
+    /// The link that a new channel to a peer takes.
+    pub(crate) fn link(&self, peer: &PeerId) -> Option<Link> {
+        lock(&self.links).get(peer).cloned()
+    }
+
+    pub(crate) fn set_link(&self, peer: PeerId, link: Option<Link>) {
+        let mut links = lock(&self.links);
+        match link {
+            Some(link) => drop(links.insert(peer, link)),
+            None => drop(links.remove(&peer)),
+        }
+    }
+
+    pub(crate) fn forget_links(&self) {
+        lock(&self.links).clear();
+    }
+
+    pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
+        self.acceptor.is_member(peer)
+    }
+
+    /// Whether a connection with a peer is worth having while nothing travels over it.
+    pub(crate) fn keeps(&self, peer: &PeerId) -> bool {
+        self.is_member(peer) || lock(&self.links).get(peer).is_some_and(Link::in_use)
+    }
+
     pub(crate) fn probe_soon(&self) {
         self.probe_wanted.notify_one();
     }
@@ -94,14 +124,8 @@ impl Shared {
         lock(&self.addresses).observed.clone()
     }
 
-    pub(crate) fn bound_sockets(&self) -> Vec<SocketAddr> {
-        lock(&self.addresses).sockets.clone()
-    }
-
-    pub(crate) fn set_listen(&self, listen: Vec<Multiaddr>, sockets: Vec<SocketAddr>) {
-        let mut addresses = lock(&self.addresses);
-        addresses.listen = listen;
-        addresses.sockets = sockets;
+    pub(crate) fn set_listen(&self, listen: Vec<Multiaddr>) {
+        lock(&self.addresses).listen = listen;
     }
 
     pub(crate) fn set_observed(&self, observed: Vec<Multiaddr>) {

@@ -1,57 +1,116 @@
-//! One libp2p stream, made safe to hold after it has failed. Knows nothing of frames.
+//! One bidirectional stream of bytes, over whatever path there is. Knows nothing of frames.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use futures::{AsyncRead, AsyncWrite};
+use futures::future::BoxFuture;
+use futures::{AsyncRead, AsyncWrite, FutureExt as _};
+use quinn::{RecvStream, SendStream, StoppedError, VarInt};
 
-/// A stream that is never touched again once reading it has failed.
-///
-/// A stream whose protocol was proposed without waiting for the answer is negotiated by its first reads, and
-/// panics when it is used after that negotiation has failed (multistream-select 0.14, `Negotiated::poll`).
+/// A stream with a hold on what carries it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) stream: Stream,
+    pub(crate) usage: Arc<()>,
+}
+
+/// Both directions.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    inner: libp2p::Stream,
-    failed: Option<io::ErrorKind>,
+    read: ReadSide,
+    write: WriteSide,
 }
 
 impl Stream {
-    pub(crate) fn new(inner: libp2p::Stream) -> Self {
-        Self { inner, failed: None }
+    pub(crate) fn quic(send: SendStream, receive: RecvStream) -> Self {
+        Self {
+            read: ReadSide::Quic(receive),
+            write: WriteSide::Quic(QuicWriter { send, stopped: None }),
+        }
     }
 
-    fn guarded<T>(
-        &mut self,
-        poll: impl FnOnce(Pin<&mut libp2p::Stream>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if let Some(kind) = self.failed {
-            return Poll::Ready(Err(kind.into()));
-        }
-        poll(Pin::new(&mut self.inner))
+    pub(crate) fn split(self) -> (ReadSide, WriteSide) {
+        (self.read, self.write)
     }
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let polled = self.guarded(|inner| inner.poll_read(cx, buf));
-        if let Poll::Ready(Err(error)) = &polled {
-            self.failed = Some(error.kind());
+/// What arrives.
+#[derive(Debug)]
+pub(crate) enum ReadSide {
+    Quic(RecvStream),
+}
+
+/// What leaves. Dropping it ends the direction; what was written before still arrives.
+#[derive(Debug)]
+pub(crate) enum WriteSide {
+    Quic(QuicWriter),
+}
+
+/// A stream of QUIC, of which a writer that waits also hears that the peer has stopped reading.
+///
+/// quinn wakes such a writer, but looks at the connection's window before it looks at the stream: where the window is
+/// full, of what this very stream has not sent, it would wait for ever.
+pub(crate) struct QuicWriter {
+    send: SendStream,
+    /// Made only where a write has to wait.
+    stopped: Option<Stopped>,
+}
+
+type Stopped = BoxFuture<'static, Result<Option<VarInt>, StoppedError>>;
+
+impl QuicWriter {
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf) {
+            self.stopped = None;
+            return Poll::Ready(written);
         }
-        polled
+        let send = &self.send;
+        let stopped = self.stopped.get_or_insert_with(|| send.stopped().boxed());
+        match ready!(stopped.poll_unpin(cx)) {
+            Ok(Some(code)) => {
+                // What was not sent makes room for others.
+                let _ = self.send.reset(code);
+                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+            }
+            Ok(None) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
     }
 }
 
-impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.guarded(|inner| inner.poll_write(cx, buf))
+impl fmt::Debug for QuicWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QuicWriter").field(&self.send).finish()
+    }
+}
+
+impl AsyncRead for ReadSide {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Quic(stream) => AsyncRead::poll_read(Pin::new(stream), cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for WriteSide {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Quic(stream) => stream.poll_write(cx, buf),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.guarded(|inner| inner.poll_flush(cx))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Quic(stream) => AsyncWrite::poll_flush(Pin::new(&mut stream.send), cx),
+        }
     }
 
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.guarded(|inner| inner.poll_close(cx))
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Quic(stream) => AsyncWrite::poll_close(Pin::new(&mut stream.send), cx),
+        }
     }
 }

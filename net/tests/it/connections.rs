@@ -20,7 +20,10 @@ async fn a_connection_is_dialed_on_demand_and_reused() {
     let (seen, sees) = (a.peer(&b), b.peer(&a));
     assert!(seen.connected && sees.connected);
     assert_eq!(seen.address, Some(b.network.listen_addrs()[0].clone()));
-    eventually("the round trip is measured", || a.peer(&b).rtt.is_some()).await;
+    eventually("the round trip is measured", || {
+        a.peer(&b).link.is_some_and(|link| !link.rtt.is_zero())
+    })
+    .await;
     eventually("peers say where they see us", || {
         !a.network.status().observed.is_empty()
     })

@@ -142,7 +142,7 @@ async fn a_long_send_that_is_refused_says_why() {
 async fn a_peer_of_another_version_is_told_ours() {
     let mut b = Node::start().await;
     b.echo(JOIN);
-    let mut raw = RawPeer::connect(&b).await;
+    let raw = RawPeer::connect(&b).await;
     let hello = Hello {
         version: VERSION + 1,
         ..Hello::new(None, &JOIN)
@@ -155,7 +155,7 @@ async fn a_peer_of_another_version_is_told_ours() {
 async fn garbage_ends_its_stream_and_nothing_else() {
     let mut b = Node::start().await;
     b.echo(JOIN);
-    let mut raw = RawPeer::connect(&b).await;
+    let raw = RawPeer::connect(&b).await;
     let announced_long = [u32::MAX - 1, 5, 6].map(u32::to_le_bytes).concat();
     let hello = framed(&Hello::new(None, &JOIN).to_bytes());
     let after_hello = |rest: &[u8]| [hello.as_slice(), rest].concat();
@@ -180,14 +180,30 @@ async fn garbage_ends_its_stream_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_stream_of_an_unknown_class_is_not_negotiated() {
+async fn a_stream_of_an_unknown_class_is_not_taken() {
     let b = Node::start().await;
-    let mut raw = RawPeer::connect(&b).await;
-    assert!(
-        raw.exchange_as("/lapwing/1/gossip", framed(b"hello"))
-            .await
-            .is_err()
-    );
+    let raw = RawPeer::connect(&b).await;
+    for first in [5, 18, 20, 255] {
+        assert!(raw.exchange_as(first, framed(b"hello")).await.is_err(), "{first}");
+    }
+}
+
+#[tokio::test]
+async fn bulk_outside_the_bulk_lane_is_not_taken() {
+    let mut b = Node::start().await;
+    b.echo(kind(Class::Model));
+    let raw = RawPeer::connect(&b).await;
+    let hello = framed(&Hello::new(None, &kind(Class::Model)).to_bytes());
+    assert!(raw.exchange_as(Class::Model.index() as u8, hello).await.is_err());
+}
+
+#[tokio::test]
+async fn a_bulk_lane_without_a_session_is_closed() {
+    let b = Node::start().await;
+    let raw = RawPeer::connect(&b).await;
+    let lane = raw.bulk_lane_of_a_stranger(&b).await;
+    let closed = tokio::time::timeout(PATIENCE, lane.closed()).await.unwrap();
+    assert!(closed.to_string().contains("needs a session"), "{closed}");
 }
 
 #[test]

@@ -1,0 +1,330 @@
+//! QUIC as libp2p's transport, and beneath it what libp2p's own does not give: sessions with priorities and a bulk
+//! lane, migration, Retry, statistics, and a socket that probes may share.
+//!
+//! [`Transport`] plugs into the swarm. [`Quic`] is what the transport, the sessions and the driver share.
+
+mod accept;
+mod address;
+mod dial;
+mod listener;
+mod message;
+mod muxer;
+mod priority;
+mod runtime;
+pub(crate) mod session;
+mod settings;
+mod socket;
+mod tls;
+
+pub(crate) use address::{from_multiaddr, to_multiaddr};
+pub(crate) use dial::Error;
+pub(crate) use session::{Session, SessionEvent, SessionId};
+pub(crate) use socket::Probe;
+pub(crate) use tls::IdentityError;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll, Waker};
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::SelectAll;
+use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
+use quinn::{Connection, Endpoint, VarInt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::shared::{Shared, lock};
+use crate::Dialed;
+use lapwing_base::{Keypair, Multiaddr, PeerId};
+use listener::Listener;
+use muxer::Muxer;
+use runtime::Tracked;
+use session::{CLOSED, REFUSED};
+use settings::Settings;
+use socket::Socket;
+use tls::Identity;
+
+/// Events of sessions that the driver may have waiting: sessions wait when it is behind.
+pub(crate) const EVENTS_MAX: usize = 256;
+
+/// Probes that may wait; more are lost like any datagram.
+pub(crate) const PROBES_MAX: usize = 1024;
+
+/// Substreams that libp2p has not yet taken; the session's streams wait meanwhile, and have a patience of their own.
+const SUBSTREAMS_MAX: usize = 16;
+
+/// Endpoints, sessions, and what they are made with.
+#[derive(Debug)]
+pub(crate) struct Quic {
+    settings: Settings,
+    shared: Arc<Shared>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    events: mpsc::Sender<SessionEvent>,
+    probes: mpsc::Sender<Probe>,
+    incarnation: u64,
+    next_session: AtomicU64,
+    locals: Mutex<Vec<Local>>,
+    sessions: Mutex<HashMap<PeerId, Vec<Weak<Session>>>>,
+}
+
+/// A socket with its endpoint.
+#[derive(Clone, Debug)]
+struct Local {
+    /// The listener that bound it; none of one that only dials.
+    listener: Option<ListenerId>,
+    socket: Arc<Socket>,
+    endpoint: Endpoint,
+}
+
+/// What the driver gives and takes.
+#[derive(Debug)]
+pub(crate) struct Setup<'a> {
+    pub(crate) keypair: &'a Keypair,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    pub(crate) incarnation: u64,
+    pub(crate) events: mpsc::Sender<SessionEvent>,
+    pub(crate) probes: mpsc::Sender<Probe>,
+}
+
+impl Quic {
+    /// # Errors
+    /// When no certificate can be made for the key.
+    pub(crate) fn new(setup: Setup<'_>) -> Result<Self, IdentityError> {
+        let identity = Identity::new(setup.keypair)?;
+        Ok(Self {
+            settings: Settings::new(&identity),
+            shared: setup.shared,
+            tracker: setup.tracker,
+            stop: setup.stop,
+            events: setup.events,
+            probes: setup.probes,
+            incarnation: setup.incarnation,
+            next_session: AtomicU64::new(1),
+            locals: Mutex::default(),
+            sessions: Mutex::default(),
+        })
+    }
+
+    /// Binds a socket and begins to use it.
+    fn bind(&self, address: SocketAddr, listener: Option<ListenerId>) -> io::Result<Local> {
+        let socket = Arc::new(Socket::bind(address, self.probes.clone())?);
+        let server = listener.map(|_| (*self.settings.accept).clone());
+        let endpoint = Endpoint::new_with_abstract_socket(
+            self.settings.endpoint.clone(),
+            server,
+            Arc::clone(&socket) as _,
+            Arc::new(Tracked(self.tracker.clone())),
+        )?;
+        let local = Local {
+            listener,
+            socket,
+            endpoint,
+        };
+        self.locals().push(local.clone());
+        Ok(local)
+    }
+
+    fn locals(&self) -> MutexGuard<'_, Vec<Local>> {
+        lock(&self.locals)
+    }
+
+    /// The socket from which an address is dialed: one that listens, so that the peer sees the port on which we are
+    /// reached; else one that only dials, which is bound when there is none.
+    fn local_for(&self, remote: SocketAddr) -> io::Result<Local> {
+        let fits = |local: &&Local| {
+            let bound = local.socket.local().ip();
+            bound.is_ipv4() == remote.is_ipv4()
+                && (bound.is_unspecified() || bound.is_loopback() == remote.ip().is_loopback())
+        };
+        {
+            let locals = self.locals();
+            let listening = locals.iter().filter(|local| local.listener.is_some());
+            if let Some(local) = listening.chain(locals.iter()).find(fits) {
+                return Ok(local.clone());
+            }
+        }
+        let any: IpAddr = if remote.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        self.bind((any, 0).into(), None)
+    }
+
+    /// Makes a session of a connection whose handshake is done, and runs it.
+    fn begin(
+        self: &Arc<Self>,
+        peer: PeerId,
+        dialed: Dialed,
+        local: SocketAddr,
+        control: Connection,
+    ) -> Muxer {
+        let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let session = Arc::new(Session::new(id, peer, dialed, local, control.clone()));
+        {
+            let mut sessions = lock(&self.sessions);
+            let of_peer = sessions.entry(peer).or_default();
+            of_peer.retain(|session| session.strong_count() > 0);
+            of_peer.push(Arc::downgrade(&session));
+        }
+        let (sender, substreams) = mpsc::channel(SUBSTREAMS_MAX);
+        self.tracker.spawn({
+            let quic = Arc::clone(self);
+            async move {
+                session::run(session, Arc::clone(&quic), sender).await;
+                quic.forget(peer);
+            }
+        });
+        Muxer::sorted(control, substreams)
+    }
+
+    /// Drops what is left of a peer's sessions that have ended.
+    fn forget(&self, peer: PeerId) {
+        let mut sessions = lock(&self.sessions);
+        if let Some(of_peer) = sessions.get_mut(&peer) {
+            of_peer.retain(|session| session.strong_count() > 0);
+            if of_peer.is_empty() {
+                sessions.remove(&peer);
+            }
+        }
+    }
+
+    /// Gives a bulk lane that a peer has dialed to its session with us.
+    fn attach_bulk(self: &Arc<Self>, peer: PeerId, lane: Connection) {
+        let sessions: Vec<_> = {
+            let sessions = lock(&self.sessions);
+            let of_peer = sessions.get(&peer).map(Vec::as_slice).unwrap_or_default();
+            of_peer.iter().filter_map(Weak::upgrade).collect()
+        };
+        // The one from the same socket; where the peer's NAT has moved it between the two, the newest.
+        let same = sessions
+            .iter()
+            .rev()
+            .find(|session| session.remote() == lane.remote_address());
+        let session = same.into_iter().chain(sessions.iter().rev());
+        for session in session {
+            if session.attach_bulk(lane.clone()) {
+                let accepting = session::accept_bulk(Arc::clone(session), Arc::clone(self), lane);
+                self.tracker.spawn(accepting);
+                return;
+            }
+        }
+        lane.close(REFUSED, b"a bulk lane needs a session");
+    }
+
+    /// Sends a probe from the socket that is bound to `local`.
+    ///
+    /// # Errors
+    /// When there is no such socket any more, or what the system says of the destination.
+    pub(crate) fn send_probe(
+        &self,
+        local: SocketAddr,
+        to: SocketAddr,
+        payload: &[u8],
+        hops: Option<u32>,
+    ) -> io::Result<()> {
+        let socket = {
+            let locals = self.locals();
+            let found = locals.iter().find(|candidate| candidate.socket.local() == local);
+            found.map(|found| Arc::clone(&found.socket))
+        };
+        let socket = socket.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        match hops {
+            Some(hops) => socket.send_priming(to, payload, hops),
+            None => socket.send_probe(to, payload),
+        }
+    }
+
+    /// Closes every connection, so that peers see it at once, and every socket once its last packet is sent.
+    pub(crate) async fn close(&self) {
+        let locals = std::mem::take(&mut *self.locals());
+        for local in &locals {
+            local.endpoint.close(CLOSED, b"stopping");
+        }
+        for local in &locals {
+            local.endpoint.wait_idle().await;
+        }
+    }
+}
+
+/// The part that the swarm owns: listeners, and what they have taken.
+pub(crate) struct Transport {
+    quic: Arc<Quic>,
+    listeners: SelectAll<Listener>,
+    waker: Option<Waker>,
+}
+
+impl Transport {
+    pub(crate) fn new(quic: Arc<Quic>) -> Self {
+        Self {
+            quic,
+            listeners: SelectAll::new(),
+            waker: None,
+        }
+    }
+}
+
+impl libp2p::core::Transport for Transport {
+    type Output = (PeerId, Muxer);
+    type Error = Error;
+    type ListenerUpgrade = std::future::Ready<Result<Self::Output, Error>>;
+    type Dial = BoxFuture<'static, Result<Self::Output, Error>>;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Error>> {
+        let (socket, _) =
+            from_multiaddr(&address).ok_or_else(|| TransportError::MultiaddrNotSupported(address.clone()))?;
+        let local = self
+            .quic
+            .bind(socket, Some(id))
+            .map_err(|error| TransportError::Other(Error::Io(error)))?;
+        let listener = Listener::start(id, local.socket.local(), local.endpoint, &self.quic)
+            .map_err(|error| TransportError::Other(Error::Io(error)))?;
+        self.listeners.push(listener);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        let removed = {
+            let mut locals = self.quic.locals();
+            let position = locals.iter().position(|local| local.listener == Some(id));
+            position.map(|position| locals.swap_remove(position))
+        };
+        // Its listener ends when the endpoint is closed.
+        removed.is_some_and(|local| {
+            local.endpoint.close(VarInt::from_u32(0), &[]);
+            true
+        })
+    }
+
+    fn dial(&mut self, address: Multiaddr, _: DialOpts) -> Result<Self::Dial, TransportError<Error>> {
+        // Whoever is to play the listener of a crossing dial dials too: QUIC has no simultaneous open, and of two
+        // connections one is closed.
+        let (remote, expected) = from_multiaddr(&address)
+            .filter(|(remote, _)| remote.port() != 0 && !remote.ip().is_unspecified())
+            .ok_or(TransportError::MultiaddrNotSupported(address))?;
+        Ok(Box::pin(dial::dial(Arc::clone(&self.quic), remote, expected)))
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Error>> {
+        if let Poll::Ready(Some(event)) = self.listeners.poll_next_unpin(cx) {
+            return Poll::Ready(event);
+        }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,35 @@
+//! What two nodes tell each other about their session: one message on each unidirectional stream.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::VERSION;
+
+/// Longest message in bytes: an IPv6 address with a port, twice, and what a later version may add.
+pub(crate) const SIZE_MAX: usize = 128;
+
+/// About the session. The order of the variants is their number on the wire.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// First of all, from both ends.
+    Greeting {
+        /// The version that the sender speaks.
+        version: u16,
+        /// A number that the sender has drawn when it started.
+        incarnation: u64,
+    },
+    /// Where the sender sees the receiver: once after the greeting, and whenever that changes.
+    Observed(SocketAddr),
+    /// The sender has bulk to send and did not dial: please open a bulk lane.
+    BulkWanted,
+}
+
+impl Message {
+    pub(crate) const fn greeting(incarnation: u64) -> Self {
+        Self::Greeting {
+            version: VERSION,
+            incarnation,
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! A session: one QUIC connection between two nodes of ours for everything that may not wait, and a second one
+//! beside it, on the same sockets, for bulk.
+//!
+//! The first carries class streams and libp2p's own substreams; which of them a stream is, its first byte tells.
+//! The second, the bulk lane, is opened by whoever dialed the first, when there is bulk to send; it has a congestion
+//! controller of its own, since priorities alone do not keep a queue short that bulk has filled.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, OptionFuture};
+use quinn::{Connection, ConnectionError, PathStats, RecvStream, SendStream, VarInt};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, trace};
+
+use super::Quic;
+use super::message::{Message, SIZE_MAX};
+use super::muxer::Substream;
+use super::priority;
+use crate::driver::acceptor::HELLO_TIMEOUT;
+use crate::driver::now;
+use crate::driver::stream::{Opened, Stream};
+use crate::liveness::{Beat, Liveness, Pace};
+use crate::{Dialed, LinkStatus, Packets, Path, Transport, decode, encode};
+use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
+
+/// Why a connection was closed, for the other end's log.
+pub(crate) const CLOSED: VarInt = VarInt::from_u32(0);
+pub(crate) const REFUSED: VarInt = VarInt::from_u32(1);
+const SILENT: VarInt = VarInt::from_u32(2);
+
+/// How long an opener of a bulk stream waits for the lane; the handshake has a shorter patience of its own.
+const BULK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Messages about the session that may wait: a peer sends a handful in its lifetime.
+const MESSAGES_MAX: usize = 8;
+
+/// Distinguishes sessions of one node.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) peer: PeerId,
+    pub(crate) dialed: Dialed,
+    /// The socket that it runs on.
+    pub(crate) local: SocketAddr,
+    control: Connection,
+    bulk: watch::Sender<Bulk>,
+    bulk_wanted: Notify,
+    pace: watch::Sender<Pace>,
+    /// When the bulk lane last failed to open, as a count, so that waiters see a failure that is theirs.
+    failures: AtomicU64,
+    /// Cloned into every channel.
+    usage: Arc<()>,
+}
+
+#[derive(Clone, Debug)]
+enum Bulk {
+    None,
+    Up(Connection),
+    /// The lane could not be opened, for the so many-th time.
+    Failed(u64, String),
+}
+
+/// What the driver hears of sessions.
+#[derive(Debug)]
+pub(crate) enum SessionEvent {
+    Established(Arc<Session>),
+    Greeted {
+        id: SessionId,
+        peer: PeerId,
+        incarnation: u64,
+    },
+    /// A peer has told where it sees us.
+    Observed {
+        observer: PeerId,
+        /// Where the observer is.
+        remote: SocketAddr,
+        local: SocketAddr,
+        seen: SocketAddr,
+    },
+    /// A peer that we have dialed speaks libp2p's protocols only.
+    Foreign(PeerId),
+    Closed {
+        id: SessionId,
+        peer: PeerId,
+        why: String,
+    },
+}
+
+impl Session {
+    pub(super) fn new(
+        id: SessionId,
+        peer: PeerId,
+        dialed: Dialed,
+        local: SocketAddr,
+        control: Connection,
+    ) -> Self {
+        Self {
+            id,
+            peer,
+            dialed,
+            local,
+            control,
+            bulk: watch::Sender::new(Bulk::None),
+            bulk_wanted: Notify::new(),
+            pace: watch::Sender::new(Pace::LOOSE),
+            failures: AtomicU64::new(0),
+            usage: Arc::default(),
+        }
+    }
+
+    /// Opens a stream of a class. Says nothing to the peer until something is written.
+    ///
+    /// # Errors
+    /// When the session is gone, or there is no bulk lane.
+    pub(crate) async fn open(&self, class: Class) -> io::Result<Opened> {
+        let connection = if priority::is_bulk(class) {
+            self.bulk_lane().await?
+        } else {
+            self.control.clone()
+        };
+        let (mut send, receive) = connection.open_bi().await?;
+        send.set_priority(priority::of(class)).map_err(io::Error::other)?;
+        // It leaves with the first frame.
+        send.write_all(&[tag(class)]).await?;
+        Ok(self.opened(send, receive))
+    }
+
+    fn opened(&self, send: SendStream, receive: RecvStream) -> Opened {
+        Opened {
+            stream: Stream::quic(send, receive),
+            usage: Arc::clone(&self.usage),
+        }
+    }
+
+    async fn bulk_lane(&self) -> io::Result<Connection> {
+        let mut bulk = self.bulk.subscribe();
+        let failures = self.failures.load(Ordering::Acquire);
+        let waiting = async {
+            loop {
+                match &*bulk.borrow_and_update() {
+                    Bulk::Up(lane) if lane.close_reason().is_none() => return Ok(lane.clone()),
+                    Bulk::Failed(count, why) if *count > failures => {
+                        return Err(io::Error::other(why.clone()));
+                    }
+                    Bulk::None | Bulk::Up(_) | Bulk::Failed(..) => self.bulk_wanted.notify_one(),
+                }
+                if bulk.changed().await.is_err() {
+                    return Err(io::ErrorKind::NotConnected.into());
+                }
+            }
+        };
+        tokio::select! {
+            lane = waiting => lane,
+            error = self.control.closed() => Err(error.into()),
+            () = tokio::time::sleep(BULK_PATIENCE) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the peer has opened no bulk lane"))
+            }
+        }
+    }
+
+    /// Takes a connection for bulk that the peer has dialed; says whether this session has a place for it.
+    pub(super) fn attach_bulk(&self, lane: Connection) -> bool {
+        self.dialed == Dialed::ByThem && self.control.close_reason().is_none() && {
+            self.bulk.send_replace(Bulk::Up(lane));
+            true
+        }
+    }
+
+    /// Whether any channel is open over it.
+    pub(crate) fn in_use(&self) -> bool {
+        Arc::strong_count(&self.usage) > 1
+    }
+
+    /// Watches the peer more or less closely from now on.
+    pub(crate) fn set_pace(&self, pace: Pace) {
+        self.pace
+            .send_if_modified(|current| std::mem::replace(current, pace) != pace);
+    }
+
+    /// Ends it, and says why in the peer's log.
+    pub(crate) fn close(&self, why: &str) {
+        self.control.close(CLOSED, why.as_bytes());
+    }
+
+    /// Where the peer is now; it may have moved.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.control.remote_address()
+    }
+
+    /// What it is made of now.
+    pub(crate) fn status(&self) -> LinkStatus {
+        let control = self.control.stats().path;
+        let bulk = match &*self.bulk.borrow() {
+            Bulk::Up(lane) => Some(lane.stats().path),
+            Bulk::None | Bulk::Failed(..) => None,
+        };
+        let packets = |path: &PathStats| Packets {
+            sent: path.sent_packets,
+            lost: path.lost_packets,
+        };
+        let of_bulk = bulk.as_ref().map(packets).unwrap_or_default();
+        LinkStatus {
+            path: Path::Direct,
+            transport: Transport::Quic,
+            rtt: control.rtt,
+            window: Some(ByteSize(control.cwnd)),
+            bulk_window: bulk.map(|path| ByteSize(path.cwnd)),
+            packets: Packets {
+                sent: control.sent_packets + of_bulk.sent,
+                lost: control.lost_packets + of_bulk.lost,
+            },
+        }
+    }
+
+    fn bulk_failed(&self, why: String) {
+        let count = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
+        self.bulk.send_replace(Bulk::Failed(count, why));
+    }
+}
+
+/// The first byte of a class stream. libp2p's streams begin with 19, the length of `/multistream/1.0.0\n`.
+const fn tag(class: Class) -> u8 {
+    class.index() as u8
+}
+
+/// What a first byte announces.
+enum Announced {
+    Class(Class),
+    Libp2p,
+    Nothing,
+}
+
+fn announced(first: u8) -> Announced {
+    const MULTISTREAM: u8 = 19;
+    match CLASSES.into_iter().find(|class| tag(*class) == first) {
+        Some(class) => Announced::Class(class),
+        None if first == MULTISTREAM => Announced::Libp2p,
+        None => Announced::Nothing,
+    }
+}
+
+/// Runs one session to its end.
+pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc::Sender<Substream>) {
+    let established = SessionEvent::Established(Arc::clone(&session));
+    if quic.events.send(established).await.is_err() {
+        session.close("stopping");
+        return;
+    }
+    let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+    let mut task = Task {
+        session: Arc::clone(&session),
+        quic: Arc::clone(&quic),
+        substreams,
+        messages,
+        observed: None,
+        liveness: Liveness::new(*session.pace.borrow(), now()),
+    };
+    let ended = task.run(inbox).await;
+    let why = ended.to_string();
+    if let Bulk::Up(lane) = session.bulk.send_replace(Bulk::None) {
+        lane.close(CLOSED, b"the session has ended");
+    }
+    trace!(peer = %session.peer, why, "session ended");
+    let closed = SessionEvent::Closed {
+        id: session.id,
+        peer: session.peer,
+        why,
+    };
+    // Nobody listens where the whole network has stopped.
+    let _ = quic.events.send(closed).await;
+}
+
+/// What one session's loop owns.
+struct Task {
+    session: Arc<Session>,
+    quic: Arc<Quic>,
+    substreams: mpsc::Sender<Substream>,
+    messages: mpsc::Sender<Message>,
+    /// What the peer was last told of where we see it.
+    observed: Option<SocketAddr>,
+    liveness: Liveness,
+}
+
+impl Task {
+    async fn run(&mut self, mut inbox: mpsc::Receiver<Message>) -> ConnectionError {
+        let session = Arc::clone(&self.session);
+        let control = &session.control;
+        let mut pace = session.pace.subscribe();
+        let mut dialing: OptionFuture<BoxFuture<'static, Result<Connection, String>>> = None.into();
+        let mut dialing_now = false;
+        self.tell(Message::greeting(self.quic.incarnation));
+        loop {
+            self.tell_observed();
+            let wake_at = match self.liveness.poll(control.rtt(), now()) {
+                Beat::Wait(at) => at,
+                Beat::Probe(number) => {
+                    // Where datagrams are not to be had, the transport's own idle timeout is left.
+                    let _ = control.send_datagram(beat(PROBE, number));
+                    continue;
+                }
+                Beat::Dead(silent) => {
+                    debug!(peer = %session.peer, ?silent, "peer is silent, giving the session up");
+                    control.close(SILENT, b"silent");
+                    return ConnectionError::TimedOut;
+                }
+            };
+            tokio::select! {
+                stream = control.accept_bi() => match stream {
+                    Ok((send, receive)) => self.route(send, receive),
+                    Err(error) => return error,
+                },
+                stream = control.accept_uni() => match stream {
+                    Ok(receive) => self.read_message(receive),
+                    Err(error) => return error,
+                },
+                datagram = control.read_datagram() => match datagram {
+                    Ok(datagram) => self.on_datagram(&datagram),
+                    Err(error) => return error,
+                },
+                Some(message) = inbox.recv() => match message {
+                    Message::Greeting { incarnation, .. } => {
+                        let (id, peer) = (session.id, session.peer);
+                        self.report(SessionEvent::Greeted { id, peer, incarnation }).await;
+                    }
+                    Message::Observed(seen) => {
+                        let event = SessionEvent::Observed {
+                            observer: session.peer,
+                            remote: control.remote_address(),
+                            local: session.local,
+                            seen,
+                        };
+                        self.report(event).await;
+                    }
+                    Message::BulkWanted => session.bulk_wanted.notify_one(),
+                },
+                () = session.bulk_wanted.notified(), if !dialing_now => {
+                    let up = matches!(&*session.bulk.borrow(), Bulk::Up(lane) if lane.close_reason().is_none());
+                    match session.dialed {
+                        Dialed::ByUs if !up => {
+                            dialing_now = true;
+                            dialing = Some(self.quic.dial_bulk(&session, control.remote_address())).into();
+                        }
+                        Dialed::ByThem if !up => self.tell(Message::BulkWanted),
+                        Dialed::ByUs | Dialed::ByThem => (),
+                    }
+                }
+                Some(dialed) = &mut dialing, if dialing_now => {
+                    dialing_now = false;
+                    dialing = None.into();
+                    match dialed {
+                        Ok(lane) => {
+                            self.quic.tracker.spawn(accept_bulk(Arc::clone(&session), Arc::clone(&self.quic), lane.clone()));
+                            session.bulk.send_replace(Bulk::Up(lane));
+                        }
+                        Err(why) => {
+                            debug!(peer = %session.peer, why, "no bulk lane");
+                            session.bulk_failed(why);
+                        }
+                    }
+                }
+                _ = pace.changed() => {
+                    let pace = *pace.borrow_and_update();
+                    self.liveness.set_pace(pace, now());
+                }
+                () = tokio::time::sleep_until(wake_at.into()) => (),
+            }
+        }
+    }
+
+    async fn report(&self, event: SessionEvent) {
+        // Nobody listens where the whole network has stopped.
+        let _ = self.quic.events.send(event).await;
+    }
+
+    fn route(&self, send: SendStream, receive: RecvStream) {
+        let routing = route(
+            Arc::clone(&self.session),
+            Arc::clone(&self.quic),
+            self.substreams.clone(),
+            send,
+            receive,
+        );
+        self.quic.tracker.spawn(routing);
+    }
+
+    fn tell(&self, message: Message) {
+        let control = self.session.control.clone();
+        self.quic.tracker.spawn(async move {
+            // A session that ends meanwhile has nothing more to be told.
+            if let Ok(mut send) = control.open_uni().await {
+                let _ = send.set_priority(priority::of(Class::Control));
+                let _ = send.write_all(&encode(&message)).await;
+            }
+        });
+    }
+
+    /// Tells the peer where we see it, at first and when it has moved.
+    fn tell_observed(&mut self) {
+        let remote = self.session.control.remote_address();
+        if self.observed != Some(remote) {
+            self.observed = Some(remote);
+            self.tell(Message::Observed(remote));
+        }
+    }
+
+    fn read_message(&self, mut receive: RecvStream) {
+        let (messages, peer) = (self.messages.clone(), self.session.peer);
+        self.quic.tracker.spawn(async move {
+            let read = tokio::time::timeout(HELLO_TIMEOUT, receive.read_to_end(SIZE_MAX)).await;
+            let Ok(Ok(bytes)) = read else {
+                return;
+            };
+            match decode::<Message>(&bytes) {
+                Ok(message) => drop(messages.send(message).await),
+                // A later version may say more than we know.
+                Err(error) => debug!(%peer, %error, "a message about the session is not understood"),
+            }
+        });
+    }
+
+    fn on_datagram(&mut self, datagram: &Bytes) {
+        match read_beat(datagram) {
+            Some((PROBE, number)) => drop(self.session.control.send_datagram(beat(ANSWER, number))),
+            Some((ANSWER, _)) => self.liveness.answered(),
+            _ => trace!(peer = %self.session.peer, "a datagram is not understood"),
+        }
+    }
+}
+
+/// Kinds of liveness datagrams: one byte, then the number of the probe in eight, little endian.
+const PROBE: u8 = 0;
+const ANSWER: u8 = 1;
+const BEAT_SIZE: usize = 1 + size_of::<u64>();
+
+fn beat(kind: u8, number: u64) -> Bytes {
+    let mut datagram = [0; BEAT_SIZE];
+    datagram[0] = kind;
+    datagram[1..].copy_from_slice(&number.to_le_bytes());
+    Bytes::copy_from_slice(&datagram)
+}
+
+fn read_beat(datagram: &[u8]) -> Option<(u8, u64)> {
+    let (kind, number) = datagram.split_first()?;
+    Some((*kind, u64::from_le_bytes(number.try_into().ok()?)))
+}
+
+/// Reads whose stream it is and hands it on.
+async fn route(
+    session: Arc<Session>,
+    quic: Arc<Quic>,
+    substreams: mpsc::Sender<Substream>,
+    mut send: SendStream,
+    mut receive: RecvStream,
+) {
+    let accepting = async {
+        let mut first = [0];
+        if receive.read_exact(&mut first).await.is_err() {
+            return;
+        }
+        match announced(first[0]) {
+            Announced::Class(class) if !priority::is_bulk(class) => {
+                accept(&session, &quic, class, send, receive).await;
+            }
+            Announced::Class(class) => {
+                debug!(peer = %session.peer, %class, "a stream of bulk came outside the bulk lane");
+                let _ = send.reset(REFUSED);
+            }
+            Announced::Libp2p => {
+                let substream = Substream::new(send, receive, Some(first[0]));
+                // libp2p has let go of the connection: it is being closed.
+                drop(substreams.send(substream).await);
+            }
+            Announced::Nothing => {
+                debug!(peer = %session.peer, first = first[0], "a stream is of no known kind");
+                let _ = send.reset(REFUSED);
+            }
+        }
+    };
+    // A stream that says nothing for so long is half-open and dropped.
+    let _ = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
+}
+
+/// Takes the streams of a bulk lane until it ends.
+pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Connection) {
+    let why = loop {
+        let (mut send, mut receive) = match lane.accept_bi().await {
+            Ok(stream) => stream,
+            Err(error) => break error,
+        };
+        let (session, quic_of_stream) = (Arc::clone(&session), Arc::clone(&quic));
+        quic.tracker.spawn(async move {
+            let accepting = async {
+                let mut first = [0];
+                if receive.read_exact(&mut first).await.is_err() {
+                    return;
+                }
+                match announced(first[0]) {
+                    Announced::Class(class) if priority::is_bulk(class) => {
+                        accept(&session, &quic_of_stream, class, send, receive).await;
+                    }
+                    _ => {
+                        debug!(peer = %session.peer, first = first[0], "the bulk lane carries nothing but bulk");
+                        let _ = send.reset(REFUSED);
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
+        });
+    };
+    trace!(peer = %session.peer, %why, "bulk lane ended");
+    session.bulk.send_if_modified(|bulk| {
+        let ours = matches!(bulk, Bulk::Up(current) if current.stable_id() == lane.stable_id());
+        if ours {
+            *bulk = Bulk::None;
+        }
+        ours
+    });
+}
+
+async fn accept(session: &Session, quic: &Quic, class: Class, send: SendStream, receive: RecvStream) {
+    // Answers travel as urgently as what they answer. It fails where the stream has ended, which the first use tells.
+    let _ = send.set_priority(priority::of(class));
+    let opened = session.opened(send, receive);
+    quic.shared
+        .acceptor
+        .accept(session.peer, class, opened, &quic.shared)
+        .await;
+}

@@ -1,0 +1,138 @@
+//! How QUIC is set: windows, patience, limits. Each number with its reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{
+    ClientConfig, ConnectionId, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, VarInt,
+};
+
+use super::tls::Identity;
+
+/// A connection on which nothing has arrived for so long is given up; sessions that matter are probed, and are
+/// given up much sooner.
+pub(crate) const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Keeps the mapping of a NAT, which may last as little as 30 s (RFC 4787 asks for two minutes; many do less).
+const KEEP_ALIVE: Duration = Duration::from_secs(12);
+
+/// Before anything was measured. Half of the default: the first loss costs 300 ms and not a second.
+const RTT_INITIAL: Duration = Duration::from_millis(100);
+
+/// Streams that one peer may have open with us over one connection: two kinds' worth of channels, and as many on
+/// their way.
+const STREAMS_MAX: u32 = 1024;
+
+/// Messages about the session itself; each is short and read at once.
+const UNI_STREAMS_MAX: u32 = 8;
+
+/// What a peer may send on a session before we have read it: eight streams that nobody reads fill it.
+const STREAM_WINDOW: u32 = 1 << 20;
+const RECEIVE_WINDOW: u32 = 8 << 20;
+/// What may be on its way of everything but bulk: more than the upper classes ever need, less than what would
+/// make a heartbeat wait.
+const SEND_WINDOW: u64 = 2 << 20;
+
+/// A bulk lane carries a gigabit over a round trip of 130 ms.
+const BULK_STREAM_WINDOW: u32 = 16 << 20;
+const BULK_RECEIVE_WINDOW: u32 = 32 << 20;
+const BULK_SEND_WINDOW: u64 = 16 << 20;
+
+/// Handshakes that may wait to be looked at; beyond as many, new ones are refused.
+const INCOMING_MAX: usize = 1024;
+
+/// Liveness probes: a few bytes each.
+const DATAGRAM_BUFFER: usize = 4 << 10;
+
+/// The first bytes of the connection id that the dialer of a bulk lane makes up, so that the other end gives the
+/// connection a bulk lane's windows from its first packet. No secret: to say it without a session gains nothing.
+const BULK_MARK: [u8; 8] = *b"lapwbulk";
+/// Of the 20 bytes that QUIC allows (RFC 9000 section 17.2).
+const CID_SIZE: usize = 20;
+
+/// Everything that an endpoint is built and dials with.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) endpoint: EndpointConfig,
+    pub(crate) dial: ClientConfig,
+    pub(crate) dial_bulk: ClientConfig,
+    pub(crate) accept: Arc<ServerConfig>,
+    pub(crate) accept_bulk: Arc<ServerConfig>,
+}
+
+impl Settings {
+    pub(crate) fn new(identity: &Identity) -> Self {
+        let session = Arc::new(session());
+        let bulk = Arc::new(bulk());
+        let mut endpoint = EndpointConfig::default();
+        endpoint.supported_versions(vec![1]);
+        // The bit tells packets from probes, so it may not be greased (RFC 9287).
+        endpoint.grease_quic_bit(false);
+        let mut dial = ClientConfig::new(Arc::clone(&identity.dial) as _);
+        dial.transport_config(Arc::clone(&session));
+        let mut dial_bulk = ClientConfig::new(Arc::clone(&identity.dial_bulk) as _);
+        dial_bulk.transport_config(Arc::clone(&bulk));
+        dial_bulk.initial_dst_cid_provider(Arc::new(marked_cid));
+        let mut accept = ServerConfig::with_crypto(Arc::clone(&identity.accept) as _);
+        accept.transport_config(session).max_incoming(INCOMING_MAX);
+        let mut accept_bulk = ServerConfig::with_crypto(Arc::clone(&identity.accept_bulk) as _);
+        accept_bulk.transport_config(bulk);
+        Self {
+            endpoint,
+            dial,
+            dial_bulk,
+            accept: Arc::new(accept),
+            accept_bulk: Arc::new(accept_bulk),
+        }
+    }
+}
+
+fn session() -> TransportConfig {
+    let mut config = base();
+    config
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(RECEIVE_WINDOW.into())
+        .send_window(SEND_WINDOW);
+    config
+}
+
+fn bulk() -> TransportConfig {
+    let mut config = base();
+    config
+        .stream_receive_window(BULK_STREAM_WINDOW.into())
+        .receive_window(BULK_RECEIVE_WINDOW.into())
+        .send_window(BULK_SEND_WINDOW);
+    config
+}
+
+fn base() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER)
+        // Thirty seconds fit in a variable-length integer of milliseconds.
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+            IDLE_MAX.as_millis() as u32
+        ))))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .initial_rtt(RTT_INITIAL)
+        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .allow_spin(false);
+    config
+}
+
+fn marked_cid() -> ConnectionId {
+    let mut cid = [0; CID_SIZE];
+    cid[..BULK_MARK.len()].copy_from_slice(&BULK_MARK);
+    // Unpredictable, as RFC 9000 section 7.2 asks: at least eight bytes.
+    cid[BULK_MARK.len()..].copy_from_slice(&rand::random::<[u8; CID_SIZE - BULK_MARK.len()]>());
+    ConnectionId::new(&cid)
+}
+
+/// Whether the dialer announces a bulk lane.
+pub(crate) fn is_bulk(cid: &ConnectionId) -> bool {
+    cid.starts_with(&BULK_MARK)
+}

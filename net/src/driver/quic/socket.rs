@@ -1,0 +1,235 @@
+//! The UDP socket that QUIC shares with probe datagrams: sorts what arrives. Knows neither protocol further.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use socket2::{Domain, SockRef, Socket as RawSocket, Type};
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+
+/// The kernel's buffer in each direction: 60 ms of a gigabit. Memory is used only while packets wait.
+const BUFFER: usize = 8 << 20;
+
+/// A datagram that is not QUIC: what finds paths through NATs.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    /// The local port that it came to.
+    pub(crate) local: SocketAddr,
+    pub(crate) from: SocketAddr,
+    pub(crate) payload: Bytes,
+}
+
+/// Longest probe in bytes.
+pub(crate) const PROBE_MAX: usize = 64;
+
+/// One UDP socket.
+pub(crate) struct Socket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+    /// Probes go here; those that find it full are lost like any datagram.
+    probes: mpsc::Sender<Probe>,
+}
+
+impl Socket {
+    /// Binds a socket.
+    ///
+    /// # Errors
+    /// When the system has no such address, or another process has the port.
+    pub(crate) fn bind(address: SocketAddr, probes: mpsc::Sender<Probe>) -> io::Result<Self> {
+        let socket = RawSocket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(socket2::Protocol::UDP),
+        )?;
+        if address.is_ipv6() {
+            // IPv4 has a socket of its own, so that addresses look the same in both directions.
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        Self::adopt(socket.into(), probes)
+    }
+
+    /// Takes over a socket that is bound already.
+    ///
+    /// # Errors
+    /// When the system does not let it be used without blocking.
+    pub(crate) fn adopt(socket: UdpSocket, probes: mpsc::Sender<Probe>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let raw = SockRef::from(&socket);
+        // As much as the system allows of it; the default drops a tenth of a burst on a fast link.
+        let _ = raw.set_recv_buffer_size(BUFFER);
+        let _ = raw.set_send_buffer_size(BUFFER);
+        let state = UdpSocketState::new((&socket).into())?;
+        let io = tokio::net::UdpSocket::from_std(socket)?;
+        let local = io.local_addr()?;
+        Ok(Self {
+            io,
+            state,
+            local,
+            probes,
+        })
+    }
+
+    pub(crate) const fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Sends a probe, unless the socket is busy: then it is lost like any datagram.
+    ///
+    /// # Errors
+    /// What the system says of the destination.
+    pub(crate) fn send_probe(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        match self.io.try_send_to(payload, to) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a datagram that dies after as many hops: it opens the way out of our own NAT and reaches nobody.
+    ///
+    /// # Errors
+    /// What the system says of the destination.
+    pub(crate) fn send_priming(&self, to: SocketAddr, payload: &[u8], hops: u32) -> io::Result<()> {
+        let raw = SockRef::from(&self.io);
+        let (read, write): (
+            fn(&SockRef<'_>) -> io::Result<u32>,
+            fn(&SockRef<'_>, u32) -> io::Result<()>,
+        ) = if self.local.is_ipv4() {
+            (|raw| raw.ttl_v4(), |raw, hops| raw.set_ttl_v4(hops))
+        } else {
+            (
+                |raw| raw.unicast_hops_v6(),
+                |raw, hops| raw.set_unicast_hops_v6(hops),
+            )
+        };
+        // A packet of QUIC that leaves between the two is lost and sent again: a priming datagram is rare.
+        let usual = read(&raw)?;
+        write(&raw, hops)?;
+        let sent = self.send_probe(to, payload);
+        write(&raw, usual)?;
+        sent
+    }
+
+    /// Takes the probes out of what was received.
+    fn sort(&self, buf: &[u8], meta: &mut RecvMeta) {
+        let stride = meta.stride.max(1);
+        let received = buf.get(..meta.len).unwrap_or_default();
+        let mut all_probes = !received.is_empty();
+        for datagram in received.chunks(stride) {
+            if is_quic(datagram) {
+                all_probes = false;
+            } else if datagram.len() <= PROBE_MAX {
+                let _ = self.probes.try_send(Probe {
+                    local: self.local,
+                    from: meta.addr,
+                    payload: Bytes::copy_from_slice(datagram),
+                });
+            }
+        }
+        if all_probes {
+            meta.len = 0;
+        }
+        // Otherwise QUIC sees a probe of the same length among its packets, and drops it.
+    }
+}
+
+/// Every packet of QUIC version 1 has its "fixed bit" set (RFC 9000 section 17).
+fn is_quic(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x40 != 0)
+}
+
+impl AsyncUdpSocket for Socket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable {
+            socket: self,
+            waiting: None,
+        })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || {
+            self.state.send((&self.io).into(), transmit)
+        })
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.io.poll_recv_ready(cx))?;
+            let received = self.io.try_io(Interest::READABLE, || {
+                self.state.recv((&self.io).into(), bufs, meta)
+            });
+            if let Ok(count) = received {
+                for (buf, meta) in bufs.iter().zip(meta.iter_mut()).take(count) {
+                    self.sort(buf, meta);
+                }
+                return Poll::Ready(Ok(count));
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket")
+            .field("local", &self.local)
+            .finish_non_exhaustive()
+    }
+}
+
+type Waiting = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+
+/// Waits until the socket takes more, for one connection.
+struct Writable {
+    socket: Arc<Socket>,
+    waiting: Option<Waiting>,
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let waiting = this.waiting.get_or_insert_with(|| {
+            let socket = Arc::clone(&this.socket);
+            Box::pin(async move { socket.io.writable().await })
+        });
+        let done = ready!(waiting.as_mut().poll(cx));
+        this.waiting = None;
+        Poll::Ready(done)
+    }
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writable")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
