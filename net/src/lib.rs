@@ -17,6 +17,7 @@ mod hello;
 mod kind;
 mod peer_table;
 mod probes;
+mod reach;
 mod refusal;
 mod status;
 
@@ -34,6 +35,14 @@ pub use hello::{Hello, HelloError, VERSION};
 pub use kind::{Access, Kind};
 pub use peer_table::{Counters, PeerEntry, PeerTable};
 pub use probes::{Candidate, Probes};
+pub use reach::{
+    CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable, Change, Chosen,
+    Contacted, Contacts, Datagram, Family, Filtering, Here, Mapping, NatType, Observation, Observations,
+    PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey, ProbeKind, Probed, ProbedOutcome, ProbedSource,
+    Prospect, PunchAction, PunchError, PunchMessage, Punches, ReachAction, Reachability, RelayedBecause,
+    Reservation, ReservationAction, ReservationRefusal, Reservations, Scope, Side, SocketId, Stance,
+    Standing, Strategy, There, Token, Udp, Vetting, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
+};
 pub use refusal::Refusal;
 pub use status::{NetworkStatus, PeerStatus};
 
