@@ -37,11 +37,12 @@ pub use peer_table::{Counters, PeerEntry, PeerTable};
 pub use probes::{Candidate, Probes};
 pub use reach::{
     CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable, Change, Chosen,
-    Contacted, Contacts, Datagram, Family, Filtering, Here, Mapping, NatType, Observation, Observations,
-    PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey, ProbeKind, Probed, ProbedOutcome, ProbedSource,
-    Prospect, PunchAction, PunchError, PunchMessage, Punches, ReachAction, Reachability, RelayedBecause,
-    Reservation, ReservationAction, ReservationRefusal, Reservations, Scope, Side, SocketId, Stance,
-    Standing, Strategy, There, Token, Udp, Vetting, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
+    Contacted, Contacts, Datagram, DialId, Family, Filtering, Here, Ladder, LadderAction, Mapping, NatType,
+    NetworkPrint, Observation, Observations, PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey,
+    ProbeKind, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, PunchError, PunchMessage, Punches,
+    ReachAction, Reachability, RelayedBecause, Reservation, ReservationAction, ReservationRefusal,
+    Reservations, Rung, Scope, Side, SocketId, Stance, Standing, Strategy, There, Token, Udp, UdpVerdicts,
+    Vetting, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
 };
 pub use refusal::Refusal;
 pub use status::{NetworkStatus, PeerStatus};

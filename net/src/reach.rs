@@ -7,6 +7,7 @@
 
 mod candidate_table;
 mod contacts;
+mod ladder;
 mod nat;
 mod observations;
 mod probe;
@@ -18,6 +19,7 @@ mod relayed_because;
 mod reservations;
 mod scope;
 mod strategy;
+mod udp_verdicts;
 mod vetting;
 mod witness;
 
@@ -26,6 +28,7 @@ mod punch_lab;
 
 pub use candidate_table::{CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable};
 pub use contacts::{Contacted, Contacts};
+pub use ladder::{DialId, Ladder, LadderAction, Rung};
 pub use nat::{Filtering, Mapping, NatType, Prospect, Udp};
 pub use observations::{Change, Family, Observation, Observations, PortSpan, SocketId};
 pub use probe::{Probe, ProbeError, ProbeId, ProbeKey, ProbeKind, Side, Token};
@@ -37,5 +40,6 @@ pub use relayed_because::RelayedBecause;
 pub use reservations::{Reservation, ReservationAction, ReservationRefusal, Reservations};
 pub use scope::Scope;
 pub use strategy::Strategy;
+pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
 pub use vetting::Vetting;
 pub use witness::{Stance, Witness, WitnessAction, WitnessMessage, WitnessRefusal};
