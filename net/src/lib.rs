@@ -18,6 +18,7 @@ mod kind;
 mod liveness;
 mod peer_table;
 mod probes;
+mod reach;
 mod refusal;
 mod refused;
 mod status;
@@ -37,6 +38,15 @@ pub use kind::{Access, Kind};
 pub use liveness::{Beat, Liveness, Pace};
 pub use peer_table::{Counters, PeerEntry, PeerTable};
 pub use probes::{Candidate, Probes};
+pub use reach::{
+    CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable, Change, Chosen,
+    Contacted, Contacts, Datagram, DialId, Family, Filtering, Here, Ladder, LadderAction, Mapping, NatType,
+    NetworkPrint, Observation, Observations, PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey,
+    ProbeKind, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, PunchError, PunchMessage, Punches,
+    ReachAction, Reachability, RelayedBecause, Reservation, ReservationAction, ReservationRefusal,
+    Reservations, Rung, Scope, Side, SocketId, Stance, Standing, Strategy, There, Token, Udp, UdpVerdicts,
+    Vetting, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
+};
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
