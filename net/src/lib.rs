@@ -21,6 +21,7 @@ mod probes;
 mod reach;
 mod refusal;
 mod refused;
+mod send;
 mod status;
 
 #[cfg(feature = "driver")]
@@ -50,6 +51,7 @@ pub use reach::{
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
+pub use send::{DelayWindow, Mode as WindowMode, TARGET as DELAY_TARGET};
 
 #[cfg(feature = "driver")]
 pub use driver::{

@@ -1,0 +1,888 @@
+//! How much bulk may be in flight, by the delay that it causes. Reads no clock and sends nothing.
+//!
+//! The window holds the queue of the slowest link at no more than [`TARGET`], so that a small message beside a
+//! saturating transfer waits for that long and no longer, however deep the router's queue is. The parts are
+//! known: growth without delay and a cut in proportion to it (Swift, SIGCOMM 2020), a start that leaves on the
+//! first delay (HyStart++, RFC 9406), drains in which the shortest round trip is measured again, so that
+//! late-comers do not take a standing queue for distance (BBR, draft-ietf-ccwg-bbr; LEDBAT++,
+//! draft-irtf-iccrg-ledbat-plus-plus), and a loss-based mode while others fill the queue (Copa, NSDI 2018).
+//!
+//! A loss is no sign of a queue by itself: many links lose a few packets in a hundred whatever is sent. The
+//! window is cut on trial, and only losses that become fewer with it count as congestion.
+
+use super::cubic::Cubic;
+use std::time::{Duration, Instant};
+
+/// What bulk may add to the shortest round trip: a packet time on the slowest links that matter (1 Mbit/s) and
+/// enough for a link to stay busy through a timer's lateness.
+pub const TARGET: Duration = Duration::from_millis(15);
+
+/// A delay-based congestion window for one path.
+#[derive(Clone, Debug)]
+pub struct DelayWindow {
+    mtu: u64,
+    /// WINDOW_MIN packets <= window <= WINDOW_MAX
+    window: u64,
+    phase: Phase,
+    base: Base,
+    round: Round,
+    /// Bytes a second that were acknowledged over the last round.
+    rate: f64,
+    losses: Losses,
+    /// How long the next loss-based spell lasts.
+    fair_for: Duration,
+}
+
+/// What the window is doing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// Doubling each round trip until there is delay.
+    Startup,
+    /// Holding the delay at the target.
+    Delay,
+    /// Letting the queue run empty, to measure the shortest round trip.
+    Drain,
+    /// Sharing with others who fill the queue, as they do.
+    Fair,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Startup,
+    Steady(Steady),
+    /// The window to go on with.
+    Drain {
+        resume: u64,
+    },
+    Fair {
+        cubic: Cubic,
+        until: Instant,
+    },
+}
+
+/// Growth since the last cut.
+#[derive(Clone, Copy, Debug, Default)]
+struct Steady {
+    /// Rounds since the last cut: the longer ago, the larger the steps.
+    grown: u32,
+    /// Rounds in a row in which there was no queue at all.
+    calm: u32,
+    /// A window at which packets were lost: up to there in small steps only.
+    ceiling: Option<u64>,
+    stuck: Option<Stuck>,
+}
+
+/// Cuts in a row that did not bring the delay down.
+#[derive(Clone, Copy, Debug)]
+struct Stuck {
+    cuts: u32,
+    /// Rounds in a row whose shortest round trip was that of the round before.
+    flat: u32,
+    /// The window before the first of them.
+    before: u64,
+    /// The shortest round trip of the last round.
+    rtt: Duration,
+    /// The loss-based mode was left to see whether the queue is still another's.
+    by_trial: bool,
+}
+
+/// The round trip without a queue: the shortest of the last few epochs, each of which ends with a drain.
+#[derive(Clone, Debug)]
+struct Base {
+    epochs: [Option<Duration>; EPOCHS],
+    drained_at: Instant,
+}
+
+/// The packets sent in one round trip.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    /// Only what was sent from here on belongs to it.
+    opened_at: Instant,
+    window_at_open: u64,
+    /// When the first of it was acknowledged; what is sent from then on belongs to the next.
+    closing: Option<Closing>,
+    rtt_min: Duration,
+    samples: u32,
+    acked: u64,
+    acked_limited: u64,
+    lost: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    at: Instant,
+    window: u64,
+}
+
+/// What share of the packets is lost, and how much of that is no fault of ours.
+#[derive(Clone, Debug)]
+struct Losses {
+    acked: u64,
+    lost: u64,
+    /// Losses of what was sent before count for an earlier window.
+    since: Instant,
+    /// Share that is lost whatever the window is.
+    ambient: f64,
+    trial: Option<Trial>,
+}
+
+/// A cut that shows whether losses depend on the window.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    before: u64,
+    share: f64,
+}
+
+impl DelayWindow {
+    /// The window of a path of which nothing is known.
+    pub fn new(now: Instant, mtu: u16) -> Self {
+        let mtu = u64::from(mtu).max(1);
+        let window = WINDOW_INITIAL * mtu;
+        Self {
+            mtu,
+            window,
+            phase: Phase::Startup,
+            base: Base {
+                epochs: [None; EPOCHS],
+                drained_at: now,
+            },
+            round: Round::opened(now, window),
+            rate: 0.0,
+            losses: Losses {
+                acked: 0,
+                lost: 0,
+                since: now,
+                ambient: 0.0,
+                trial: None,
+            },
+            fair_for: FAIR_MIN,
+        }
+    }
+
+    /// Bytes that may be in flight.
+    pub const fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// What the window is doing.
+    pub const fn mode(&self) -> Mode {
+        match self.phase {
+            Phase::Startup => Mode::Startup,
+            Phase::Steady(_) => Mode::Delay,
+            Phase::Drain { .. } => Mode::Drain,
+            Phase::Fair { .. } => Mode::Fair,
+        }
+    }
+
+    /// The round trip without a queue, as far as it is known.
+    pub fn base_rtt(&self) -> Option<Duration> {
+        self.base.rtt()
+    }
+
+    /// Bytes a second that were acknowledged over the last round trip; 0 before there was one.
+    pub const fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// `bytes` that were sent at `sent_at` have arrived. `limited` says that the sender had nothing more to
+    /// send, so that the path could have carried more.
+    pub fn on_ack(&mut self, now: Instant, sent_at: Instant, bytes: u64, limited: bool) {
+        let rtt = now.saturating_duration_since(sent_at).max(RTT_MIN);
+        if self.base.observe(rtt) {
+            // Everybody who shares the link sees the queue run empty, and drains together from now on.
+            self.base.drained_at = now;
+        }
+        if sent_at >= self.losses.since {
+            self.losses.acked += bytes;
+        }
+        self.round.acked += bytes;
+        if limited {
+            self.round.acked_limited += bytes;
+        }
+        if sent_at >= self.round.opened_at {
+            if self.round.closing.is_none() {
+                self.round.start(now, self.window, bytes, limited);
+            }
+            self.round.samples += 1;
+            self.round.rtt_min = self.round.rtt_min.min(rtt);
+        }
+        match &mut self.phase {
+            Phase::Startup => {
+                if !limited {
+                    self.window += bytes;
+                }
+                self.leave_startup_on_delay(now);
+            }
+            Phase::Fair { cubic, .. } => {
+                if !limited {
+                    cubic.on_ack(now, sent_at, bytes, rtt);
+                }
+                self.window = cubic.window();
+            }
+            Phase::Steady(_) | Phase::Drain { .. } => {}
+        }
+        if let Some(closing) = self.round.closing {
+            let whole = sent_at >= closing.at && now.saturating_duration_since(closing.at) >= ROUND_MIN;
+            if whole || self.is_stuck_still() {
+                self.end_round(now, closing);
+            }
+        }
+        self.bound();
+    }
+
+    /// `bytes` were lost, the latest of them sent at `sent_at`. `persistent` says that nothing arrived for
+    /// several probe timeouts.
+    pub fn on_loss(&mut self, now: Instant, sent_at: Instant, bytes: u64, persistent: bool) {
+        if persistent {
+            if let Phase::Steady(Steady {
+                stuck: Some(stuck), ..
+            }) = self.phase
+                && let Some(base) = self.base.rtt()
+            {
+                // Others leave so little room that nothing of ours gets through.
+                self.share_fairly(now, stuck, base);
+                return;
+            }
+            self.window = WINDOW_MIN * self.mtu;
+            self.phase = Phase::Startup;
+            self.open_round(now);
+            self.losses.begin(now);
+            return;
+        }
+        if let Phase::Fair { cubic, .. } = &mut self.phase {
+            cubic.on_loss(now, sent_at);
+            self.window = cubic.window();
+            self.bound();
+            return;
+        }
+        if sent_at < self.losses.since {
+            return;
+        }
+        self.losses.lost += bytes;
+        self.round.lost += bytes;
+        // A start that has outrun a shallow queue loses half of what it sends.
+        let seen = self.round.acked + self.round.lost;
+        if matches!(self.phase, Phase::Startup)
+            && seen >= STARTUP_LOSS_SAMPLE * self.mtu
+            && self.round.lost as f64 > STARTUP_LOSS_MAX * seen as f64
+        {
+            let ceiling = Some(self.round.window_at_open);
+            self.window = scaled(self.round.window_at_open, LOSS_CUT);
+            self.settle(
+                now,
+                Steady {
+                    ceiling,
+                    ..Steady::default()
+                },
+            );
+            self.bound();
+        }
+    }
+
+    /// A router has marked a packet that was sent at `sent_at` instead of dropping it.
+    pub fn on_mark(&mut self, now: Instant, sent_at: Instant) {
+        match &mut self.phase {
+            Phase::Fair { cubic, .. } => {
+                cubic.on_loss(now, sent_at);
+                self.window = cubic.window();
+            }
+            Phase::Startup | Phase::Steady(_) if sent_at >= self.round.opened_at => {
+                self.window = scaled(self.window, MARK_CUT);
+                self.settle(now, Steady::default());
+            }
+            // Answered already, or about to be.
+            Phase::Startup | Phase::Steady(_) | Phase::Drain { .. } => {}
+        }
+        self.bound();
+    }
+
+    /// Packets are now this long.
+    pub fn on_mtu(&mut self, mtu: u16) {
+        self.mtu = u64::from(mtu).max(1);
+        self.bound();
+    }
+
+    /// The bytes are on another path now, of which nothing is known.
+    pub fn on_path_change(&mut self, now: Instant) {
+        *self = Self {
+            mtu: self.mtu,
+            ..Self::new(now, u16::try_from(self.mtu).unwrap_or(u16::MAX))
+        };
+    }
+
+    fn leave_startup_on_delay(&mut self, now: Instant) {
+        let Some(base) = self.base.rtt() else { return };
+        let delay = self.round.rtt_min.saturating_sub(base);
+        if self.round.samples < STARTUP_SAMPLES
+            || delay < (base / 8).clamp(STARTUP_DELAY_MIN, STARTUP_DELAY_MAX)
+        {
+            return;
+        }
+        // The samples left when this much was in flight; the window has grown ahead of them since.
+        self.window = scaled(self.round.window_at_open, ratio(base, base + delay));
+        self.settle(now, Steady::default());
+        // What the overshoot loses says nothing of the window as it is now.
+        self.losses.begin(now);
+    }
+
+    /// Whether a cut has changed nothing: a few packets show that, without a whole round trip of them.
+    fn is_stuck_still(&self) -> bool {
+        let stuck = matches!(self.phase, Phase::Steady(Steady { stuck: Some(_), .. }));
+        let foreign = |base| self.round.rtt_min.saturating_sub(base) > FOREIGN;
+        stuck && self.round.samples >= STARTUP_SAMPLES && self.base.rtt().is_some_and(foreign)
+    }
+
+    /// Everything sent in one round trip has been answered.
+    fn end_round(&mut self, now: Instant, closing: Closing) {
+        let round = self.round;
+        let took = now.saturating_duration_since(closing.at).as_secs_f64();
+        self.rate = round.acked as f64 / took.max(RTT_MIN.as_secs_f64());
+        self.round = Round::opened(closing.at, closing.window);
+        let Some(base) = self.base.rtt() else { return };
+        let rtt = round.rtt_min;
+        let delay = rtt.saturating_sub(base);
+        let limited = 2 * round.acked_limited > round.acked;
+        match self.phase.clone() {
+            Phase::Startup => {}
+            Phase::Steady(steady) => {
+                if delay > TARGET {
+                    self.losses.begin(now);
+                    self.losses.trial = None;
+                    self.cut(now, steady, base, rtt);
+                } else if self.judge_losses(now) {
+                    // Looks at the result next.
+                } else if now >= self.base.drained_at + DRAIN_INTERVAL.max(DRAIN_INTERVAL_RTTS * rtt) {
+                    let resume = scaled(self.window, ratio(base + TARGET / 5, base + delay).min(1.0));
+                    let drained = (1.0 - ratio(4 * TARGET, base)).clamp(DRAIN_MAX, DRAIN_MIN);
+                    self.window = scaled(self.window, drained * ratio(base, base + delay));
+                    self.phase = Phase::Drain { resume };
+                    self.open_round(now);
+                } else {
+                    self.grow(now, steady, base, delay, limited);
+                }
+            }
+            Phase::Drain { resume } => {
+                self.base.turn(rtt, now);
+                self.window = resume;
+                self.settle(now, Steady::default());
+            }
+            Phase::Fair { until, .. } => {
+                if delay <= TARGET {
+                    self.fair_for = FAIR_MIN;
+                    self.settle(now, Steady::default());
+                } else if now >= until {
+                    self.try_alone(now, base, rtt);
+                }
+            }
+        }
+    }
+
+    fn grow(&mut self, now: Instant, mut steady: Steady, base: Duration, delay: Duration, limited: bool) {
+        if steady.stuck.take().is_some_and(|stuck| stuck.by_trial) {
+            self.fair_for = FAIR_MIN;
+        }
+        if limited {
+            self.phase = Phase::Steady(steady);
+            return;
+        }
+        if steady
+            .ceiling
+            .is_some_and(|ceiling| self.window > ceiling + ceiling / 10)
+        {
+            steady.ceiling = None;
+        }
+        steady.calm = if delay < CALM { steady.calm + 1 } else { 0 };
+        steady.grown += 1;
+        if steady.calm > CALM_ROUNDS && steady.ceiling.is_none() {
+            // The link is not full: half the target at once, and more each time that this shows no delay.
+            let doublings = ((steady.calm - CALM_ROUNDS) / 2).min(8);
+            let step = ratio(TARGET / 2, base + delay) * f64::from(1_u32 << doublings);
+            let step = step.min(ratio(2 * TARGET, base + delay)).min(CALM_STEP_MAX);
+            self.window = scaled(self.window, 1.0 + step);
+            self.open_round(now);
+        } else {
+            let step = self.mtu * u64::from(1 + steady.grown / 8);
+            // Back to where packets were lost in a few rounds, the slower the nearer (BIC, INFOCOM 2004).
+            let below = steady
+                .ceiling
+                .map_or(0, |ceiling| ceiling.saturating_sub(self.window));
+            self.window += step.max(below / 8);
+        }
+        self.phase = Phase::Steady(steady);
+    }
+
+    /// The delay of this round was above the target.
+    fn cut(&mut self, now: Instant, steady: Steady, base: Duration, rtt: Duration) {
+        let stuck = match steady.stuck {
+            None => Stuck {
+                cuts: 1,
+                flat: 0,
+                before: self.window,
+                rtt,
+                by_trial: false,
+            },
+            Some(stuck) => Stuck {
+                cuts: stuck.cuts + 1,
+                flat: if stuck.rtt.abs_diff(rtt) <= FLAT {
+                    stuck.flat + 1
+                } else {
+                    0
+                },
+                rtt,
+                ..stuck
+            },
+        };
+        if stuck.flat >= FLAT_ROUNDS {
+            // Whatever we take away changes nothing: it is the path that has become longer.
+            self.base.restart(rtt, now);
+            self.window = scaled(stuck.before, LOSS_CUT);
+            self.settle(now, Steady::default());
+        } else if stuck.cuts > STUCK_FAIR
+            && stuck.flat < FLAT_ROUNDS - 1
+            && rtt.saturating_sub(base) > FOREIGN
+        {
+            self.share_fairly(now, stuck, base);
+        } else {
+            let factor = ratio(base + TARGET / 5, rtt).max(CUT_MAX);
+            self.window = scaled(self.window, factor);
+            let stuck = Some(stuck);
+            self.settle(
+                now,
+                Steady {
+                    stuck,
+                    ..Steady::default()
+                },
+            );
+        }
+    }
+
+    fn share_fairly(&mut self, now: Instant, stuck: Stuck, base: Duration) {
+        // Half of what the link carried before is our part, and takes more in flight as the queue is longer.
+        let half = scaled(stuck.before, 0.5 * ratio(stuck.rtt, base + TARGET));
+        let claim = if stuck.by_trial {
+            stuck.before
+        } else {
+            half.clamp(stuck.before, WINDOW_MAX)
+        };
+        self.window = stuck.before;
+        self.phase = Phase::Fair {
+            cubic: Cubic::resumed(stuck.before, claim, self.mtu),
+            until: now + self.fair_for.max(FAIR_RTTS * stuck.rtt),
+        };
+        self.fair_for = (2 * self.fair_for).min(FAIR_MAX);
+        self.open_round(now);
+    }
+
+    /// Holds to the target for a moment, to see whether the queue was ours.
+    fn try_alone(&mut self, now: Instant, base: Duration, rtt: Duration) {
+        let stuck = Some(Stuck {
+            cuts: STUCK_BY_TRIAL,
+            flat: 0,
+            before: self.window,
+            rtt,
+            by_trial: true,
+        });
+        self.window = scaled(self.window, ratio(base + TARGET / 2, rtt));
+        self.settle(
+            now,
+            Steady {
+                stuck,
+                ..Steady::default()
+            },
+        );
+    }
+
+    /// Looks at the share of losses; true where the window was changed for it.
+    fn judge_losses(&mut self, now: Instant) -> bool {
+        let Some(share) = self.losses.share(self.mtu) else {
+            return false;
+        };
+        self.losses.begin(now);
+        let tolerated = AMBIENT_SLACK + 1.5 * self.losses.ambient;
+        match self.losses.trial.take() {
+            // As many with less in flight: not of our making.
+            Some(trial) if share >= 0.6 * trial.share && share < HEAVY_LOSS => {
+                self.losses.ambient = share.max(trial.share).min(AMBIENT_MAX);
+                self.window = self.window.max(trial.before);
+                self.settle(now, Steady::default());
+                true
+            }
+            trial if share > tolerated => {
+                let before = self.window;
+                self.window = scaled(before, LOSS_CUT);
+                self.losses.trial = Some(Trial { before, share });
+                let ceiling = Some(trial.map_or(before, |trial| trial.before.min(before)));
+                self.settle(
+                    now,
+                    Steady {
+                        ceiling,
+                        ..Steady::default()
+                    },
+                );
+                true
+            }
+            _ => {
+                self.losses.ambient -= (self.losses.ambient - share).max(0.0) / 8.0;
+                false
+            }
+        }
+    }
+
+    /// Goes on with the window as it is now, and looks only at what is sent from now on.
+    fn settle(&mut self, now: Instant, steady: Steady) {
+        self.phase = Phase::Steady(steady);
+        self.open_round(now);
+    }
+
+    fn open_round(&mut self, now: Instant) {
+        self.bound();
+        self.round = Round::opened(now, self.window);
+    }
+
+    fn bound(&mut self) {
+        self.window = self.window.clamp(WINDOW_MIN * self.mtu, WINDOW_MAX);
+    }
+}
+
+impl Round {
+    const fn opened(at: Instant, window: u64) -> Self {
+        Self {
+            opened_at: at,
+            window_at_open: window,
+            closing: None,
+            rtt_min: Duration::MAX,
+            samples: 0,
+            acked: 0,
+            acked_limited: 0,
+            lost: 0,
+        }
+    }
+
+    /// The first of it was acknowledged, and with it `bytes`.
+    const fn start(&mut self, now: Instant, window: u64, bytes: u64, limited: bool) {
+        self.closing = Some(Closing { at: now, window });
+        // What arrived before belongs to the round before.
+        self.acked = bytes;
+        self.acked_limited = if limited { bytes } else { 0 };
+    }
+}
+
+impl Base {
+    fn rtt(&self) -> Option<Duration> {
+        self.epochs.iter().flatten().min().copied()
+    }
+
+    /// Takes a sample; true where it is much shorter than all before.
+    fn observe(&mut self, rtt: Duration) -> bool {
+        let fell = self.rtt().is_some_and(|base| rtt + BASE_STEP < base);
+        let epoch = &mut self.epochs[0];
+        *epoch = Some(epoch.map_or(rtt, |min| min.min(rtt)));
+        fell
+    }
+
+    /// The queue was drained down to a round trip of `rtt`.
+    fn turn(&mut self, rtt: Duration, now: Instant) {
+        self.epochs.rotate_right(1);
+        self.epochs[0] = Some(rtt);
+        self.drained_at = now;
+    }
+
+    /// The path is another one.
+    fn restart(&mut self, rtt: Duration, now: Instant) {
+        self.epochs = [None; EPOCHS];
+        self.turn(rtt, now);
+    }
+}
+
+impl Losses {
+    const fn begin(&mut self, now: Instant) {
+        self.acked = 0;
+        self.lost = 0;
+        self.since = now;
+    }
+
+    /// The share that was lost, once there is enough to say so.
+    fn share(&self, mtu: u64) -> Option<f64> {
+        let seen = self.acked + self.lost;
+        let share = self.lost as f64 / seen.max(1) as f64;
+        let enough = seen >= LOSS_SAMPLE * mtu || (seen >= HEAVY_LOSS_SAMPLE * mtu && share >= HEAVY_LOSS);
+        enough.then_some(share)
+    }
+}
+
+fn ratio(a: Duration, b: Duration) -> f64 {
+    a.as_secs_f64() / b.max(RTT_MIN).as_secs_f64()
+}
+
+fn scaled(window: u64, factor: f64) -> u64 {
+    (window as f64 * factor) as u64
+}
+
+/// Packets to begin with (RFC 9002, 7.2).
+const WINDOW_INITIAL: u64 = 10;
+
+/// Packets that are always allowed: two, so that the second has the first acknowledged at once.
+const WINDOW_MIN: u64 = 2;
+
+/// Bytes that are never exceeded: 2 Gbit/s over 128 ms, and bounded memory for what may be sent again.
+const WINDOW_MAX: u64 = 32 << 20;
+
+/// A round trip is never taken for shorter; clocks tick in microseconds.
+const RTT_MIN: Duration = Duration::from_micros(1);
+
+/// Where round trips are shorter than this, a scheduler's moods are most of what would be seen in one.
+const ROUND_MIN: Duration = Duration::from_millis(4);
+
+/// HyStart++ (RFC 9406, 4.3): samples that a round needs, and the delay at which the start is over.
+const STARTUP_SAMPLES: u32 = 8;
+const STARTUP_DELAY_MIN: Duration = Duration::from_millis(4);
+const STARTUP_DELAY_MAX: Duration = Duration::from_millis(8);
+
+/// Packets of a round, and the share of them lost, that end the start.
+const STARTUP_LOSS_SAMPLE: u64 = 32;
+const STARTUP_LOSS_MAX: f64 = 0.2;
+
+/// Below this delay the link is not full.
+const CALM: Duration = Duration::from_millis(2);
+
+/// Rounds without a queue that are no accident.
+const CALM_ROUNDS: u32 = 2;
+
+/// The largest step up in one round.
+const CALM_STEP_MAX: f64 = 0.25;
+
+/// The deepest cut in one round (Swift).
+const CUT_MAX: f64 = 0.5;
+
+/// What is left of the window after a loss, as with Cubic, and after a mark, as with ABE (RFC 8511).
+const LOSS_CUT: f64 = 0.7;
+const MARK_CUT: f64 = 0.8;
+
+/// Epochs whose shortest round trip counts, and how long each is: as long as BBR's.
+const EPOCHS: usize = 3;
+const DRAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A drain costs one round trip's worth of sending: at most a thirtieth of it, also over a satellite.
+const DRAIN_INTERVAL_RTTS: u32 = 32;
+
+/// What a drain leaves of the window: four targets less, so that the queues of a few of our kind run empty
+/// when one of them drains, and no less than half of it.
+const DRAIN_MAX: f64 = 0.5;
+const DRAIN_MIN: f64 = 0.9;
+
+/// A fall of the shortest round trip that is more than noise.
+const BASE_STEP: Duration = Duration::from_millis(1);
+
+/// Cuts in a row that the queue must outlast to be called another's: together they leave an eighth.
+const STUCK_FAIR: u32 = 3;
+
+/// A trial from the loss-based mode has cut deeply at once, and needs one more.
+const STUCK_BY_TRIAL: u32 = 2;
+
+/// A delay that does not move by more than this, in so many rounds of cuts, is no queue but the path.
+const FLAT: Duration = Duration::from_millis(2);
+const FLAT_ROUNDS: u32 = 3;
+
+/// A delay that our own kind does not cause: two targets, of somebody who took our queue for distance, and a
+/// little more.
+const FOREIGN: Duration = Duration::from_millis(35);
+
+/// How long a loss-based spell lasts: doubled each time that the queue turns out to be another's.
+const FAIR_MIN: Duration = Duration::from_secs(5);
+const FAIR_MAX: Duration = Duration::from_secs(40);
+
+/// Round trips that a loss-based spell lasts at least: a trial costs three or four.
+const FAIR_RTTS: u32 = 20;
+
+/// Packets that say something of the share that is lost: at 5 % it is then known to within 1.5 % as a rule.
+const LOSS_SAMPLE: u64 = 200;
+
+/// Losses above the ambient share that call for a trial, and the ambient share that is believed at most.
+const AMBIENT_SLACK: f64 = 0.01;
+const AMBIENT_MAX: f64 = 0.15;
+
+/// A share of losses that is congestion whatever a trial says, and the packets that show it.
+const HEAVY_LOSS: f64 = 0.3;
+const HEAVY_LOSS_SAMPLE: u64 = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::super::bottleneck::{Bulk, Figures, Kind, Scenario};
+    use super::*;
+
+    #[test]
+    fn a_full_link_stays_full_and_adds_no_more_than_the_target() {
+        for (name, rate, base, queue) in [
+            ("20 Mbit/s, 50 ms, 200 ms queue", 20.0, 50, 200),
+            ("20 Mbit/s, 50 ms, 1 s queue", 20.0, 50, 1000),
+            ("100 Mbit/s, 20 ms, 200 ms queue", 100.0, 20, 200),
+        ] {
+            let figures = Scenario::new(rate, base, queue)
+                .bulk(Kind::Delay, 0, 60)
+                .run(name, 60);
+            assert!(figures.share(0) > 0.95, "{name}: {figures:?}");
+            assert!(figures.p99_added() < 25.0, "{name}: {figures:?}");
+        }
+    }
+
+    #[test]
+    fn a_loss_based_sender_shows_what_is_gained() {
+        let figures = Scenario::new(20.0, 50, 1000)
+            .bulk(Kind::Cubic, 0, 60)
+            .run("Cubic, 1 s queue", 60);
+        assert!(figures.p99_added() > 500.0, "{figures:?}");
+    }
+
+    #[test]
+    fn jitter_and_random_losses_do_not_slow_it_down() {
+        let jitter = Scenario::new(20.0, 50, 200).jitter(5).bulk(Kind::Delay, 0, 60);
+        let figures = jitter.run("5 ms jitter", 60);
+        assert!(figures.share(0) > 0.95, "{figures:?}");
+        assert!(figures.p99_added() < 30.0, "{figures:?}");
+        let lossy = Scenario::new(20.0, 50, 200).loss(0.05).bulk(Kind::Delay, 0, 60);
+        let figures = lossy.run("5 % loss", 60);
+        assert!(figures.share(0) > 0.85, "{figures:?}");
+        assert!(figures.p99_added() < 25.0, "{figures:?}");
+        let both = Scenario::new(20.0, 50, 200)
+            .loss(0.05)
+            .jitter(5)
+            .bulk(Kind::Delay, 0, 60);
+        let figures = both.run("5 % loss, 5 ms jitter", 60);
+        assert!(figures.share(0) > 0.85, "{figures:?}");
+    }
+
+    #[test]
+    fn a_queue_too_short_to_show_delay_is_not_overrun() {
+        let figures = Scenario::new(20.0, 50, 5)
+            .bulk(Kind::Delay, 0, 60)
+            .run("5 ms queue", 60);
+        assert!(figures.share(0) > 0.85, "{figures:?}");
+        assert!(figures.lost_share < 0.03, "{figures:?}");
+    }
+
+    #[test]
+    fn extreme_paths_are_filled() {
+        for (name, rate, base, queue, added) in [
+            ("600 ms RTT", 20.0, 600, 200, 70.0),
+            ("1 Mbit/s", 1.0, 50, 500, 45.0),
+            ("5 ms RTT", 50.0, 5, 100, 25.0),
+        ] {
+            let figures = Scenario::new(rate, base, queue).bulk(Kind::Delay, 0, 90);
+            let figures = figures.measured_from(18).run(name, 90);
+            assert!(figures.share(0) > 0.9, "{name}: {figures:?}");
+            assert!(figures.p99_added() < added, "{name}: {figures:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_s_own_path_is_not_throttled_by_its_scheduler() {
+        let loopback = Scenario::new(8000.0, 0, 100).mtu(16_000).jitter(5);
+        let figures = loopback
+            .bulk(Kind::Delay, 0, 4)
+            .run("8 Gbit/s loopback, 5 ms noise", 4);
+        assert!(figures.share(0) > 0.9, "{figures:?}");
+    }
+
+    #[test]
+    fn late_comers_get_their_part() {
+        let two = Scenario::new(20.0, 50, 200)
+            .bulk(Kind::Delay, 0, 80)
+            .bulk(Kind::Delay, 15, 80);
+        fair(&two.measured_from(30).run("two, 15 s apart", 80));
+        let mut four = Scenario::new(20.0, 50, 200);
+        for number in 0..4 {
+            four = four.bulk(Kind::Delay, 7 * number, 120);
+        }
+        fair(&four.measured_from(50).run("four, 7 s apart", 120));
+        let two = Scenario::new(100.0, 20, 1000)
+            .bulk(Kind::Delay, 0, 80)
+            .bulk(Kind::Delay, 22, 80);
+        fair(&two.measured_from(36).run("two, 22 s apart, 100 Mbit/s", 80));
+    }
+
+    fn fair(figures: &Figures) {
+        let shares: Vec<f64> = (0..figures.bulk.len()).map(|n| figures.share(n)).collect();
+        let most = shares.iter().copied().fold(0.0, f64::max);
+        let least = shares.iter().copied().fold(1.0, f64::min);
+        assert!(most < 2.0 * least, "{figures:?}");
+        assert!(shares.iter().sum::<f64>() > 0.9, "{figures:?}");
+        assert!(figures.p99_added() < 45.0, "{figures:?}");
+    }
+
+    #[test]
+    fn it_follows_a_path_that_changes() {
+        let longer = Scenario::new(20.0, 50, 200)
+            .base_from(20, 80)
+            .bulk(Kind::Delay, 0, 60);
+        let figures = longer.measured_from(25).run("50 to 80 ms", 60);
+        assert!(figures.share(0) > 0.9, "{figures:?}");
+        let far = Scenario::new(20.0, 50, 200)
+            .base_from(20, 150)
+            .bulk(Kind::Delay, 0, 60);
+        let figures = far.measured_from(30).run("50 to 150 ms", 60);
+        assert!(figures.share(0) > 0.85, "{figures:?}");
+        let shorter = Scenario::new(20.0, 80, 200)
+            .base_from(20, 50)
+            .bulk(Kind::Delay, 0, 60);
+        let figures = shorter.measured_from(22).run("80 to 50 ms", 60);
+        assert!(figures.share(0) > 0.9, "{figures:?}");
+        assert!(figures.p99_added() < 25.0, "{figures:?}");
+        let slower = Scenario::new(20.0, 50, 1000)
+            .rate_from(20, 5.0)
+            .bulk(Kind::Delay, 0, 60);
+        let figures = slower.measured_from(24).run("20 to 5 Mbit/s", 60);
+        assert!(figures.share(0) > 0.9, "{figures:?}");
+        assert!(figures.p99_added() < 30.0, "{figures:?}");
+        let faster = Scenario::new(5.0, 50, 1000)
+            .rate_from(20, 50.0)
+            .bulk(Kind::Delay, 0, 60);
+        let figures = faster.measured_from(24).run("5 to 50 Mbit/s", 60);
+        assert!(figures.share(0) > 0.9, "{figures:?}");
+    }
+
+    #[test]
+    fn beside_senders_who_fill_the_queue_it_keeps_a_part_and_comes_back_when_they_leave() {
+        // At a round trip of a second loss-based senders take minutes to become equal.
+        for (queue, least) in [(200, 0.3), (1000, 0.15)] {
+            let scenario = || {
+                Scenario::new(20.0, 50, queue)
+                    .bulk(Kind::Delay, 0, 200)
+                    .bulk(Kind::Cubic, 20, 120)
+            };
+            let name = format!("beside Cubic, {queue} ms queue");
+            let figures = scenario().measured_from(30).run(&name, 120);
+            assert!(figures.share(0) > least, "{name}: {figures:?}");
+            assert!(figures.share(1) > 0.25, "{name}: {figures:?}");
+            let name = format!("after Cubic, {queue} ms queue");
+            let figures = scenario().measured_from(155).run(&name, 200);
+            assert!(figures.share(0) > 0.95, "{name}: {figures:?}");
+            assert!(figures.p99_added() < 25.0, "{name}: {figures:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_has_nothing_to_send_learns_nothing_of_the_link() {
+        let start = Bulk::origin();
+        let mut window = DelayWindow::new(start, 1200);
+        let rtt = Duration::from_millis(50);
+        for step in 1..1000 {
+            let now = start + rtt * step;
+            window.on_ack(now, now - rtt, 1200, true);
+        }
+        assert_eq!(window.window(), 12_000);
+    }
+
+    #[test]
+    fn silence_begins_anew_and_nothing_underflows() {
+        let start = Bulk::origin();
+        let mut window = DelayWindow::new(start, 1200);
+        window.on_loss(start, start, u64::from(u32::MAX), true);
+        assert_eq!((window.window(), window.mode()), (2400, Mode::Startup));
+        // Acknowledgements from before the start of time, and for packets of the future.
+        window.on_ack(start, start + Duration::from_secs(1), 0, false);
+        window.on_ack(start, start, u64::from(u32::MAX), false);
+        window.on_mark(start, start);
+        window.on_mtu(0);
+        assert!(window.window() >= 2);
+    }
+}
