@@ -51,7 +51,11 @@ pub use reach::{
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
-pub use send::{DelayWindow, Mode as WindowMode, TARGET as DELAY_TARGET};
+pub use send::{
+    AckError, ChannelId, DelayWindow, Event as LaneEvent, LaneError, Mode as WindowMode, Mux, Next,
+    OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler, Side as LaneSide, TARGET as DELAY_TARGET,
+    Turn, WriteError,
+};
 
 #[cfg(feature = "driver")]
 pub use driver::{

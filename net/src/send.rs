@@ -1,9 +1,18 @@
 //! Classes that hold: what goes first, and how much of the rest may be under way. Sends nothing itself.
+//!
+//! A path has either two connections (what is urgent, and a bulk lane under a [`DelayWindow`]) or one stream of
+//! bytes, on which a [`Mux`] carries the channels of all classes in the order of a [`Scheduler`].
 
 mod cubic;
 mod delay_window;
+mod mux;
+mod packet;
+mod scheduler;
 
 #[cfg(test)]
 mod bottleneck;
 
 pub use delay_window::{DelayWindow, Mode, TARGET};
+pub use mux::{Event, LaneError, Mux, OpenChannelError, Read, Side, Turn, WriteError};
+pub use packet::{ChannelId, PacketError, SLICE_MAX};
+pub use scheduler::{AckError, Next, Scheduler};
