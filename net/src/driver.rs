@@ -7,9 +7,11 @@ mod acceptor;
 mod addresses;
 mod behaviour;
 mod channel;
+mod congestion;
 mod explain;
 mod frames;
 mod identity;
+mod lane;
 mod limits;
 mod links;
 mod network;
@@ -20,7 +22,9 @@ mod stream;
 mod swarm;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
+pub use congestion::{SwitchableCongestion, WindowFigures, hold_delay, window_figures};
 pub use identity::{IdentityError, load_or_create_identity};
+pub use lane::{Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, OpenLaneStreamError, Toll};
 pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
 
 use std::collections::HashMap;

@@ -52,13 +52,14 @@ pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
 pub use send::{
-    AckError, ChannelId, DelayWindow, Event as LaneEvent, LaneError, Mode as WindowMode, Mux, Next,
-    OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler, Side as LaneSide, TARGET as DELAY_TARGET,
-    Turn, WriteError,
+    AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
+    Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler,
+    Side as LaneSide, TARGET as DELAY_TARGET, Turn, WriteError,
 };
 
 #[cfg(feature = "driver")]
 pub use driver::{
-    Channel, ChannelError, IdentityError, Network, NetworkConfig, OpenError, ReceiveHalf, RequestError,
-    SendHalf, StartError, load_or_create_identity,
+    Channel, ChannelError, IdentityError, Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, Network,
+    NetworkConfig, OpenError, OpenLaneStreamError, ReceiveHalf, RequestError, SendHalf, StartError,
+    SwitchableCongestion, Toll, WindowFigures, hold_delay, load_or_create_identity, window_figures,
 };

@@ -13,6 +13,6 @@ mod scheduler;
 mod bottleneck;
 
 pub use delay_window::{DelayWindow, Mode, TARGET};
-pub use mux::{Event, LaneError, Mux, OpenChannelError, Read, Side, Turn, WriteError};
+pub use mux::{CHANNELS_MAX, Event, LaneError, Mux, OpenChannelError, Read, Side, Turn, WriteError};
 pub use packet::{ChannelId, PacketError, SLICE_MAX};
 pub use scheduler::{AckError, Next, Scheduler};

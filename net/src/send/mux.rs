@@ -306,6 +306,11 @@ impl Mux {
         }
     }
 
+    /// Whether the peer should be told that it may send more.
+    pub fn owes_credit(&self) -> bool {
+        !self.credits.is_empty()
+    }
+
     /// Takes in what has arrived on the stream. `on` is told what became of the channels.
     ///
     /// # Errors
@@ -631,7 +636,7 @@ impl Mux {
 }
 
 /// Channels of each side: the exchanges of a thousand peers over one gateway, and 16 MiB of [`WINDOW_MIN`].
-pub(crate) const CHANNELS_MAX: usize = 1024;
+pub const CHANNELS_MAX: usize = 1024;
 
 /// Bytes that may be sent on a channel before its reader has read any: one slice.
 const WINDOW_MIN: u32 = SLICE_MAX as u32;
