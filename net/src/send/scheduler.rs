@@ -340,14 +340,14 @@ impl Scheduler {
         }
     }
 
-    /// The longest slice of a class: a quarter of the window, so that several are under way and each
-    /// acknowledgement frees the next.
+    /// The longest slice of a class: a small part of the window, so that what a slice takes to arrive whole is
+    /// not taken for a queue.
     fn slice(&self, class: Class) -> usize {
         if !is_governed(class) {
             return SLICE_MAX;
         }
-        let quarter = usize::try_from(self.window.window() / 4).unwrap_or(SLICE_MAX);
-        quarter.clamp(SLICE_MIN, SLICE_MAX)
+        let part = usize::try_from(self.window.window() / SLICES_PER_WINDOW).unwrap_or(SLICE_MAX);
+        part.clamp(SLICE_MIN, SLICE_MAX)
     }
 
     /// How many bytes of a class may leave before something arrives.
@@ -450,6 +450,9 @@ const fn is_bulk(class: Class) -> bool {
 
 /// The unit in which the window grows; a stream of bytes has no packets, but the path below it has.
 const SEGMENT: u16 = 1200;
+
+/// Slices that make up a window: at 50 ms and the target each takes 2 ms.
+const SLICES_PER_WINDOW: u64 = 32;
 
 /// The shortest slice that a small window makes: most of it is payload still.
 const SLICE_MIN: usize = 1 << 10;

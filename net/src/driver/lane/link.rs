@@ -38,7 +38,11 @@ impl Link {
             let mut idle_at = Instant::now();
             let mut piece = [0; 1200];
             while let Ok(bytes @ 1..) = from.read(&mut piece).await {
-                idle_at = idle_at.max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / self.rate);
+                // A timer is late by up to a millisecond, which the next piece makes up for.
+                if idle_at + Duration::from_millis(2) < Instant::now() {
+                    idle_at = Instant::now();
+                }
+                idle_at += Duration::from_secs_f64(bytes as f64 / self.rate);
                 sleep_until(idle_at).await;
                 let lands = (idle_at + self.rtt / 2, piece[..bytes].to_vec());
                 if flying.send(lands).await.is_err() {
@@ -53,6 +57,8 @@ impl Link {
                     return;
                 }
             }
+            // Whether anybody is there still makes no difference.
+            drop(to.shutdown().await);
         });
     }
 }
