@@ -9,6 +9,7 @@ use quinn::{
 };
 
 use super::tls::Identity;
+use crate::driver::congestion::SwitchableCongestion;
 
 /// A connection on which nothing has arrived for so long is given up; sessions that matter are probed, and are
 /// given up much sooner.
@@ -102,7 +103,8 @@ fn bulk() -> TransportConfig {
     config
         .stream_receive_window(BULK_STREAM_WINDOW.into())
         .receive_window(BULK_RECEIVE_WINDOW.into())
-        .send_window(BULK_SEND_WINDOW);
+        .send_window(BULK_SEND_WINDOW)
+        .congestion_controller_factory(Arc::new(SwitchableCongestion { bulk: true }));
     config
 }
 
