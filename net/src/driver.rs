@@ -9,9 +9,14 @@ mod behaviour;
 mod channel;
 mod explain;
 mod frames;
+mod http;
 mod identity;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod interfaces;
 mod limits;
 mod network;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod port_mapping;
 mod prober;
 mod shared;
 mod stream;

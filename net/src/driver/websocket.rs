@@ -21,7 +21,6 @@ mod accepting;
 mod address;
 mod dialing;
 mod handshakes;
-mod http;
 mod proxy;
 mod stream;
 mod tcp;

@@ -14,8 +14,8 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::dialing::TLS_BUFFER;
-use super::http::{BAD_REQUEST, Head, PAGE, Request, switching};
 use super::stream::ByteStream;
+use crate::driver::http::{BAD_REQUEST, Head, PAGE, Request, switching};
 
 /// Why somebody who connected did not get a WebSocket.
 #[derive(Debug, Error)]

@@ -16,10 +16,10 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::address::{Family, Host, Remote};
-use super::http::{Head, Response, upgrade_request};
 use super::proxy::{Proxy, ProxyError};
 use super::stream::ByteStream;
 use super::tcp;
+use crate::driver::http::{Head, Response, upgrade_request};
 
 /// Plaintext and ciphertext that TLS may hold each, so that a message of a higher class does not wait behind more.
 pub(crate) const TLS_BUFFER: usize = 16 * 1024;

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::address::{Host, Remote};
-use super::http::{Head, Response};
+use crate::driver::http::{Head, Response};
 
 /// Exceptions that are looked at; a longer list is cut.
 const EXCEPTIONS_MAX: usize = 256;

@@ -15,8 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
-use super::http::Head;
 use super::*;
+use crate::driver::http::{Head, upgrade_request};
 use crate::driver::now;
 use lapwing_base::Multiaddr;
 
@@ -302,7 +302,7 @@ async fn a_websocket_without_noise_is_cut_off() {
     let socket = main.socket();
     let half = async {
         let mut stream = tls_to(socket).await;
-        let request = http::upgrade_request("a", "/", "dGhlIHNhbXBsZSBub25jZQ==");
+        let request = upgrade_request("a", "/", "dGhlIHNhbXBsZSBub25jZQ==");
         stream.write_all(request.as_bytes()).await.unwrap();
         read_to_end(stream).await
     };

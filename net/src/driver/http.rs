@@ -1,9 +1,8 @@
-//! The little HTTP that a WebSocket begins with, and that a proxy speaks: heads of messages, read with a bound.
-//! Knows no bodies.
+//! The little HTTP that a WebSocket begins with, and that proxies and gateways speak, read with a bound.
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// The largest head that we read: what nginx takes, and forty times what ours take.
@@ -115,8 +114,17 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// Printable and short: it goes into errors.
     pub(crate) reason: String,
+    pub(crate) body: BodySize,
     accept: Option<String>,
     is_websocket: bool,
+}
+
+/// How the end of a body is known (RFC 9112, 6.3).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum BodySize {
+    Known(usize),
+    Chunked,
+    UntilClosed,
 }
 
 impl Response {
@@ -129,10 +137,16 @@ impl Response {
             _ => return None,
         }
         let headers = &*response.headers;
+        let body = match value(headers, "content-length") {
+            _ if has_token(headers, "transfer-encoding", "chunked") => BodySize::Chunked,
+            Some(length) => BodySize::Known(length.parse().ok()?),
+            None => BodySize::UntilClosed,
+        };
         let reason = response.reason.unwrap_or_default().chars();
         Some(Self {
             status: response.code?,
             reason: reason.filter(|c| !c.is_control()).take(REASON_MAX).collect(),
+            body,
             accept: value(headers, "sec-websocket-accept").map(str::to_owned),
             is_websocket: has_token(headers, "upgrade", "websocket"),
         })
@@ -142,6 +156,67 @@ impl Response {
     pub(crate) fn switches(&self, key: &str) -> bool {
         let expected = derive_accept_key(key.as_bytes());
         self.status == 101 && self.is_websocket && self.accept.as_ref() == Some(&expected)
+    }
+}
+
+/// Sends a request that asks to close the connection, and reads the answer: its status and its body.
+///
+/// # Errors
+/// When the connection fails, the answer is not HTTP, or the body is larger than `body_max`.
+pub(crate) async fn exchange(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    request: &[u8],
+    body_max: usize,
+) -> io::Result<(u16, Vec<u8>)> {
+    let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    stream.write_all(request).await?;
+    let head = Head::read(stream).await?;
+    let response = Response::parse(&head.bytes).ok_or_else(|| invalid("the answer is not HTTP"))?;
+    let mut body = head.rest;
+    loop {
+        if body.len() > body_max {
+            return Err(invalid("the answer is too large"));
+        }
+        let whole = match response.body {
+            BodySize::Known(size) => body.get(..size).map(<[u8]>::to_vec),
+            BodySize::Chunked => dechunked(&body).ok_or_else(|| invalid("the answer is not HTTP"))?,
+            BodySize::UntilClosed => None,
+        };
+        if let Some(whole) = whole {
+            return Ok((response.status, whole));
+        }
+        if stream.read_buf(&mut body).await? == 0 {
+            return match response.body {
+                BodySize::UntilClosed => Ok((response.status, body)),
+                BodySize::Known(_) | BodySize::Chunked => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+    }
+}
+
+/// The body in chunks that have arrived whole; nothing inside while some are missing, nothing at all if they are no
+/// chunks.
+fn dechunked(mut chunks: &[u8]) -> Option<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    loop {
+        match httparse::parse_chunk_size(chunks).ok()? {
+            httparse::Status::Partial => return Some(None),
+            httparse::Status::Complete((_, 0)) => return Some(Some(body)),
+            httparse::Status::Complete((line, size)) => {
+                let size = usize::try_from(size).ok()?;
+                let end = line.checked_add(size)?;
+                let Some(chunk) = chunks.get(line..end) else {
+                    return Some(None);
+                };
+                body.extend_from_slice(chunk);
+                // A line end follows.
+                match chunks.get(end..end + 2) {
+                    Some(b"\r\n") => chunks = &chunks[end + 2..],
+                    Some(_) => return None,
+                    None => return Some(None),
+                }
+            }
+        }
     }
 }
 
@@ -204,6 +279,38 @@ mod tests {
         let head = Head::read(&mut stream).await.unwrap();
         assert_eq!(head.bytes, b"HTTP/1.1 200 OK\r\n\r\n");
         assert_eq!(head.rest, b"more");
+    }
+
+    #[tokio::test]
+    async fn a_body_ends_as_its_head_says() {
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello and more",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\nhello",
+        ] {
+            let body = answered(answer.as_bytes(), 64).await.unwrap();
+            assert_eq!(body, (200, b"hello".to_vec()), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_too_large_or_cut_are_refused() {
+        for answer in [
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell"[..],
+            b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabcdef",
+            &[b"HTTP/1.0 200 OK\r\n\r\n", &[b'a'; 100][..]].concat(),
+        ] {
+            answered(answer, 64).await.unwrap_err();
+        }
+    }
+
+    async fn answered(answer: &[u8], body_max: usize) -> io::Result<(u16, Vec<u8>)> {
+        let (mut ours, mut theirs) = tokio::io::duplex(4096);
+        theirs.write_all(answer).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        exchange(&mut ours, b"GET / HTTP/1.1\r\n\r\n", body_max).await
     }
 
     #[tokio::test]
