@@ -10,16 +10,23 @@ mod channel;
 mod congestion;
 mod explain;
 mod frames;
+mod http;
 mod identity;
 mod lane;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod interfaces;
 mod limits;
 mod links;
 mod network;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod port_mapping;
 mod prober;
 mod quic;
 mod shared;
 mod stream;
 mod swarm;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not dial over it yet"))]
+mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
 pub use congestion::{SwitchableCongestion, WindowFigures, hold_delay, window_figures};
