@@ -1,12 +1,14 @@
 //! Which of a peer's connections is used, and which are let go. Opens and closes none itself.
 
+use crate::Rung;
 use lapwing_base::PeerId;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// The standing connections, of which each peer's best carries all new streams.
+/// The standing connections, of which each peer's best carries all new streams: one on the highest rung that there
+/// is.
 ///
-/// Two connections to one peer arise in two ways. Both ends dialed at once: then both must keep the same one,
+/// Two connections on one rung arise in two ways. Both ends dialed at once: then both must keep the same one,
 /// and they keep the one that the smaller identity dialed. Or the peer has lost the older one (it restarted, or
 /// its network changed) and dialed anew: then the newer one counts. They are told apart by the peer's incarnation,
 /// a number that it draws when it starts, and by the time between the two. Until both are known to lead to the same
@@ -22,6 +24,7 @@ pub struct Connections<Id> {
 struct Connection<Id> {
     id: Id,
     dialed: Dialed,
+    rung: Rung,
     established_at: Instant,
     incarnation: Option<u64>,
 }
@@ -36,8 +39,9 @@ pub enum Dialed {
 }
 
 impl<Id: Copy + Eq> Connections<Id> {
-    /// Most connections with one peer: one in use, one from dialing at once, one from before a restart, one spare.
-    pub const PER_PEER_MAX: usize = 4;
+    /// Most connections with one peer: one in use, one from dialing at once, one from before a restart, one spare;
+    /// and as many relayed or fallback ones while the path is being changed.
+    pub const PER_PEER_MAX: usize = 8;
 
     /// No connections yet.
     pub fn new(me: PeerId) -> Self {
@@ -48,11 +52,12 @@ impl<Id: Copy + Eq> Connections<Id> {
     }
 
     /// A connection stands; says whether it is the peer's first.
-    pub fn established(&mut self, peer: PeerId, id: Id, dialed: Dialed, now: Instant) -> bool {
+    pub fn established(&mut self, peer: PeerId, id: Id, dialed: Dialed, rung: Rung, now: Instant) -> bool {
         let list = self.by_peer.entry(peer).or_default();
         list.push(Connection {
             id,
             dialed,
+            rung,
             established_at: now,
             incarnation: None,
         });
@@ -106,6 +111,13 @@ impl<Id: Copy + Eq> Connections<Id> {
         list.iter().map(|connection| connection.id).collect()
     }
 
+    /// The connections with a peer on one rung.
+    pub fn on_rung(&self, peer: &PeerId, rung: Rung) -> Vec<Id> {
+        let list = self.by_peer.get(peer).map(Vec::as_slice).unwrap_or_default();
+        let there = list.iter().filter(|connection| connection.rung == rung);
+        there.map(|connection| connection.id).collect()
+    }
+
     /// Every peer with a connection.
     pub fn peers(&self) -> impl Iterator<Item = &PeerId> {
         self.by_peer.keys()
@@ -120,11 +132,15 @@ impl<Id: Copy + Eq> Connections<Id> {
             if list.len() < 2 || self.me > *peer {
                 continue;
             }
-            let settled = list
-                .iter()
-                .all(|connection| now.saturating_duration_since(connection.established_at) >= GRACE);
-            if let (true, Some(best)) = (settled, self.best(peer, list)) {
-                let others = list.iter().filter(|connection| connection.id != best.id);
+            let Some(best) = self.best(peer, list) else {
+                continue;
+            };
+            // What is worse is let go by whoever climbs to the peer.
+            let alike = || list.iter().filter(|connection| connection.rung == best.rung);
+            let settled =
+                alike().all(|connection| now.saturating_duration_since(connection.established_at) >= GRACE);
+            if settled {
+                let others = alike().filter(|connection| connection.id != best.id);
                 surplus.extend(others.map(|connection| (*peer, connection.id)));
             }
         }
@@ -132,7 +148,9 @@ impl<Id: Copy + Eq> Connections<Id> {
     }
 
     fn best<'a>(&self, peer: &PeerId, list: &'a [Connection<Id>]) -> Option<&'a Connection<Id>> {
-        list.iter().reduce(|older, newer| {
+        let highest = list.iter().map(|connection| connection.rung).max()?;
+        let alike = list.iter().filter(|connection| connection.rung == highest);
+        alike.reduce(|older, newer| {
             // Only of connections to one and the same incarnation both are known to be alive.
             let same = older.incarnation.is_some() && older.incarnation == newer.incarnation;
             let apart = newer
@@ -173,11 +191,11 @@ mod tests {
         let soon = now + Duration::from_millis(5);
         // Connection 1 was dialed by the small one, 2 by the large one; each end saw another order.
         let mut at_small = Connections::new(small);
-        at_small.established(large, 2, Dialed::ByThem, now);
-        at_small.established(large, 1, Dialed::ByUs, soon);
+        at_small.established(large, 2, Dialed::ByThem, Rung::Direct, now);
+        at_small.established(large, 1, Dialed::ByUs, Rung::Direct, soon);
         let mut at_large = Connections::new(large);
-        at_large.established(small, 1, Dialed::ByThem, now);
-        at_large.established(small, 2, Dialed::ByUs, soon);
+        at_large.established(small, 1, Dialed::ByThem, Rung::Direct, now);
+        at_large.established(small, 2, Dialed::ByUs, Rung::Direct, soon);
         assert_eq!(
             at_small.preferred(&large),
             Some(1),
@@ -205,8 +223,8 @@ mod tests {
         let (small, large) = two_peers();
         let now = Instant::now();
         let mut connections = Connections::new(small);
-        connections.established(large, 1, Dialed::ByThem, now);
-        connections.established(large, 2, Dialed::ByThem, now);
+        connections.established(large, 1, Dialed::ByThem, Rung::Direct, now);
+        connections.established(large, 2, Dialed::ByThem, Rung::Direct, now);
         assert_eq!(connections.preferred(&large), Some(2));
     }
 
@@ -215,8 +233,8 @@ mod tests {
         let (small, large) = two_peers();
         let now = Instant::now();
         let mut connections = Connections::new(small);
-        connections.established(large, 1, Dialed::ByUs, now);
-        connections.established(large, 2, Dialed::ByThem, now + SIMULTANEOUS * 2);
+        connections.established(large, 1, Dialed::ByUs, Rung::Direct, now);
+        connections.established(large, 2, Dialed::ByThem, Rung::Direct, now + SIMULTANEOUS * 2);
         connections.identified(&large, 1, 77);
         connections.identified(&large, 2, 77);
         assert_eq!(connections.preferred(&large), Some(2));
@@ -227,9 +245,9 @@ mod tests {
         let (small, large) = two_peers();
         let now = Instant::now();
         let mut connections = Connections::new(small);
-        connections.established(large, 1, Dialed::ByUs, now);
+        connections.established(large, 1, Dialed::ByUs, Rung::Direct, now);
         assert_eq!(connections.identified(&large, 1, 77), []);
-        connections.established(large, 2, Dialed::ByThem, now);
+        connections.established(large, 2, Dialed::ByThem, Rung::Direct, now);
         assert_eq!(connections.preferred(&large), Some(2));
         assert_eq!(connections.identified(&large, 2, 78), [1]);
         assert_eq!(connections.preferred(&large), Some(2));
@@ -240,11 +258,24 @@ mod tests {
         let (small, large) = two_peers();
         let now = Instant::now();
         let mut connections = Connections::new(small);
-        assert!(connections.established(large, 1, Dialed::ByUs, now));
-        assert!(!connections.established(large, 2, Dialed::ByThem, now));
+        assert!(connections.established(large, 1, Dialed::ByUs, Rung::Direct, now));
+        assert!(!connections.established(large, 2, Dialed::ByThem, Rung::Direct, now));
         assert!(!connections.closed(&large, 1));
         assert!(connections.closed(&large, 2));
         assert_eq!(connections.preferred(&large), None);
+    }
+
+    #[test]
+    fn a_direct_connection_is_preferred_to_any_relayed_one() {
+        let (small, large) = two_peers();
+        let now = Instant::now();
+        let mut connections = Connections::new(small);
+        connections.established(large, 1, Dialed::ByUs, Rung::Direct, now);
+        connections.established(large, 2, Dialed::ByThem, Rung::Relayed, now + GRACE);
+        assert_eq!(connections.preferred(&large), Some(1));
+        assert_eq!(connections.surplus(now + GRACE * 2), [], "the relayed one is not of its kind");
+        connections.closed(&large, 1);
+        assert_eq!(connections.preferred(&large), Some(2));
     }
 
     fn two_peers() -> (PeerId, PeerId) {

@@ -13,19 +13,19 @@ mod frames;
 mod http;
 mod identity;
 mod lane;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
 mod interfaces;
 mod limits;
 mod links;
 mod network;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod notes;
 mod port_mapping;
 mod prober;
 mod quic;
+mod reach;
+mod relaying;
 mod shared;
 mod stream;
 mod swarm;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not dial over it yet"))]
 mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
@@ -36,27 +36,34 @@ pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use libp2p::core::transport::ListenerId;
+use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Swarm, identify};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{Connections, Dialed, Dialer, Gate, Pace, Step};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation, Pace};
 use addresses::{is_loopback, without_peer};
 use explain::chain;
-use lapwing_base::{Keypair, Multiaddr, PeerId};
-use links::{Link, LinkId};
-use quic::{Probe, Quic, Session, SessionEvent, SessionId, to_multiaddr};
+use behaviour::Carrier;
+use interfaces::Interfaces;
+use lapwing_base::{Multiaddr, PeerId, Role};
+use links::{LaneClosed, LaneLink, Link, LinkId};
+use notes::Note;
+use port_mapping::{PortMapping, PortMappingConfig};
+use quic::{Quic, Session, SessionEvent, Stray, to_multiaddr};
+use reach::Reach;
 use shared::Shared;
 use swarm::{Protocols, ProtocolsEvent};
+use websocket::{CertificateFiles, Proxy};
 
 /// The clock of this room; cores take what it says as an argument.
 #[expect(
@@ -78,6 +85,13 @@ pub(crate) enum Command {
     },
     /// The address book knows something new of a peer.
     Learned(PeerId),
+    /// A relay has said where it sees a peer.
+    SeenAt { peer: PeerId, seen: Vec<IpAddr> },
+    /// Every address that was tried for a peer.
+    Candidates {
+        peer: PeerId,
+        reply: oneshot::Sender<Vec<CandidateRow>>,
+    },
     /// A peer has not answered in time, though a connection stands.
     Suspect(PeerId),
     /// Close every connection with a peer.
@@ -105,8 +119,11 @@ const LISTEN_SETTLE: Duration = Duration::from_millis(50);
 /// How long closing may take: a close frame to every peer, and three probe timeouts until the sockets are free.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Addresses under which others see us, for the status.
-const OBSERVED_MAX: usize = 8;
+/// Notes on their way at once.
+const NOTES_MAX: usize = 64;
+
+/// Lanes whose end the driver has not yet taken in.
+const LANES_CLOSED_MAX: usize = 64;
 
 /// Owns the swarm.
 pub(crate) struct Driver {
@@ -115,12 +132,21 @@ pub(crate) struct Driver {
     commands: mpsc::Receiver<Command>,
     gate: watch::Receiver<Gate>,
     stop: CancellationToken,
-    dialer: Dialer,
     connections: Connections<LinkId>,
     links: HashMap<LinkId, Link>,
     quic: Arc<Quic>,
     sessions: mpsc::Receiver<SessionEvent>,
-    probes: mpsc::Receiver<Probe>,
+    strays: mpsc::Receiver<Stray>,
+    lane_closed: mpsc::Sender<LaneClosed>,
+    lanes: mpsc::Receiver<LaneClosed>,
+    notes: mpsc::Receiver<Note>,
+    notes_under_way: Arc<Semaphore>,
+    interfaces: watch::Receiver<Interfaces>,
+    mapping: Option<watch::Receiver<PortMapping>>,
+    reach: Reach,
+    tracker: TaskTracker,
+    /// What the gate said last.
+    known_gate: Gate,
     /// Opens that wait for a connection.
     pending: HashMap<PeerId, Vec<Waiting>>,
     pending_count: usize,
@@ -128,15 +154,14 @@ pub(crate) struct Driver {
     /// When a connected peer was last dialed because it did not answer.
     suspected_at: HashMap<PeerId, Instant>,
     listeners: Vec<Listener>,
-    observed: Vec<(Multiaddr, u32)>,
     /// When deadlines and surplus connections were last looked at.
     looked_at: Instant,
 }
 
 /// What a driver is made of.
 pub(crate) struct Setup<'a> {
-    pub(crate) keypair: &'a Keypair,
-    pub(crate) listen: Vec<Multiaddr>,
+    pub(crate) config: &'a NetworkConfig,
+    pub(crate) notes: mpsc::Receiver<Note>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) gate: watch::Receiver<Gate>,
@@ -161,8 +186,8 @@ impl Driver {
     /// Builds the swarm and binds every address.
     pub(crate) async fn bind(setup: Setup<'_>) -> Result<Self, StartError> {
         let Setup {
-            keypair,
-            listen,
+            config,
+            notes,
             shared,
             commands,
             gate,
@@ -170,9 +195,11 @@ impl Driver {
             stop,
             incarnation,
         } = setup;
+        let (keypair, listen) = (&config.keypair, config.listen.clone());
         let me = keypair.public().to_peer_id();
         let (events, sessions) = mpsc::channel(quic::EVENTS_MAX);
-        let (found, probes) = mpsc::channel(quic::PROBES_MAX);
+        let (found, strays) = mpsc::channel(quic::PROBES_MAX);
+        let (lane_closed, lanes) = mpsc::channel(LANES_CLOSED_MAX);
         let quic = Quic::new(quic::Setup {
             keypair,
             shared: Arc::clone(&shared),
@@ -184,7 +211,23 @@ impl Driver {
         })
         .map_err(|error| StartError::Identity { source: error.into() })?;
         let quic = Arc::new(quic);
-        let mut swarm = swarm::build(keypair, Arc::clone(&shared), Arc::clone(&quic), tracker);
+        let proxy = Proxy::from_environment(|variable| std::env::var(variable).ok())
+            .map_err(|error| StartError::Proxy { source: error.into() })?;
+        let mut swarm = swarm::build(swarm::Setup {
+            keypair,
+            shared: Arc::clone(&shared),
+            quic: Arc::clone(&quic),
+            tracker: tracker.clone(),
+            relays_strangers: config.relays_strangers,
+            certificate: config.certificate.clone().map(|(chain, key)| CertificateFiles { chain, key }),
+            proxy,
+        })?;
+        let interfaces = interfaces::watch_interfaces(&tracker, stop.clone())
+            .await
+            .map_err(|source| StartError::Interfaces { source })?;
+        // What only this machine can use needs nobody's help, and nobody else can say what it is.
+        let only_loopback = !listen.is_empty() && listen.iter().all(is_loopback);
+        let role = config.role.or(only_loopback.then_some(Role::Main));
         let mut listeners = Vec::new();
         for asked in listen {
             match swarm.listen_on(asked.clone()) {
@@ -202,22 +245,33 @@ impl Driver {
             commands,
             gate,
             stop,
-            dialer: Dialer::new(incarnation),
             connections: Connections::new(me),
             links: HashMap::new(),
             quic,
             sessions,
-            probes,
+            strays,
+            lane_closed,
+            lanes,
+            notes,
+            notes_under_way: Arc::new(Semaphore::new(NOTES_MAX)),
+            interfaces,
+            mapping: None,
+            reach: Reach::new(me, role, rand::random(), now()),
+            tracker,
+            known_gate: Gate::default(),
             pending: HashMap::new(),
             pending_count: 0,
             disconnecting: HashMap::new(),
             suspected_at: HashMap::new(),
             listeners,
-            observed: Vec::new(),
             looked_at: now(),
         };
         driver.on_gate();
         driver.wait_until_bound().await?;
+        if config.maps_port && !only_loopback {
+            driver.map_port();
+        }
+        driver.on_interfaces();
         Ok(driver)
     }
 
@@ -265,7 +319,11 @@ impl Driver {
                 () = self.stop.cancelled() => break,
                 event = self.swarm.select_next_some() => self.on_event(event),
                 Some(event) = self.sessions.recv() => self.on_session(event),
-                Some(probe) = self.probes.recv() => self.on_probe(&probe),
+                Some(stray) = self.strays.recv() => self.on_stray(&stray, now()),
+                Some(closed) = self.lanes.recv() => self.on_closed(closed.peer, LinkId::Lane(closed.id), closed.why),
+                Some(note) = self.notes.recv() => self.on_note(note, now()),
+                Ok(()) = self.interfaces.changed() => self.on_interfaces(),
+                Some(()) = changed(&mut self.mapping) => self.on_port_mapping(),
                 command = self.commands.recv() => match command {
                     Some(command) => self.on_command(command),
                     None => break,
@@ -288,7 +346,8 @@ impl Driver {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connect { reply, .. } => drop(reply.send(Err(ConnectFailure::Stopped))),
-                Command::Learned(_) | Command::Suspect(_) => (),
+                Command::Learned(_) | Command::Suspect(_) | Command::SeenAt { .. } => (),
+                Command::Candidates { reply, .. } => drop(reply.send(Vec::new())),
                 Command::Disconnect { done, .. } => {
                     let _ = done.send(());
                 }
@@ -314,21 +373,25 @@ impl Driver {
     }
 
     fn wake_at(&self) -> Instant {
-        // Retries are due at the jittered instants of the dialer, which are bounded below by nothing: look again
-        // shortly while somebody waits, and otherwise only for connections to tidy up.
         let patience = if self.pending.is_empty() { TIDY } else { RETRY };
         // From the last look, not from now: other events must not put it off.
-        self.looked_at + patience
+        let look = self.looked_at + patience;
+        self.reach.next_at().map_or(look, |at| at.min(look))
     }
 
     fn on_time(&mut self) {
         let now = now();
+        self.on_reach_time(now);
+        let patience = if self.pending.is_empty() { TIDY } else { RETRY };
+        if now < self.looked_at + patience {
+            return;
+        }
         self.looked_at = now;
         let waiting: Vec<_> = self.pending.keys().copied().collect();
         for peer in waiting {
             self.prune(&peer, now);
-            if self.pending.contains_key(&peer) {
-                self.dial(peer, now);
+            if !self.pending.contains_key(&peer) && self.connections.count(&peer) == 0 {
+                self.unwanted(peer, now);
             }
         }
         for (peer, id) in self.connections.surplus(now) {
@@ -347,6 +410,8 @@ impl Driver {
         for link in self.links.values() {
             watch_closely(link, &gate);
         }
+        let before = std::mem::replace(&mut self.known_gate, gate.clone());
+        self.on_mains(&gate, &before, now());
         self.shared.acceptor.set_gate(gate);
         self.shared.probe_soon();
     }
@@ -363,13 +428,11 @@ impl Driver {
                 None => self.enqueue(peer, Waiting { deadline, reply }),
             },
             Command::Learned(peer) => {
-                self.dialer.learned(&peer);
-                if self.pending.contains_key(&peer) {
-                    // Beside a dial to where the peer is not, if there is one.
-                    self.dial_now(peer);
-                }
+                self.relearn(peer, now());
             }
             Command::Suspect(peer) => self.on_suspicion(peer),
+            Command::SeenAt { peer, seen } => self.on_seen_at(peer, seen, now()),
+            Command::Candidates { peer, reply } => drop(reply.send(self.candidates(&peer, now()))),
             Command::Disconnect { peer, done } => {
                 if self.connections.count(&peer) == 0 {
                     let _ = done.send(());
@@ -395,9 +458,13 @@ impl Driver {
             drop(waiting.reply.send(Err(ConnectFailure::Overloaded)));
             return;
         }
+        if self.addresses_of(&peer).is_empty() {
+            drop(waiting.reply.send(Err(ConnectFailure::NoAddress)));
+            return;
+        }
         self.pending.entry(peer).or_default().push(waiting);
         self.pending_count += 1;
-        self.dial(peer, now);
+        self.want(peer, now);
     }
 
     /// Drops opens that nobody waits for any more.
@@ -418,45 +485,23 @@ impl Driver {
         opens
     }
 
-    fn dial(&mut self, peer: PeerId, now: Instant) {
-        let addresses = self.shared.book().addresses(&peer);
-        if addresses.is_empty() {
-            for open in self.take_pending(&peer) {
-                drop(open.reply.send(Err(ConnectFailure::NoAddress)));
-            }
-            return;
-        }
-        match self.dialer.want(peer, now) {
-            Step::Dialing => (),
-            Step::Wait { retry_at } => self.give_up(peer, retry_at),
-            Step::Dial => self.dial_now(peer),
-        }
-    }
-
-    fn dial_now(&mut self, peer: PeerId) {
-        let addresses = self.shared.book().addresses(&peer);
-        trace!(%peer, ?addresses, "dialing");
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(addresses)
-            .build();
-        if let Err(error) = self.swarm.dial(options) {
-            self.on_dial_failure(peer, &error);
-        }
-    }
-
     /// A peer that was killed and has come back does not know the old connection, and nothing on it says so until
-    /// it has been silent for [`swarm::IDLE_MAX`]. A second one tells at once; a peer that is only slow is not asked twice.
+    /// it has been silent for a while. A second one tells at once; a peer that is only slow is not asked twice.
     fn on_suspicion(&mut self, peer: PeerId) {
         let now = now();
         let trusted = self.suspected_at.get(&peer).is_some_and(|at| now < *at + TRUST);
         if self.connections.count(&peer) == 0 || trusted || self.shared.book().addresses(&peer).is_empty() {
             return;
         }
-        if self.dialer.want(peer, now) == Step::Dial {
-            debug!(%peer, "peer does not answer, trying a second connection");
-            self.suspected_at.insert(peer, now);
-            self.dial_now(peer);
+        debug!(%peer, "peer does not answer, trying a second connection");
+        self.suspected_at.insert(peer, now);
+        let addresses = self.shared.book().addresses(&peer);
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .build();
+        if let Err(error) = self.swarm.dial(options) {
+            trace!(%peer, %error, "no second connection");
         }
     }
 
@@ -483,19 +528,12 @@ impl Driver {
         }
     }
 
-    fn on_dial_failure(&mut self, peer: PeerId, error: &DialError) {
-        if let DialError::WrongPeerId { address, .. } = error {
-            self.shared.book().mistaken(&peer, &without_peer(address));
-        }
-        self.on_unreachable(peer, explain::dial_error(error));
-    }
-
-    fn on_unreachable(&mut self, peer: PeerId, why: String) {
-        let retry_at = self.dialer.failed(peer, now());
-        self.suspected_at.remove(&peer);
+    /// Every address has failed; they are tried again at `retry_at`.
+    fn on_unreachable(&mut self, peer: PeerId, retry_at: Instant) {
         if self.connections.count(&peer) > 0 {
             return;
         }
+        let why = self.dial_failures(&peer).unwrap_or_else(|| "no address of it answers".to_owned());
         let first = {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
@@ -505,7 +543,7 @@ impl Driver {
         if first && self.is_member(&peer) {
             info!(%peer, reason = why, "member is unreachable");
         } else {
-            trace!(%peer, reason = why, "dial failed");
+            trace!(%peer, reason = why, "peer is unreachable");
         }
         self.give_up(peer, retry_at);
     }
@@ -517,12 +555,17 @@ impl Driver {
     fn on_event(&mut self, event: SwarmEvent<ProtocolsEvent>) {
         match event {
             SwarmEvent::Behaviour(ProtocolsEvent::Identify(event)) => self.on_identify(event),
+            SwarmEvent::Behaviour(ProtocolsEvent::Upkeep(carrier)) => self.on_carrier(carrier),
+            SwarmEvent::Behaviour(ProtocolsEvent::Relayed(event)) => self.on_relayed(&event, now()),
             SwarmEvent::OutgoingConnectionError {
+                connection_id,
                 peer_id: Some(peer),
                 error,
-                ..
-            } => self.on_dial_failure(peer, &error),
+            } => self.on_dial_failure(connection_id, peer, &error, now()),
             SwarmEvent::NewListenAddr { listener_id, address } => {
+                if self.on_circuit_address(listener_id, address.clone(), now()) {
+                    return;
+                }
                 if let Some(listener) = self.listener(listener_id) {
                     listener.bound.push(address);
                 }
@@ -533,6 +576,13 @@ impl Driver {
                     listener.bound.retain(|bound| *bound != address);
                 }
                 self.publish_listen();
+            }
+            SwarmEvent::ListenerClosed {
+                listener_id, reason, ..
+            } => {
+                if !self.on_circuit_closed(listener_id, reason.as_ref().err(), now()) {
+                    debug!(address = %self.asked(listener_id), ?reason, "a listener has closed");
+                }
             }
             SwarmEvent::IncomingConnectionError {
                 send_back_addr,
@@ -573,43 +623,89 @@ impl Driver {
                     }
                 }
             }
-            SessionEvent::Observed { seen, .. } => self.observe(to_multiaddr(seen)),
+            SessionEvent::Observed {
+                observer,
+                remote,
+                socket,
+                seen,
+            } => {
+                let said = Observation {
+                    socket,
+                    observer,
+                    observed_at: remote,
+                    seen,
+                };
+                self.on_observed(said, now());
+            }
             SessionEvent::Foreign(peer) => {
-                self.on_unreachable(peer, "it speaks libp2p, but is no node of ours".to_owned());
+                debug!(%peer, "the peer speaks libp2p, and is no node of ours");
+                self.shared.peers().entry(peer).last_error =
+                    Some("it speaks libp2p, and is no node of ours".to_owned());
             }
-            SessionEvent::Closed { id, peer, why } => self.on_closed(peer, id, why),
+            SessionEvent::Closed { id, peer, why } => self.on_closed(peer, LinkId::Session(id), why),
         }
     }
 
-    fn on_probe(&self, probe: &Probe) {
-        trace!(from = %probe.from, local = %probe.local, size = probe.payload.len(), "a probe nobody waits for");
+    fn on_carrier(&mut self, carrier: Carrier) {
+        let link = LaneLink::start(carrier, &self.shared, &self.tracker, &self.stop, self.lane_closed.clone());
+        let (id, dialed, address) = (LinkId::Lane(link.id), link.dialed, without_peer(&link.address));
+        self.on_link(id, Link::Lane(link), dialed, &address);
     }
 
-    fn observe(&mut self, address: Multiaddr) {
-        if let Some((_, count)) = self.observed.iter_mut().find(|(seen, _)| *seen == address) {
-            *count = count.saturating_add(1);
-        } else {
-            if self.observed.len() >= OBSERVED_MAX {
-                self.observed.pop();
-            }
-            self.observed.push((address, 1));
+    fn map_port(&mut self) {
+        let sockets = self.quic.sockets();
+        if let Some((_, local)) = sockets.iter().find(|(_, local)| local.is_ipv4()) {
+            let mapping = port_mapping::map_port(
+                local.port(),
+                PortMappingConfig::default(),
+                self.interfaces.clone(),
+                &self.tracker,
+                self.stop.clone(),
+            );
+            self.mapping = Some(mapping);
         }
-        self.observed.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let addresses = self.observed.iter().map(|(address, _)| address.clone()).collect();
-        self.shared.set_observed(addresses);
+    }
+
+    fn on_port_mapping(&mut self) {
+        let mapped = self.mapping.as_mut().and_then(|mapping| match *mapping.borrow_and_update() {
+            PortMapping::Mapped { external, by } => {
+                info!(%external, %by, "the router forwards a port to this node");
+                Some(external)
+            }
+            PortMapping::Searching | PortMapping::Unavailable { .. } => None,
+        });
+        self.on_mapped(mapped, now());
+    }
+
+    fn on_interfaces(&mut self) {
+        let (print, ips) = {
+            let interfaces = self.interfaces.borrow_and_update();
+            let print = interfaces.fingerprint().map_or(NetworkPrint(0), |print| NetworkPrint(print.short()));
+            let ips: Vec<_> = interfaces.addresses.iter().map(|address| address.addr()).collect();
+            (print, ips)
+        };
+        self.on_network(print, ips, now());
     }
 
     fn on_established(&mut self, session: &Arc<Session>) {
-        let (peer, id, dialed) = (session.peer, LinkId::Session(session.id), session.dialed);
+        let (peer, dialed) = (session.peer, session.dialed);
         let address = to_multiaddr(session.remote());
         if dialed == Dialed::ByUs {
             self.shared.book().reached(peer, address.clone());
         }
-        let link = Link::Session(Arc::clone(session));
+        self.on_link(
+            LinkId::Session(session.id),
+            Link::Session(Arc::clone(session)),
+            dialed,
+            &address,
+        );
+    }
+
+    fn on_link(&mut self, id: LinkId, link: Link, dialed: Dialed, address: &Multiaddr) {
+        let (peer, now) = (link.peer(), now());
         watch_closely(&link, &self.gate.borrow());
         self.links.insert(id, link.clone());
-        let first = self.connections.established(peer, id, dialed, now());
-        self.dialer.connected(&peer);
+        let first = self.connections.established(peer, id, dialed, link.rung(), now);
         let standing = self.standing(&peer);
         {
             let mut peers = self.shared.peers();
@@ -620,33 +716,39 @@ impl Driver {
             entry.told_unreachable = false;
         }
         self.publish_link(&peer);
+        let rung = link.rung();
         if first && self.is_member(&peer) {
-            info!(%peer, %address, "member connected");
+            info!(%peer, %address, %rung, "member connected");
         } else {
-            debug!(%peer, %address, ?id, "session established");
+            debug!(%peer, %address, %rung, ?id, "link established");
         }
         for waiting in self.take_pending(&peer) {
             // The newest link is known to work; the preferred one may be the remains of a restart.
             drop(waiting.reply.send(Ok(link.clone())));
         }
+        self.on_path(&link, address, now);
         self.shared.probe_soon();
     }
 
-    fn on_closed(&mut self, peer: PeerId, id: SessionId, why: String) {
-        let id = LinkId::Session(id);
-        self.links.remove(&id);
+    fn on_closed(&mut self, peer: PeerId, id: LinkId, why: String) {
+        let Some(rung) = self.links.remove(&id).map(|link| link.rung()) else {
+            return;
+        };
         let last = self.connections.closed(&peer, id);
         self.publish_link(&peer);
+        if self.connections.on_rung(&peer, rung).is_empty() {
+            self.on_path_lost(peer, rung, now());
+        }
         if !last {
             let standing = self.standing(&peer);
             self.shared.peers().entry(peer).connections = standing;
-            debug!(%peer, ?id, reason = why, "session closed, another one stands");
+            debug!(%peer, ?id, reason = why, "link closed, another one stands");
             return;
         }
         if self.is_member(&peer) {
             info!(%peer, reason = why, "member disconnected");
         } else {
-            debug!(%peer, reason = why, "session closed");
+            debug!(%peer, reason = why, "link closed");
         }
         {
             let mut peers = self.shared.peers();
@@ -681,7 +783,7 @@ impl Driver {
         self.listeners.iter_mut().find(|listener| listener.id == id)
     }
 
-    fn publish_listen(&self) {
+    fn publish_listen(&mut self) {
         let mut addresses = Vec::new();
         for listener in &self.listeners {
             // Asked for all interfaces, a node is not reached over loopback, unless there is nothing else.
@@ -695,6 +797,7 @@ impl Driver {
         addresses.sort();
         addresses.dedup();
         self.shared.set_listen(addresses);
+        self.publish_reach(now());
     }
 }
 
@@ -707,12 +810,15 @@ const TRUST: Duration = Duration::from_secs(30);
 /// How often surplus connections are looked for.
 const TIDY: Duration = Duration::from_secs(1);
 
-/// Links between members are watched, others as far as the transport does it.
+/// Some links are watched closely, others as far as is cheap.
 fn watch_closely(link: &Link, gate: &Gate) {
-    match link {
-        Link::Session(session) => {
-            let member = gate.members.contains(&session.peer);
-            session.set_pace(if member { Pace::CLOSE } else { Pace::LOOSE });
-        }
+    if let Link::Session(session) = link {
+        let watched = gate.watched.contains(&session.peer);
+        session.set_pace(if watched { Pace::CLOSE } else { Pace::LOOSE });
     }
+}
+
+/// The next change of something that there may not be.
+async fn changed<T>(receiver: &mut Option<watch::Receiver<T>>) -> Option<()> {
+    receiver.as_mut()?.changed().await.ok()
 }

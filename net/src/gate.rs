@@ -14,6 +14,10 @@ pub struct Gate {
     pub cluster: Option<ClusterId>,
     /// Who else belongs to it.
     pub members: Arc<HashSet<PeerId>>,
+    /// Who is publicly reachable and relays, of the cluster or of those that were named to join it by.
+    pub mains: Arc<HashSet<PeerId>>,
+    /// Whose silence is to be noticed at once: mains, and voters of a node that votes.
+    pub watched: Arc<HashSet<PeerId>>,
 }
 
 impl Gate {
@@ -82,6 +86,7 @@ mod tests {
         Gate {
             cluster: Some(OURS),
             members: Arc::new(HashSet::from([peer])),
+            ..Gate::default()
         }
     }
 

@@ -10,7 +10,6 @@ mod address_book;
 mod bucket;
 mod codec;
 mod connections;
-mod dialer;
 mod estimate;
 mod gate;
 mod hello;
@@ -31,7 +30,6 @@ pub use address_book::AddressBook;
 pub use bucket::Bucket;
 pub use codec::{DecodeError, decode, encode};
 pub use connections::{Connections, Dialed};
-pub use dialer::{Dialer, Step};
 pub use estimate::Estimate;
 pub use gate::Gate;
 pub use hello::{Hello, HelloError, VERSION};
@@ -50,7 +48,7 @@ pub use reach::{
 };
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
-pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
+pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
 pub use send::{
     AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
     Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler,

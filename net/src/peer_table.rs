@@ -1,6 +1,6 @@
 //! What is remembered of each peer: its link, its speed, and what went over it.
 
-use crate::{Estimate, LinkStatus, PeerStatus};
+use crate::{Estimate, LinkStatus, PeerStatus, RelayedBecause};
 use lapwing_base::{ByteSize, CLASSES, Class, Multiaddr, PeerId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub struct PeerEntry {
     pub connections: u32,
     /// Where the last connection led.
     pub address: Option<Multiaddr>,
+    /// Why the path is not direct.
+    pub relayed_because: Option<RelayedBecause>,
     /// Our upload to it.
     pub estimate: Estimate,
     /// Payload in both directions.
@@ -67,6 +69,7 @@ impl PeerEntry {
             connected: self.connections > 0,
             connections: self.connections,
             address: self.address.clone(),
+            relayed_because: self.relayed_because,
             link,
             bandwidth: self.estimate.speed(now, fresh),
             sent: self.counters.sent(),

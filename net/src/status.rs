@@ -1,19 +1,51 @@
 //! What the network shows of itself: plain values for the status document, metrics and people.
 
-use crate::Refused;
-use lapwing_base::{Bandwidth, ByteSize, CLASSES, Multiaddr, PeerId};
+use crate::{NatType, Refused, RelayedBecause, Standing};
+use lapwing_base::{Bandwidth, ByteSize, CLASSES, Multiaddr, PeerId, Role};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::time::Duration;
 
+/// How a node can be reached, as far as it knows itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReachStatus {
+    /// Main or home, and how well that is known.
+    pub standing: Standing,
+    /// What stands before its IPv4 addresses.
+    pub nat: NatType,
+    /// Where others see it.
+    pub observed: Vec<SocketAddr>,
+    /// Relays that accept circuits for it, and for how long from now.
+    pub reservations: Vec<(PeerId, Duration)>,
+    /// The addresses that others should know.
+    pub advertised: Vec<Multiaddr>,
+}
+
+impl Default for ReachStatus {
+    /// Of a node that has just started.
+    fn default() -> Self {
+        Self {
+            standing: Standing {
+                role: Role::Home,
+                provisional: true,
+            },
+            nat: NatType::default(),
+            observed: Vec::new(),
+            reservations: Vec::new(),
+            advertised: Vec::new(),
+        }
+    }
+}
+
 /// The network as seen from one node at one moment.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NetworkStatus {
     /// This node.
     pub peer: PeerId,
     /// Where it listens: concrete addresses.
     pub listen: Vec<Multiaddr>,
-    /// Addresses under which peers have seen it, the most often seen first.
-    pub observed: Vec<Multiaddr>,
+    /// How it can be reached.
+    pub reach: ReachStatus,
     /// What was turned away at the door since this node started.
     pub refused: Refused,
     /// Everybody it has dealt with and still remembers, by identity.
@@ -31,6 +63,8 @@ pub struct PeerStatus {
     pub connections: u32,
     /// Where the standing connection leads, or else the last one did.
     pub address: Option<Multiaddr>,
+    /// Why the link is not direct; `None` when it is, or when there is none.
+    pub relayed_because: Option<RelayedBecause>,
     /// What the link is made of that new channels take; `None` when there is none.
     pub link: Option<LinkStatus>,
     /// Our upload to the peer, smoothed; `None` when it was not measured lately.

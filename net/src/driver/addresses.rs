@@ -4,14 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use libp2p::multiaddr::Protocol;
 
-use lapwing_base::Multiaddr;
+use lapwing_base::{Multiaddr, PeerId};
 
-/// The address without the identity that it may end with.
+/// The address without the identity that it may end with. That of a relay on the way stays.
 pub(crate) fn without_peer(address: &Multiaddr) -> Multiaddr {
+    let mut address = address.clone();
+    if let Some(Protocol::P2p(_)) = address.iter().last() {
+        address.pop();
+    }
     address
-        .iter()
-        .filter(|part| !matches!(part, Protocol::P2p(_)))
-        .collect()
 }
 
 /// Whether only this machine can use it.
@@ -21,14 +22,30 @@ pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
 
 /// The UDP socket address that it begins with.
 pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Udp(port) => Some((ip, port).into()),
+    match address.iter().nth(1)? {
+        Protocol::Udp(port) => Some((ip_of(address)?, port).into()),
         _ => None,
     }
+}
+
+/// The IP address that it begins with.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+/// The relay that an address leads through.
+pub(crate) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    let mut relay = None;
+    for part in address.iter() {
+        match part {
+            Protocol::P2p(peer) => relay = Some(peer),
+            Protocol::P2pCircuit => return relay,
+            _ => (),
+        }
+    }
+    None
 }

@@ -1,29 +1,50 @@
-//! Which connections libp2p may keep: how many, and for how long. Opens no streams.
+//! Which connections libp2p may keep: how many, and for how long; and the one substream, on connections that are not
+//! QUIC to the peer itself, over which a lane carries all classes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::core::upgrade::DeniedUpgrade;
-use libp2p::swarm::handler::ConnectionEvent;
+use libp2p::core::upgrade::{DeniedUpgrade, ReadyUpgrade};
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+};
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
-    SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour, Stream,
+    StreamProtocol, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 
 use super::shared::Shared;
-use crate::Connections;
+use crate::{Connections, Dialed, Rung};
+use either::Either;
 use lapwing_base::{Multiaddr, PeerId};
+use tracing::debug;
 
 /// The part that the swarm owns.
 pub(crate) struct Behaviour {
     shared: Arc<Shared>,
     connections: HashMap<ConnectionId, PeerId>,
     of_peer: HashMap<PeerId, usize>,
+    /// At most one for each connection.
+    carriers: VecDeque<Carrier>,
 }
+
+/// A substream that is to carry a lane.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: PeerId,
+    pub(crate) dialed: Dialed,
+    pub(crate) rung: Rung,
+    /// Where the connection leads; of a circuit that the peer has dialed, our own relayed address.
+    pub(crate) address: Multiaddr,
+    pub(crate) stream: Stream,
+}
+
+const LANE: StreamProtocol = StreamProtocol::new("/lapwing/lane/1");
 
 /// Connections at most, in both directions: ten thousand homes at one main, and room for strangers.
 const CONNECTIONS_MAX: usize = 16 << 10;
@@ -34,21 +55,36 @@ impl Behaviour {
             shared,
             connections: HashMap::new(),
             of_peer: HashMap::new(),
+            carriers: VecDeque::new(),
         }
     }
 
-    fn handler(&mut self, id: ConnectionId, peer: PeerId) -> Result<Handler, ConnectionDenied> {
+    fn handler(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        dialed: Dialed,
+        address: &Multiaddr,
+    ) -> Result<Handler, ConnectionDenied> {
         let with_peer = self.of_peer.entry(peer).or_default();
-        if *with_peer >= Connections::<ConnectionId>::PER_PEER_MAX
-            || self.connections.len() >= CONNECTIONS_MAX
-        {
+        if *with_peer >= Connections::<ConnectionId>::PER_PEER_MAX || self.connections.len() >= CONNECTIONS_MAX {
             return Err(ConnectionDenied::new(TooManyConnections));
         }
         *with_peer += 1;
         self.connections.insert(id, peer);
+        // QUIC to the peer itself has sessions.
+        let rung = Rung::of(address).filter(|rung| *rung != Rung::Direct);
         Ok(Handler {
             peer,
             shared: Arc::clone(&self.shared),
+            lane: rung.map(|rung| Laying {
+                id,
+                dialed,
+                rung,
+                address: address.clone(),
+                asked: false,
+            }),
+            ready: None,
         })
     }
 }
@@ -60,7 +96,7 @@ struct TooManyConnections;
 
 impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = Handler;
-    type ToSwarm = Infallible;
+    type ToSwarm = Carrier;
 
     fn handle_pending_inbound_connection(
         &mut self,
@@ -78,21 +114,21 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         id: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(id, peer)
+        self.handler(id, peer, Dialed::ByThem, local)
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         id: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        address: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(id, peer)
+        self.handler(id, peer, Dialed::ByUs, address)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -113,12 +149,14 @@ impl NetworkBehaviour for Behaviour {
         }
     }
 
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
-        match event {}
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, carrier: THandlerOutEvent<Self>) {
+        self.carriers.push_back(carrier);
     }
 
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        Poll::Pending
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Carrier, THandlerInEvent<Self>>> {
+        // No waker: the swarm polls its behaviours after every event of a handler.
+        let carrier = self.carriers.pop_front();
+        carrier.map_or(Poll::Pending, |carrier| Poll::Ready(ToSwarm::GenerateEvent(carrier)))
     }
 }
 
@@ -126,25 +164,67 @@ impl NetworkBehaviour for Behaviour {
 pub(crate) struct Handler {
     peer: PeerId,
     shared: Arc<Shared>,
+    lane: Option<Laying>,
+    ready: Option<Stream>,
+}
+
+/// What a lane's substream is opened with.
+struct Laying {
+    id: ConnectionId,
+    dialed: Dialed,
+    rung: Rung,
+    address: Multiaddr,
+    asked: bool,
 }
 
 impl ConnectionHandler for Handler {
     type FromBehaviour = Infallible;
-    type ToBehaviour = Infallible;
-    type InboundProtocol = DeniedUpgrade;
-    type OutboundProtocol = DeniedUpgrade;
+    type ToBehaviour = Carrier;
+    type InboundProtocol = Either<ReadyUpgrade<StreamProtocol>, DeniedUpgrade>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = ();
 
-    fn listen_protocol(&self) -> SubstreamProtocol<DeniedUpgrade> {
-        SubstreamProtocol::new(DeniedUpgrade, ())
+    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
+        // Whoever has dialed opens the lane, once.
+        let takes = |laying: &Laying| laying.dialed == Dialed::ByThem && !laying.asked;
+        let protocol = if self.lane.as_ref().is_some_and(takes) {
+            Either::Left(ReadyUpgrade::new(LANE))
+        } else {
+            Either::Right(DeniedUpgrade)
+        };
+        SubstreamProtocol::new(protocol, ())
     }
 
     fn connection_keep_alive(&self) -> bool {
         self.shared.keeps(&self.peer)
     }
 
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<DeniedUpgrade, (), Infallible>> {
+    fn poll(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Carrier>> {
+        let Some(laying) = &mut self.lane else {
+            return Poll::Pending;
+        };
+        if let Some(stream) = self.ready.take() {
+            let carrier = Carrier {
+                id: laying.id,
+                peer: self.peer,
+                dialed: laying.dialed,
+                rung: laying.rung,
+                address: laying.address.clone(),
+                stream,
+            };
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(carrier));
+        }
+        if laying.dialed == Dialed::ByUs && !laying.asked {
+            laying.asked = true;
+            return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                protocol: SubstreamProtocol::new(ReadyUpgrade::new(LANE), ()),
+            });
+        }
+        // No waker: the connection is polled after every event.
         Poll::Pending
     }
 
@@ -152,5 +232,25 @@ impl ConnectionHandler for Handler {
         match event {}
     }
 
-    fn on_connection_event(&mut self, _: ConnectionEvent<'_, DeniedUpgrade, DeniedUpgrade>) {}
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: futures::future::Either::Left(stream),
+                ..
+            }) => {
+                if let Some(laying) = &mut self.lane {
+                    laying.asked = true;
+                }
+                self.ready = Some(stream);
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, .. }) => {
+                self.ready = Some(stream);
+            }
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {
+                // It is no node of ours, or of another version; libp2p's own protocols go on.
+                debug!(peer = %self.peer, %error, "the peer takes no lane");
+            }
+            _ => (),
+        }
+    }
 }

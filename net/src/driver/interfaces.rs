@@ -61,6 +61,16 @@ pub(crate) type Mac = [u8; 6];
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub(crate) struct Fingerprint([u8; 16]);
 
+impl Fingerprint {
+    /// Enough of it to tell the networks of one machine apart.
+    pub(crate) fn short(self) -> u64 {
+        let [first, ..] = self.0.as_chunks::<8>().0 else {
+            return 0;
+        };
+        u64::from_le_bytes(*first)
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

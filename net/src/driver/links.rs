@@ -1,14 +1,26 @@
 //! What leads to a peer, whatever it is made of.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use libp2p::swarm::ConnectionId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::trace;
 
+use super::acceptor::HELLO_TIMEOUT;
+use super::addresses::ip_of;
+use super::behaviour::Carrier;
+use super::lane::{Lane, LaneConfig, LaneStream};
 use super::quic::{Session, SessionId};
-use super::stream::Opened;
-use crate::LinkStatus;
-use lapwing_base::Class;
+use super::shared::Shared;
+use super::stream::{Opened, Stream};
+use crate::{Dialed, LaneSide, LinkStatus, Packets, Path, Rung, Transport};
+use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -22,6 +34,8 @@ pub(crate) enum LinkId {
 pub(crate) enum Link {
     /// QUIC, to the peer itself.
     Session(Arc<Session>),
+    /// Anything else: one stream of bytes, through a relay or over TLS.
+    Lane(Arc<LaneLink>),
 }
 
 impl Link {
@@ -32,6 +46,30 @@ impl Link {
     pub(crate) async fn open(&self, class: Class) -> io::Result<Opened> {
         match self {
             Self::Session(session) => session.open(class).await,
+            Self::Lane(link) => link.open(class),
+        }
+    }
+
+    pub(crate) fn peer(&self) -> PeerId {
+        match self {
+            Self::Session(session) => session.peer,
+            Self::Lane(link) => link.peer,
+        }
+    }
+
+    pub(crate) fn rung(&self) -> Rung {
+        match self {
+            Self::Session(_) => Rung::Direct,
+            Self::Lane(link) => link.rung,
+        }
+    }
+
+    /// Where the peer's packets come from; `None` through a relay.
+    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Session(session) => Some(session.remote().ip()),
+            Self::Lane(link) if link.rung == Rung::Relayed => None,
+            Self::Lane(link) => ip_of(&link.address),
         }
     }
 
@@ -39,6 +77,7 @@ impl Link {
     pub(crate) fn in_use(&self) -> bool {
         match self {
             Self::Session(session) => session.in_use(),
+            Self::Lane(link) => Arc::strong_count(&link.usage) > 1,
         }
     }
 
@@ -46,6 +85,14 @@ impl Link {
     pub(crate) fn status(&self) -> LinkStatus {
         match self {
             Self::Session(session) => session.status(),
+            Self::Lane(link) => link.status(),
+        }
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        match self {
+            Self::Session(session) => Some(session.rtt()),
+            Self::Lane(link) => link.lane.figures().rtt,
         }
     }
 
@@ -53,6 +100,152 @@ impl Link {
     pub(crate) fn close(&self, why: &str) {
         match self {
             Self::Session(session) => session.close(why),
+            Self::Lane(link) => link.stop.cancel(),
         }
     }
+}
+
+/// A lane and what it runs over.
+#[derive(Debug)]
+pub(crate) struct LaneLink {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: PeerId,
+    pub(crate) dialed: Dialed,
+    pub(crate) rung: Rung,
+    pub(crate) address: Multiaddr,
+    lane: Lane,
+    stop: CancellationToken,
+    /// Bulk passes where there is no better way, and waits where one may be found.
+    takes_bulk: AtomicBool,
+    usage: Arc<()>,
+}
+
+/// What bulk may take of a relay that others need too, for each peer.
+const RELAYED_BULK_MAX: Bandwidth = Bandwidth { kbit_s: 2_000 };
+
+/// A lane has come to its end.
+#[derive(Debug)]
+pub(crate) struct LaneClosed {
+    pub(crate) id: ConnectionId,
+    pub(crate) peer: PeerId,
+    pub(crate) why: String,
+}
+
+impl LaneLink {
+    /// Starts a lane; its end is told to `closed`.
+    pub(crate) fn start(
+        carrier: Carrier,
+        shared: &Arc<Shared>,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+        closed: mpsc::Sender<LaneClosed>,
+    ) -> Arc<Self> {
+        let Carrier {
+            id,
+            peer,
+            dialed,
+            rung,
+            address,
+            stream,
+        } = carrier;
+        let side = match dialed {
+            Dialed::ByUs => LaneSide::Dialer,
+            Dialed::ByThem => LaneSide::Listener,
+        };
+        let config = LaneConfig {
+            upload_max: (rung == Rung::Relayed).then_some(RELAYED_BULK_MAX),
+            ..LaneConfig::default()
+        };
+        let stop = stop.child_token();
+        let (lane, inbound) = Lane::start(stream, side, config, tracker, &stop);
+        let link = Arc::new(Self {
+            id,
+            peer,
+            dialed,
+            rung,
+            address,
+            lane,
+            stop,
+            takes_bulk: AtomicBool::new(rung != Rung::Relayed),
+            usage: Arc::default(),
+        });
+        tracker.spawn(run(
+            Arc::clone(&link),
+            inbound,
+            Arc::clone(shared),
+            tracker.clone(),
+            closed,
+        ));
+        link
+    }
+
+    fn open(&self, class: Class) -> io::Result<Opened> {
+        let bulk = matches!(class, Class::Maintenance | Class::Model);
+        if bulk && !self.takes_bulk.load(Ordering::Relaxed) {
+            let why = "bulk does not go through a relay while a direct path may be found";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, why));
+        }
+        let stream = self.lane.open(class).map_err(io::Error::other)?;
+        Ok(self.opened(stream))
+    }
+
+    /// Whether bulk may go through the relay from now on.
+    pub(crate) fn allow_bulk(&self, allow: bool) {
+        self.takes_bulk.store(allow || self.rung != Rung::Relayed, Ordering::Relaxed);
+    }
+
+    fn opened(&self, stream: LaneStream) -> Opened {
+        Opened {
+            stream: Stream::lane(stream),
+            usage: Arc::clone(&self.usage),
+        }
+    }
+
+    fn status(&self) -> LinkStatus {
+        let figures = self.lane.figures();
+        LinkStatus {
+            path: if self.rung == Rung::Relayed {
+                Path::Relayed
+            } else {
+                Path::Direct
+            },
+            transport: if self.rung == Rung::Fallback {
+                Transport::Wss
+            } else {
+                Transport::Quic
+            },
+            rtt: figures.rtt.unwrap_or_default(),
+            window: None,
+            bulk_window: Some(ByteSize(figures.window)),
+            packets: Packets::default(),
+        }
+    }
+}
+
+/// Takes what the peer opens, until the lane ends.
+async fn run(
+    link: Arc<LaneLink>,
+    mut inbound: mpsc::Receiver<(Class, LaneStream)>,
+    shared: Arc<Shared>,
+    tracker: TaskTracker,
+    closed: mpsc::Sender<LaneClosed>,
+) {
+    let why = loop {
+        tokio::select! {
+            end = link.lane.ended() => break end.to_string(),
+            Some((class, stream)) = inbound.recv() => {
+                let (opened, shared, peer) = (link.opened(stream), Arc::clone(&shared), link.peer);
+                tracker.spawn(async move {
+                    let accepting = shared.acceptor.accept(peer, class, opened, &shared);
+                    if tokio::time::timeout(HELLO_TIMEOUT, accepting).await.is_err() {
+                        trace!(%peer, %class, "a stream said nothing");
+                    }
+                });
+            }
+        }
+    };
+    let (id, peer) = (link.id, link.peer);
+    drop(link);
+    // Nobody listens where the whole network has stopped.
+    let _ = closed.send(LaneClosed { id, peer, why }).await;
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,11 @@ use super::addresses::without_peer;
 use super::channel::{Channel, ChannelError};
 use super::limits::Limits;
 use super::links::Link;
+use super::notes::{self, Inboxes};
 use super::shared::Shared;
 use super::{COMMANDS_MAX, Command, ConnectFailure, Driver, now, prober};
-use crate::{Gate, Hello, Kind, NetworkStatus, Probes, Refusal};
-use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId};
+use crate::{CandidateRow, Gate, Hello, Kind, NetworkStatus, Probes, ReachStatus, Refusal};
+use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId, Role};
 
 /// How a node takes part in the network.
 #[derive(Clone)]
@@ -28,6 +30,15 @@ pub struct NetworkConfig {
     /// Where to listen, as `/ip4/0.0.0.0/udp/0/quic-v1`; port 0 lets the system choose, and with no address at
     /// all the node only dials.
     pub listen: Vec<Multiaddr>,
+    /// Main or home; `None` finds out: by asking others whether they reach it. Default: `None`.
+    pub role: Option<Role>,
+    /// Whether to relay for peers that are not members too. Default: no.
+    pub relays_strangers: bool,
+    /// Whether to ask the router for a port (UPnP, PCP, NAT-PMP). Default: yes, unless it listens on loopback only.
+    pub maps_port: bool,
+    /// What a WebSocket listener shows: files with a certificate chain and its key, both PEM. Default: a certificate
+    /// made at the start, which serves everybody who does not look inside.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// Holds the sum of `Model` and `Maintenance` to this rate when sending; the other classes are counted and
     /// never wait. Default: none. Costs a timer for each 16 KiB.
     pub upload_max: Option<Bandwidth>,
@@ -48,6 +59,10 @@ impl NetworkConfig {
         Self {
             keypair,
             listen: vec![any],
+            role: None,
+            relays_strangers: false,
+            maps_port: true,
+            certificate: None,
             upload_max: None,
             download_max: None,
             probe_interval: Duration::from_secs(30),
@@ -97,9 +112,11 @@ impl Network {
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let probed = shared.acceptor.serve(prober::PROBE, prober::QUEUE);
+        let inboxes = Inboxes::open(&shared);
+        let (noted, notes) = mpsc::channel(notes::QUEUE);
         let driver = Driver::bind(super::Setup {
-            keypair: &config.keypair,
-            listen: config.listen,
+            config: &config,
+            notes,
             shared: Arc::clone(&shared),
             commands: inbox,
             gate,
@@ -112,10 +129,11 @@ impl Network {
         tracker.spawn(driver.run().instrument(span.clone()));
         let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval));
         let answering = prober::answer_probes(probed);
+        let noting = notes::take(Arc::clone(&shared), inboxes, noted);
         let stopped = stop.child_token();
         let tasks = async move {
             stopped
-                .run_until_cancelled(async { tokio::join!(probing, answering) })
+                .run_until_cancelled(async { tokio::join!(probing, answering, noting) })
                 .await;
         };
         tracker.spawn(tasks.instrument(span));
@@ -138,6 +156,22 @@ impl Network {
     /// Where others can reach it: concrete addresses. Loopback only when it was asked for, or there is nothing else.
     pub fn listen_addrs(&self) -> Vec<Multiaddr> {
         self.inner.shared.listen()
+    }
+
+    /// How this node can be reached, and whether it is a main, as that becomes known and changes.
+    pub fn reach(&self) -> watch::Receiver<ReachStatus> {
+        self.inner.shared.reach()
+    }
+
+    /// Every address that was tried for a peer lately, and what came of it.
+    pub async fn candidates(&self, peer: PeerId) -> Vec<CandidateRow> {
+        let (reply, rows) = oneshot::channel();
+        let command = Command::Candidates { peer, reply };
+        if self.inner.shared.commands.send(command).await.is_err() {
+            return Vec::new();
+        }
+        // The driver answers every command until it stops.
+        rows.await.unwrap_or_default()
     }
 
     /// Replaces what was learned earlier of a peer's addresses.
@@ -180,28 +214,7 @@ impl Network {
         body: &[u8],
         timeout: Duration,
     ) -> Result<Bytes, RequestError> {
-        let begun_at = now();
-        let exchange = async {
-            let mut channel = self.open(peer, kind, timeout).await?;
-            channel.send(body).await?;
-            channel.finish().await?;
-            channel
-                .receive()
-                .await?
-                .ok_or(RequestError::NoAnswer { peer, kind })
-        };
-        match tokio::time::timeout_at((begun_at + timeout).into(), exchange).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                // A hint, which may be lost where the driver is busy.
-                let _ = self.inner.shared.commands.try_send(Command::Suspect(peer));
-                Err(RequestError::Timeout {
-                    peer,
-                    kind,
-                    waited: timeout,
-                })
-            }
-        }
+        request(&self.inner.shared, peer, kind, body, timeout).await
     }
 
     /// Our upload to each peer, as far as it was measured lately: smoothed.
@@ -237,7 +250,7 @@ impl Network {
         NetworkStatus {
             peer: shared.me,
             listen: shared.listen(),
-            observed: shared.observed(),
+            reach: shared.reach().borrow().clone(),
             refused: shared.refused.get(),
             peers,
         }
@@ -266,6 +279,37 @@ impl Network {
         self.inner.stop.cancel();
         self.inner.tracker.close();
         self.inner.tracker.wait().await;
+    }
+}
+
+pub(crate) async fn request(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    kind: Kind,
+    body: &[u8],
+    timeout: Duration,
+) -> Result<Bytes, RequestError> {
+    let begun_at = now();
+    let exchange = async {
+        let mut channel = open(shared, peer, kind, timeout).await?;
+        channel.send(body).await?;
+        channel.finish().await?;
+        channel
+            .receive()
+            .await?
+            .ok_or(RequestError::NoAnswer { peer, kind })
+    };
+    match tokio::time::timeout_at((begun_at + timeout).into(), exchange).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            // A hint, which may be lost where the driver is busy.
+            let _ = shared.commands.try_send(Command::Suspect(peer));
+            Err(RequestError::Timeout {
+                peer,
+                kind,
+                waited: timeout,
+            })
+        }
     }
 }
 
@@ -356,6 +400,24 @@ pub enum StartError {
     Identity {
         /// What the library says.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The proxy of the environment cannot be used.
+    #[error("cannot use the proxy that HTTPS_PROXY names; correct or unset it")]
+    Proxy {
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// WebSocket cannot be set up.
+    #[error("cannot set up WebSocket; check the certificate's files")]
+    WebSocket {
+        /// What the library says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The system does not tell which networks this machine is in.
+    #[error("cannot watch this machine's networks")]
+    Interfaces {
+        /// What the system says.
+        source: io::Error,
     },
     /// Another process has the port.
     #[error("{address} is in use by another process; stop it, or choose another port (0 takes a free one)")]

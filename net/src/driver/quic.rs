@@ -14,12 +14,13 @@ mod runtime;
 pub(crate) mod session;
 mod settings;
 mod socket;
+mod spares;
 mod tls;
 
 pub(crate) use address::{from_multiaddr, to_multiaddr};
 pub(crate) use dial::Error;
 pub(crate) use session::{Session, SessionEvent, SessionId};
-pub(crate) use socket::Probe;
+pub(crate) use socket::Stray;
 pub(crate) use tls::IdentityError;
 
 use std::collections::HashMap;
@@ -40,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::shared::{Shared, lock};
-use crate::Dialed;
+use crate::{Dialed, SocketId};
 use lapwing_base::{Keypair, Multiaddr, PeerId};
 use listener::Listener;
 use muxer::Muxer;
@@ -48,6 +49,7 @@ use runtime::Tracked;
 use session::{CLOSED, REFUSED};
 use settings::Settings;
 use socket::Socket;
+use spares::Spares;
 use tls::Identity;
 
 /// Events of sessions that the driver may have waiting: sessions wait when it is behind.
@@ -67,11 +69,16 @@ pub(crate) struct Quic {
     tracker: TaskTracker,
     stop: CancellationToken,
     events: mpsc::Sender<SessionEvent>,
-    probes: mpsc::Sender<Probe>,
+    probes: mpsc::Sender<Stray>,
     incarnation: u64,
     next_session: AtomicU64,
     locals: Mutex<Vec<Local>>,
     sessions: Mutex<HashMap<PeerId, Vec<Weak<Session>>>>,
+    next_socket: AtomicU64,
+    /// From which socket the next dial to an address goes, where a path was found from that one only.
+    preferred: Mutex<HashMap<SocketAddr, SocketId>>,
+    /// By the peer that they were opened for.
+    spares: Mutex<HashMap<PeerId, Spares>>,
 }
 
 /// A socket with its endpoint.
@@ -92,7 +99,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) stop: CancellationToken,
     pub(crate) incarnation: u64,
     pub(crate) events: mpsc::Sender<SessionEvent>,
-    pub(crate) probes: mpsc::Sender<Probe>,
+    pub(crate) probes: mpsc::Sender<Stray>,
 }
 
 impl Quic {
@@ -111,12 +118,24 @@ impl Quic {
             next_session: AtomicU64::new(1),
             locals: Mutex::default(),
             sessions: Mutex::default(),
+            next_socket: AtomicU64::new(1),
+            preferred: Mutex::default(),
+            spares: Mutex::default(),
         })
+    }
+
+    fn socket_id(&self) -> SocketId {
+        SocketId(self.next_socket.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Binds a socket and begins to use it.
     fn bind(&self, address: SocketAddr, listener: Option<ListenerId>) -> io::Result<Local> {
-        let socket = Arc::new(Socket::bind(address, self.probes.clone())?);
+        let socket = Socket::bind(self.socket_id(), address, self.probes.clone())?;
+        self.begin_on(socket, listener)
+    }
+
+    fn begin_on(&self, socket: Socket, listener: Option<ListenerId>) -> io::Result<Local> {
+        let socket = Arc::new(socket);
         let server = listener.map(|_| (*self.settings.accept).clone());
         let endpoint = Endpoint::new_with_abstract_socket(
             self.settings.endpoint.clone(),
@@ -146,7 +165,11 @@ impl Quic {
                 && (bound.is_unspecified() || bound.is_loopback() == remote.ip().is_loopback())
         };
         {
+            let preferred = lock(&self.preferred).remove(&remote);
             let locals = self.locals();
+            if let Some(local) = locals.iter().find(|local| Some(local.socket.id()) == preferred) {
+                return Ok(local.clone());
+            }
             let listening = locals.iter().filter(|local| local.listener.is_some());
             if let Some(local) = listening.chain(locals.iter()).find(fits) {
                 return Ok(local.clone());
@@ -165,11 +188,11 @@ impl Quic {
         self: &Arc<Self>,
         peer: PeerId,
         dialed: Dialed,
-        local: SocketAddr,
+        socket: SocketId,
         control: Connection,
     ) -> Muxer {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let session = Arc::new(Session::new(id, peer, dialed, local, control.clone()));
+        let session = Arc::new(Session::new(id, peer, dialed, socket, control.clone()));
         {
             let mut sessions = lock(&self.sessions);
             let of_peer = sessions.entry(peer).or_default();
@@ -221,27 +244,83 @@ impl Quic {
         lane.close(REFUSED, b"a bulk lane needs a session");
     }
 
-    /// Sends a probe from the socket that is bound to `local`.
+    /// The sockets that stand, with what they are bound to; those that were opened to be guessed are not among them.
+    pub(crate) fn sockets(&self) -> Vec<(SocketId, SocketAddr)> {
+        let locals = self.locals();
+        locals.iter().map(|local| (local.socket.id(), local.socket.local())).collect()
+    }
+
+    /// Sends a probe from a socket, or a datagram that dies after as many hops.
     ///
     /// # Errors
     /// When there is no such socket any more, or what the system says of the destination.
     pub(crate) fn send_probe(
         &self,
-        local: SocketAddr,
+        socket: SocketId,
         to: SocketAddr,
         payload: &[u8],
-        hops: Option<u32>,
+        hops: Option<u8>,
     ) -> io::Result<()> {
-        let socket = {
+        let found = {
             let locals = self.locals();
-            let found = locals.iter().find(|candidate| candidate.socket.local() == local);
+            let found = locals.iter().find(|candidate| candidate.socket.id() == socket);
             found.map(|found| Arc::clone(&found.socket))
         };
-        let socket = socket.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        match hops {
-            Some(hops) => socket.send_priming(to, payload, hops),
-            None => socket.send_probe(to, payload),
+        match (found, hops) {
+            (Some(socket), Some(hops)) => socket.send_priming(to, payload, hops.into()),
+            (Some(socket), None) => socket.send_probe(to, payload),
+            (None, _) => {
+                let spares = lock(&self.spares);
+                let sent = spares.values().find_map(|spares| spares.send(socket, to, payload));
+                sent.unwrap_or_else(|| Err(io::ErrorKind::AddrNotAvailable.into()))
+            }
         }
+    }
+
+    /// Sends a probe from a port that nobody connects to.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn send_from_other_port(to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = std::net::UdpSocket::bind((any, 0))?;
+        socket.set_nonblocking(true)?;
+        socket.send_to(payload, to)?;
+        Ok(())
+    }
+
+    /// Opens sockets for a peer, in place of earlier ones; as many as there can be.
+    pub(crate) fn open_spares(&self, peer: PeerId, count: u16) -> Vec<SocketId> {
+        let ids = std::iter::repeat_with(|| self.socket_id());
+        let spares = Spares::open(ids, count, &self.probes, &self.tracker, &self.stop);
+        let ids = spares.ids();
+        lock(&self.spares).insert(peer, spares);
+        ids
+    }
+
+    /// Closes the sockets that were opened for a peer; from the one to keep, connections can be dialed from now on.
+    ///
+    /// # Errors
+    /// When the system does not let it be kept.
+    pub(crate) fn close_spares(&self, peer: &PeerId, keep: Option<SocketId>) -> io::Result<()> {
+        let Some(spares) = lock(&self.spares).remove(peer) else {
+            return Ok(());
+        };
+        if let Some(id) = keep
+            && let Some(socket) = spares.take(id)
+        {
+            let socket = Socket::adopt(id, socket?, self.probes.clone())?;
+            self.begin_on(socket, None)?;
+        }
+        Ok(())
+    }
+
+    /// The next dial to an address goes from this socket.
+    pub(crate) fn dial_from(&self, socket: SocketId, remote: SocketAddr) {
+        lock(&self.preferred).insert(remote, socket);
     }
 
     /// Closes every connection, so that peers see it at once, and every socket once its last packet is sent.
@@ -286,7 +365,7 @@ impl libp2p::core::Transport for Transport {
             .quic
             .bind(socket, Some(id))
             .map_err(|error| TransportError::Other(Error::Io(error)))?;
-        let listener = Listener::start(id, local.socket.local(), local.endpoint, &self.quic)
+        let listener = Listener::start(id, &local.socket, local.endpoint, &self.quic)
             .map_err(|error| TransportError::Other(Error::Io(error)))?;
         self.listeners.push(listener);
         if let Some(waker) = self.waker.take() {

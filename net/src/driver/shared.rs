@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::acceptor::Acceptor;
 use super::limits::Limits;
 use super::links::Link;
 use super::{Command, now};
-use crate::{AddressBook, Counters, Estimate, PeerTable, RefusedCounters};
+use crate::{AddressBook, Counters, Estimate, PeerTable, ReachStatus, RefusedCounters};
 use lapwing_base::{Bandwidth, Multiaddr, PeerId};
 
 /// One network's shared state.
@@ -29,12 +29,12 @@ pub(crate) struct Shared {
     addresses: Mutex<Addresses>,
     /// The link that new channels to a peer take.
     links: Mutex<HashMap<PeerId, Link>>,
+    reach: watch::Sender<ReachStatus>,
 }
 
 #[derive(Debug, Default)]
 struct Addresses {
     listen: Vec<Multiaddr>,
-    observed: Vec<Multiaddr>,
 }
 
 impl Shared {
@@ -56,6 +56,7 @@ impl Shared {
             peers: Mutex::default(),
             addresses: Mutex::default(),
             links: Mutex::default(),
+            reach: watch::Sender::default(),
         }
     }
 
@@ -120,16 +121,28 @@ impl Shared {
         lock(&self.addresses).listen.clone()
     }
 
-    pub(crate) fn observed(&self) -> Vec<Multiaddr> {
-        lock(&self.addresses).observed.clone()
+    pub(crate) fn reach(&self) -> watch::Receiver<ReachStatus> {
+        self.reach.subscribe()
+    }
+
+    pub(crate) fn set_reach(&self, reach: ReachStatus) {
+        self.reach.send_if_modified(|known| {
+            // How long reservations still last is no news.
+            let relays = |status: &ReachStatus| -> Vec<PeerId> {
+                status.reservations.iter().map(|(relay, _)| *relay).collect()
+            };
+            let news = known.standing != reach.standing
+                || known.nat != reach.nat
+                || known.observed != reach.observed
+                || known.advertised != reach.advertised
+                || relays(known) != relays(&reach);
+            *known = reach;
+            news
+        });
     }
 
     pub(crate) fn set_listen(&self, listen: Vec<Multiaddr>) {
         lock(&self.addresses).listen = listen;
-    }
-
-    pub(crate) fn set_observed(&self, observed: Vec<Multiaddr>) {
-        lock(&self.addresses).observed = observed;
     }
 }
 

@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::future::BoxFuture;
-use futures::{AsyncRead, AsyncWrite, FutureExt as _};
+use futures::io::{ReadHalf, WriteHalf};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, FutureExt as _};
 use quinn::{RecvStream, SendStream, StoppedError, VarInt};
+
+use super::lane::LaneStream;
 
 /// A stream with a hold on what carries it.
 #[derive(Debug)]
@@ -32,6 +35,14 @@ impl Stream {
         }
     }
 
+    pub(crate) fn lane(stream: LaneStream) -> Self {
+        let (read, write) = AsyncReadExt::split(stream);
+        Self {
+            read: ReadSide::Lane(read),
+            write: WriteSide::Lane(write),
+        }
+    }
+
     pub(crate) fn split(self) -> (ReadSide, WriteSide) {
         (self.read, self.write)
     }
@@ -41,12 +52,14 @@ impl Stream {
 #[derive(Debug)]
 pub(crate) enum ReadSide {
     Quic(RecvStream),
+    Lane(ReadHalf<LaneStream>),
 }
 
 /// What leaves. Dropping it ends the direction; what was written before still arrives.
 #[derive(Debug)]
 pub(crate) enum WriteSide {
     Quic(QuicWriter),
+    Lane(WriteHalf<LaneStream>),
 }
 
 /// A stream of QUIC, of which a writer that waits also hears that the peer has stopped reading.
@@ -91,6 +104,7 @@ impl AsyncRead for ReadSide {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Quic(stream) => AsyncRead::poll_read(Pin::new(stream), cx, buf),
+            Self::Lane(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -99,18 +113,21 @@ impl AsyncWrite for WriteSide {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Quic(stream) => stream.poll_write(cx, buf),
+            Self::Lane(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Quic(stream) => AsyncWrite::poll_flush(Pin::new(&mut stream.send), cx),
+            Self::Lane(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Quic(stream) => AsyncWrite::poll_close(Pin::new(&mut stream.send), cx),
+            Self::Lane(stream) => Pin::new(stream).poll_close(cx),
         }
     }
 }

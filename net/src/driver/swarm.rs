@@ -1,20 +1,25 @@
-//! How the swarm is built: the transport and the protocols of libp2p that a node speaks.
+//! How the swarm is built: the transports and the protocols of libp2p that a node speaks.
 
 use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libp2p::core::Transport as _;
+use futures::future::Either;
+use libp2p::core::{ConnectedPoint, Transport as _};
 use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{Swarm, identify, ping};
+use libp2p::{Swarm, identify, noise, ping, relay, yamux};
 use tokio_util::task::TaskTracker;
 
 use super::behaviour::Behaviour;
+use super::network::StartError;
 use super::quic::{self, Quic};
+use super::relaying::Relaying;
 use super::shared::Shared;
-use lapwing_base::Keypair;
+use super::websocket::{self, Counters, Proxy, WebSocketConfig};
+use lapwing_base::{Keypair, PeerId};
 
 /// Connections with peers that are not members close after this much idleness.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,20 +27,53 @@ const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Everything that is spoken over a connection.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Protocols {
-    upkeep: Behaviour,
+    pub(crate) upkeep: Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
+    pub(crate) relaying: Relaying,
+    relayed: relay::client::Behaviour,
+}
+
+/// What a swarm is made of.
+pub(crate) struct Setup<'a> {
+    pub(crate) keypair: &'a Keypair,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) quic: Arc<Quic>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) relays_strangers: bool,
+    pub(crate) certificate: Option<websocket::CertificateFiles>,
+    pub(crate) proxy: Option<Proxy>,
 }
 
 /// A swarm whose connections run on the tracker.
-pub(crate) fn build(
-    keypair: &Keypair,
-    shared: Arc<Shared>,
-    quic: Arc<Quic>,
-    tracker: TaskTracker,
-) -> Swarm<Protocols> {
+///
+/// # Errors
+/// When the identity cannot sign, or the certificate for WebSocket cannot be used.
+pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
+    let Setup {
+        keypair,
+        shared,
+        quic,
+        tracker,
+        relays_strangers,
+        certificate,
+        proxy,
+    } = setup;
+    let me = keypair.public().to_peer_id();
+    let (circuits, relayed) = relay::client::new(me);
+    let config = WebSocketConfig {
+        proxy,
+        certificate,
+        ..WebSocketConfig::default()
+    };
+    let turned_away = Arc::new(Counters::default());
+    let websocket = websocket::transport(keypair, &config, &turned_away).map_err(|error| StartError::WebSocket { source: error.into() })?;
     let transport = quic::Transport::new(quic)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .or_transport(websocket)
+        .map(either)
+        .or_transport(over_circuits(keypair, circuits)?)
+        .map(either)
         .boxed();
     let agent = format!("lapwing/{}", env!("CARGO_PKG_VERSION"));
     let identify = identify::Config::new("/lapwing/1".to_owned(), keypair.public())
@@ -45,9 +83,11 @@ pub(crate) fn build(
         .with_interval(Duration::from_secs(5))
         .with_timeout(Duration::from_secs(10));
     let protocols = Protocols {
-        upkeep: Behaviour::new(shared),
+        upkeep: Behaviour::new(Arc::clone(&shared)),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping),
+        relaying: Relaying::new(me, shared, relays_strangers),
+        relayed,
     };
     let executor = move |task| {
         tracker.spawn(task);
@@ -57,8 +97,33 @@ pub(crate) fn build(
         // An open costs no round trip: the protocol's name and the first frame travel together.
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_dial_concurrency_factor(DIALS_AT_ONCE);
-    Swarm::new(transport, protocols, keypair.public().to_peer_id(), config)
+    Ok(Swarm::new(transport, protocols, me, config))
 }
+
+/// Relayed circuits, secured from end to end.
+fn over_circuits(
+    keypair: &Keypair,
+    circuits: relay::client::Transport,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+    let noise = noise::Config::new(keypair).map_err(|error| StartError::Identity { source: error.into() })?;
+    Ok(circuits
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise)
+        .multiplex(yamux::Config::default())
+        .timeout(CIRCUIT_PATIENCE)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed())
+}
+
+/// The same, whichever transport it comes from.
+fn either<T>(output: Either<T, T>, _: ConnectedPoint) -> T {
+    match output {
+        Either::Left(output) | Either::Right(output) => output,
+    }
+}
+
+/// A circuit, and two handshakes through it: five round trips at 600 ms each way twice over.
+const CIRCUIT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Addresses of one peer that are tried at once: all that it may have.
 const DIALS_AT_ONCE: NonZeroU8 = NonZeroU8::MIN.saturating_add(15);

@@ -145,6 +145,11 @@ impl Observations {
         self.sockets.insert(socket, local);
     }
 
+    /// Whether a socket is known.
+    pub fn is_bound(&self, socket: SocketId) -> bool {
+        self.sockets.contains_key(&socket)
+    }
+
     /// A socket is gone, and what was seen of it.
     pub fn closed(&mut self, socket: SocketId, now: Instant) -> Vec<Change> {
         self.sockets.remove(&socket);

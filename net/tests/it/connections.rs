@@ -25,7 +25,7 @@ async fn a_connection_is_dialed_on_demand_and_reused() {
     })
     .await;
     eventually("peers say where they see us", || {
-        !a.network.status().observed.is_empty()
+        !a.network.status().reach.observed.is_empty()
     })
     .await;
 }

@@ -13,9 +13,8 @@ use super::muxer::Muxer;
 use super::session::REFUSED;
 use super::tls::{Protocol, peer_of};
 use super::{Quic, settings};
-use crate::Dialed;
+use crate::{Dialed, SocketId};
 use lapwing_base::PeerId;
-use std::net::SocketAddr;
 
 /// Handshakes at once: each costs a signature and some 30 KiB until it is done.
 const HANDSHAKES_MAX: usize = 1024;
@@ -28,7 +27,7 @@ const RETRY_FROM: usize = 64;
 pub(super) async fn run(
     quic: Arc<Quic>,
     endpoint: Endpoint,
-    local: SocketAddr,
+    socket: SocketId,
     arrived: mpsc::Sender<Arrived>,
 ) {
     let mut handshakes: JoinSet<Result<(PeerId, Connection), Error>> = JoinSet::new();
@@ -41,7 +40,7 @@ pub(super) async fn run(
             },
             Some(done) = handshakes.join_next() => {
                 let connection = match done {
-                    Ok(Ok((peer, connection))) => sort(&quic, peer, connection, local),
+                    Ok(Ok((peer, connection))) => sort(&quic, peer, connection, socket),
                     Ok(Err(error)) => {
                         quic.shared.refused.handshake_failed();
                         debug!(%error, "an incoming handshake failed");
@@ -95,10 +94,10 @@ fn begin(quic: &Quic, incoming: Incoming, handshakes: &mut JoinSet<Result<(PeerI
 }
 
 /// What libp2p is to see of a connection.
-fn sort(quic: &Arc<Quic>, peer: PeerId, connection: Connection, local: SocketAddr) -> Option<Arrived> {
+fn sort(quic: &Arc<Quic>, peer: PeerId, connection: Connection, socket: SocketId) -> Option<Arrived> {
     let remote = connection.remote_address();
     let muxer = match Protocol::of(&connection) {
-        Some(Protocol::Session) => quic.begin(peer, Dialed::ByThem, local, connection),
+        Some(Protocol::Session) => quic.begin(peer, Dialed::ByThem, socket, connection),
         Some(Protocol::Libp2p) => Muxer::direct(connection),
         Some(Protocol::Bulk) => {
             quic.attach_bulk(peer, connection);

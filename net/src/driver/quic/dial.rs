@@ -39,7 +39,7 @@ pub(super) async fn dial(
         }
         Muxer::direct(connection)
     } else if is_expected {
-        quic.begin(peer, Dialed::ByUs, local.socket.local(), connection)
+        quic.begin(peer, Dialed::ByUs, local.socket.id(), connection)
     } else {
         Muxer::direct(connection)
     };
@@ -57,7 +57,7 @@ impl Quic {
             let locals = self.locals();
             locals
                 .iter()
-                .find(|local| local.socket.local() == session.local)
+                .find(|local| local.socket.id() == session.socket)
                 .cloned()
         };
         let (config, expected) = (self.settings.dial_bulk.clone(), session.peer);

@@ -15,6 +15,7 @@ use quinn::Endpoint;
 use tokio::sync::mpsc;
 
 use super::muxer::Muxer;
+use super::socket::Socket;
 use super::{Error, Quic, accept, to_multiaddr};
 use lapwing_base::{Multiaddr, PeerId};
 
@@ -47,10 +48,11 @@ enum Addresses {
 impl Listener {
     pub(super) fn start(
         id: ListenerId,
-        local: SocketAddr,
+        socket: &Socket,
         endpoint: Endpoint,
         quic: &Arc<Quic>,
     ) -> io::Result<Self> {
+        let local = socket.local();
         let addresses = if local.ip().is_unspecified() {
             Addresses::Every(IfWatcher::new()?)
         } else {
@@ -58,7 +60,7 @@ impl Listener {
         };
         let (sender, arrived) = mpsc::channel(ARRIVED_MAX);
         quic.tracker
-            .spawn(accept::run(Arc::clone(quic), endpoint, local, sender));
+            .spawn(accept::run(Arc::clone(quic), endpoint, socket.id(), sender));
         Ok(Self {
             id,
             local,

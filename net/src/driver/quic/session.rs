@@ -25,7 +25,7 @@ use crate::driver::acceptor::HELLO_TIMEOUT;
 use crate::driver::now;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::{Dialed, LinkStatus, Packets, Path, Transport, decode, encode};
+use crate::{Dialed, LinkStatus, SocketId, Packets, Path, Transport, decode, encode};
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
 /// Why a connection was closed, for the other end's log.
@@ -50,7 +50,7 @@ pub(crate) struct Session {
     pub(crate) peer: PeerId,
     pub(crate) dialed: Dialed,
     /// The socket that it runs on.
-    pub(crate) local: SocketAddr,
+    pub(crate) socket: SocketId,
     control: Connection,
     bulk: watch::Sender<Bulk>,
     bulk_wanted: Notify,
@@ -83,7 +83,8 @@ pub(crate) enum SessionEvent {
         observer: PeerId,
         /// Where the observer is.
         remote: SocketAddr,
-        local: SocketAddr,
+        /// Which of our sockets it sees.
+        socket: SocketId,
         seen: SocketAddr,
     },
     /// A peer that we have dialed speaks libp2p's protocols only.
@@ -100,14 +101,14 @@ impl Session {
         id: SessionId,
         peer: PeerId,
         dialed: Dialed,
-        local: SocketAddr,
+        socket: SocketId,
         control: Connection,
     ) -> Self {
         Self {
             id,
             peer,
             dialed,
-            local,
+            socket,
             control,
             bulk: watch::Sender::new(Bulk::None),
             bulk_wanted: Notify::new(),
@@ -194,6 +195,10 @@ impl Session {
     /// Where the peer is now; it may have moved.
     pub(crate) fn remote(&self) -> SocketAddr {
         self.control.remote_address()
+    }
+
+    pub(crate) fn rtt(&self) -> Duration {
+        self.control.rtt()
     }
 
     /// What it is made of now.
@@ -335,7 +340,7 @@ impl Task {
                         let event = SessionEvent::Observed {
                             observer: session.peer,
                             remote: control.remote_address(),
-                            local: session.local,
+                            socket: session.socket,
                             seen,
                         };
                         self.report(event).await;

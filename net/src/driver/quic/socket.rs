@@ -14,14 +14,16 @@ use socket2::{Domain, SockRef, Socket as RawSocket, Type};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
+use crate::SocketId;
+
 /// The kernel's buffer in each direction: 60 ms of a gigabit. Memory is used only while packets wait.
 const BUFFER: usize = 8 << 20;
 
 /// A datagram that is not QUIC: what finds paths through NATs.
 #[derive(Debug)]
-pub(crate) struct Probe {
-    /// The local port that it came to.
-    pub(crate) local: SocketAddr,
+pub(crate) struct Stray {
+    /// What it came to.
+    pub(crate) socket: SocketId,
     pub(crate) from: SocketAddr,
     pub(crate) payload: Bytes,
 }
@@ -31,11 +33,12 @@ pub(crate) const PROBE_MAX: usize = 64;
 
 /// One UDP socket.
 pub(crate) struct Socket {
+    id: SocketId,
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
     /// Probes go here; those that find it full are lost like any datagram.
-    probes: mpsc::Sender<Probe>,
+    probes: mpsc::Sender<Stray>,
 }
 
 impl Socket {
@@ -43,7 +46,7 @@ impl Socket {
     ///
     /// # Errors
     /// When the system has no such address, or another process has the port.
-    pub(crate) fn bind(address: SocketAddr, probes: mpsc::Sender<Probe>) -> io::Result<Self> {
+    pub(crate) fn bind(id: SocketId, address: SocketAddr, probes: mpsc::Sender<Stray>) -> io::Result<Self> {
         let socket = RawSocket::new(
             Domain::for_address(address),
             Type::DGRAM,
@@ -54,14 +57,14 @@ impl Socket {
             socket.set_only_v6(true)?;
         }
         socket.bind(&address.into())?;
-        Self::adopt(socket.into(), probes)
+        Self::adopt(id, socket.into(), probes)
     }
 
     /// Takes over a socket that is bound already.
     ///
     /// # Errors
     /// When the system does not let it be used without blocking.
-    pub(crate) fn adopt(socket: UdpSocket, probes: mpsc::Sender<Probe>) -> io::Result<Self> {
+    pub(crate) fn adopt(id: SocketId, socket: UdpSocket, probes: mpsc::Sender<Stray>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let raw = SockRef::from(&socket);
         // As much as the system allows of it; the default drops a tenth of a burst on a fast link.
@@ -71,11 +74,16 @@ impl Socket {
         let io = tokio::net::UdpSocket::from_std(socket)?;
         let local = io.local_addr()?;
         Ok(Self {
+            id,
             io,
             state,
             local,
             probes,
         })
+    }
+
+    pub(crate) const fn id(&self) -> SocketId {
+        self.id
     }
 
     pub(crate) const fn local(&self) -> SocketAddr {
@@ -127,8 +135,8 @@ impl Socket {
             if is_quic(datagram) {
                 all_probes = false;
             } else if datagram.len() <= PROBE_MAX {
-                let _ = self.probes.try_send(Probe {
-                    local: self.local,
+                let _ = self.probes.try_send(Stray {
+                    socket: self.id,
                     from: meta.addr,
                     payload: Bytes::copy_from_slice(datagram),
                 });

@@ -1,0 +1,158 @@
+//! Short messages between nodes about how they reach each other: over ordinary channels, one message each.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::trace;
+
+use super::channel::{Channel, ChannelError};
+use super::network::{RequestError, open, request};
+use super::shared::Shared;
+use crate::{Access, Kind, PunchMessage, WitnessMessage, decode, encode};
+use lapwing_base::{ByteSize, Class, PeerId};
+
+/// Agreements to punch.
+pub(crate) const PUNCH: Kind = Kind {
+    class: Class::Control,
+    name: "punch",
+    access: Access::Members,
+    frame_max: ByteSize(PunchMessage::SIZE_MAX as u64),
+};
+
+/// Checks of reachability. Nodes find out what they are before they join.
+pub(crate) const WITNESS: Kind = Kind {
+    class: Class::Control,
+    name: "witness",
+    access: Access::Anyone,
+    frame_max: ByteSize(WitnessMessage::SIZE_MAX as u64),
+};
+
+/// Asks a relay where it sees a peer's packets come from; answered with IP addresses.
+pub(crate) const WHERE: Kind = Kind {
+    class: Class::Control,
+    name: "where",
+    access: Access::Members,
+    frame_max: ByteSize(128),
+};
+
+/// Of each kind, waiting to be taken: more of them are refused, and sent again if they matter.
+pub(crate) const QUEUE: usize = 64;
+
+/// Being read or answered at the same time.
+const AT_ONCE: usize = 64;
+
+/// Addresses that a relay may see one peer at: one of each family.
+const SEEN_MAX: usize = 2;
+
+/// A message that says nothing for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A message that has come.
+#[derive(Debug)]
+pub(crate) enum Note {
+    Punch(PeerId, PunchMessage),
+    Witness(PeerId, WitnessMessage),
+}
+
+/// The queues of the kinds above.
+#[derive(Debug)]
+pub(crate) struct Inboxes {
+    punch: mpsc::Receiver<Channel>,
+    witness: mpsc::Receiver<Channel>,
+    places: mpsc::Receiver<Channel>,
+}
+
+impl Inboxes {
+    pub(crate) fn open(shared: &Shared) -> Self {
+        let serve = |kind| shared.acceptor.serve(kind, QUEUE);
+        Self {
+            punch: serve(PUNCH),
+            witness: serve(WITNESS),
+            places: serve(WHERE),
+        }
+    }
+}
+
+/// Reads what comes and hands it to the driver, and answers what needs no driver, until the queues end.
+pub(crate) async fn take(shared: Arc<Shared>, mut inboxes: Inboxes, notes: mpsc::Sender<Note>) {
+    let mut reading = JoinSet::new();
+    loop {
+        let room = reading.len() < AT_ONCE;
+        tokio::select! {
+            channel = inboxes.punch.recv(), if room => match channel {
+                Some(channel) => drop(reading.spawn(read(channel, notes.clone()))),
+                None => break,
+            },
+            channel = inboxes.witness.recv(), if room => match channel {
+                Some(channel) => drop(reading.spawn(read(channel, notes.clone()))),
+                None => break,
+            },
+            channel = inboxes.places.recv(), if room => match channel {
+                Some(channel) => drop(reading.spawn(answer(channel, Arc::clone(&shared)))),
+                None => break,
+            },
+            Some(_) = reading.join_next() => (),
+        }
+    }
+}
+
+async fn read(mut channel: Channel, notes: mpsc::Sender<Note>) {
+    let (peer, kind) = (channel.peer(), channel.kind());
+    let Ok(Ok(Some(frame))) = tokio::time::timeout(PATIENCE, channel.receive()).await else {
+        trace!(%peer, %kind, "a message did not come");
+        return;
+    };
+    let note = if kind == PUNCH {
+        PunchMessage::parse(&frame).map(|message| Note::Punch(peer, message))
+    } else {
+        WitnessMessage::parse(&frame).map(|message| Note::Witness(peer, message))
+    };
+    match note {
+        // The driver is gone when it does not take it.
+        Ok(note) => drop(notes.send(note).await),
+        Err(error) => trace!(%peer, %kind, %error, "a message is not understood"),
+    }
+}
+
+async fn answer(mut channel: Channel, shared: Arc<Shared>) {
+    let peer = channel.peer();
+    let answering = async {
+        let Some(frame) = channel.receive().await? else {
+            return Ok(());
+        };
+        let Ok(asked) = decode::<PeerId>(&frame) else {
+            return Ok(());
+        };
+        let seen: Vec<IpAddr> = shared.link(&asked).and_then(|link| link.remote_ip()).into_iter().collect();
+        channel.send(&encode(&seen)).await?;
+        channel.finish().await
+    };
+    let answered: Result<Result<(), ChannelError>, _> = tokio::time::timeout(PATIENCE, answering).await;
+    if !matches!(answered, Ok(Ok(()))) {
+        trace!(%peer, "a question was not answered");
+    }
+}
+
+/// Says something to a peer over whatever link stands.
+pub(crate) async fn tell(shared: Arc<Shared>, peer: PeerId, kind: Kind, body: Vec<u8>) {
+    let telling = async {
+        let mut channel = open(&shared, peer, kind, PATIENCE).await?;
+        channel.send(&body).await?;
+        channel.finish().await?;
+        Ok::<_, RequestError>(())
+    };
+    if let Err(error) = telling.await {
+        trace!(%peer, %kind, %error, "a message was not sent");
+    }
+}
+
+/// Where a relay sees a peer's packets come from.
+pub(crate) async fn ask_where(shared: &Arc<Shared>, relay: PeerId, peer: PeerId) -> Vec<IpAddr> {
+    let asked = request(shared, relay, WHERE, &encode(&peer), PATIENCE).await;
+    let mut seen: Vec<IpAddr> = asked.ok().and_then(|answer| decode(&answer).ok()).unwrap_or_default();
+    seen.truncate(SEEN_MAX);
+    seen
+}
