@@ -47,7 +47,7 @@ impl Family {
 }
 
 /// One observer's word.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Observation {
     /// The socket of ours that our packets came from.
     pub socket: SocketId,
