@@ -50,12 +50,12 @@ pub use reach::{
 };
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
-pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
 pub use send::{
     AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
     Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler,
     Side as LaneSide, TARGET as DELAY_TARGET, Turn, WriteError,
 };
+pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
 
 #[cfg(feature = "driver")]
 pub use driver::{

@@ -369,6 +369,7 @@ impl Lab {
                     self.nodes[me].punches.sockets_opened(&peer, opened, self.now);
                 }
                 PunchAction::CloseSockets { keep, .. } => {
+                    assert!(self.nodes[me].chosen.is_none(), "sorted out before the dial");
                     self.nodes[me]
                         .sockets
                         .retain(|socket, _| socket.0 == 0 || Some(*socket) == keep);
@@ -750,6 +751,38 @@ fn nobody_is_made_to_probe_third_parties() {
         "{answers} answers, {probes} probes"
     );
     assert_eq!((busy, lab.nodes[1].punches.refused()), (44, 12));
+}
+
+#[test]
+fn one_seed_gives_offers_and_checks_different_tokens() {
+    let lab = Lab::new([CONE, CONE], 1);
+    let (now, seed) = (lab.now, [7; 32]);
+    let (here, there) = lab.here_and_there(0);
+    let mut punches = Punches::new(lab.nodes[0].peer, seed);
+    punches.start(lab.nodes[1].peer, here, there, now).unwrap();
+    let offered = std::iter::from_fn(|| punches.poll(now)).find_map(|action| match action {
+        PunchAction::Tell {
+            message: PunchMessage::Offer { token, .. },
+            ..
+        } => Some(token),
+        _ => None,
+    });
+    let mut reachability = Reachability::new(None, seed);
+    reachability.set_targets([(lab.nodes[0].candidate, false)], now);
+    reachability.main_connected(lab.nodes[1].peer, now);
+    let asked: Vec<_> = reachability
+        .poll(now)
+        .into_iter()
+        .filter_map(|action| match action {
+            ReachAction::Ask {
+                message: WitnessMessage::Ask { token, .. },
+                ..
+            } => Some(token),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asked.len(), 2);
+    assert!(!asked.contains(&offered.unwrap()));
 }
 
 #[test]

@@ -60,7 +60,8 @@ pub enum PunchAction {
         /// How many.
         count: u16,
     },
-    /// Close the sockets that were opened for this peer, but for the one that a path was found from.
+    /// Close the sockets that were opened for this peer, but for the one that a path was found from: that comes just
+    /// before [`Self::Found`], and the attempt may send a few more datagrams from the socket that stays.
     CloseSockets {
         /// For the attempt with this peer.
         peer: PeerId,
@@ -138,7 +139,7 @@ impl Punches {
     pub fn new(me: PeerId, seed: [u8; 32]) -> Self {
         Self {
             me,
-            rng: StdRng::from_seed(seed),
+            rng: StdRng::from_seed(blake3::derive_key(SEED_CONTEXT, &seed)),
             sessions: BTreeMap::new(),
             by_probe: HashMap::new(),
             histories: Histories::default(),
@@ -314,9 +315,10 @@ impl Punches {
             match next? {
                 Next::Act(action) => {
                     if let PunchAction::Found { peer, chosen, .. } = &action {
+                        // The sockets are sorted out before anybody dials from the one that stays.
                         self.found(*peer, *chosen, now);
                     }
-                    return Some(action);
+                    self.actions.push_back(action);
                 }
                 Next::Failed(peer, why) => self.fail(peer, why, now),
                 Next::Over(peer) => self.forget(&peer),
@@ -655,6 +657,8 @@ fn vetting<'a>(here: &'a Here, there: &'a There) -> Vetting<'a> {
     }
 }
 
+/// Keeps the tokens apart from those that others draw from the same seed.
+const SEED_CONTEXT: &str = "lapwing 2026 punches";
 /// How long an offer waits, besides three round trips: the peer answers from memory.
 const OFFER_PATIENCE: Duration = Duration::from_secs(2);
 /// Each opens up to 256 sockets or sends 100 packets a second.
