@@ -1,7 +1,7 @@
 //! Whom a node lets in. Knows nothing of how they came.
 
 use crate::{Access, Hello, Refusal};
-use lapwing_base::{ClusterId, PeerId};
+use lapwing_base::{ClusterId, Member, PeerId, Role};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -21,6 +21,24 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// The gate of a cluster with these members. Mains are watched; a node that votes watches those who do, too.
+    pub fn of<'a>(cluster: ClusterId, members: impl IntoIterator<Item = &'a Member>) -> Self {
+        let (mut all, mut mains) = (HashSet::new(), HashSet::new());
+        for member in members {
+            all.insert(member.peer);
+            if member.role == Role::Main {
+                mains.insert(member.peer);
+            }
+        }
+        let mains = Arc::new(mains);
+        Self {
+            cluster: Some(cluster),
+            members: Arc::new(all),
+            watched: Arc::clone(&mains),
+            mains,
+        }
+    }
+
     /// Whether `peer` may open a channel of a kind with this access after this hello.
     ///
     /// # Errors

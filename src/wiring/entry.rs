@@ -210,10 +210,7 @@ impl Entry<'_> {
                 for member in &accepted.members {
                     network.learn(member.peer, member.addrs.clone());
                 }
-                self.gate.send_replace(Gate {
-                    cluster: Some(accepted.cluster),
-                    members: std::sync::Arc::new(accepted.members.iter().map(|member| member.peer).collect()),
-                });
+                self.gate.send_replace(Gate::of(accepted.cluster, &accepted.members));
                 Ok(Attempt::Member(Box::new(
                     self.start(Start::Joined(accepted)).await?,
                 )))

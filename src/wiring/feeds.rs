@@ -12,9 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Whom a roster lets in.
 pub(crate) fn gate_of(roster: &Roster) -> Gate {
+    // Voters are mains wherever there are enough of them.
+    let voters = roster.voters.iter().filter_map(|id| roster.members.get(id));
+    let gate = Gate::of(roster.cluster, roster.members.values());
+    let watched = gate.mains.iter().copied().chain(voters.map(|voter| voter.peer)).collect();
     Gate {
-        cluster: Some(roster.cluster),
-        members: Arc::new(roster.members.values().map(|member| member.peer).collect()),
+        watched: Arc::new(watched),
+        ..gate
     }
 }
 

@@ -270,10 +270,7 @@ async fn form(
                 let accepted = join(&network, candidates, request, FORM_TIMEOUT)
                     .await
                     .map_err(failed("join"))?;
-                gate.send_replace(Gate {
-                    cluster: Some(accepted.cluster),
-                    members: Arc::new(accepted.members.iter().map(|member| member.peer).collect()),
-                });
+                gate.send_replace(Gate::of(accepted.cluster, &accepted.members));
                 Start::Joined(accepted)
             }
         };
@@ -308,6 +305,7 @@ async fn let_in(
                 gate.send_replace(Gate {
                     cluster: Some(latest.cluster),
                     members: Arc::new(members),
+                    ..Gate::default()
                 });
             }
             if roster.changed().await.is_err() {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use either::Either;
 use libp2p::core::transport::TransportError;
 use libp2p::swarm::DialError;
 
@@ -15,12 +16,15 @@ pub(crate) fn start_error(address: Multiaddr, error: TransportError<io::Error>) 
     match error {
         TransportError::MultiaddrNotSupported(address) => StartError::Unsupported { address },
         TransportError::Other(error) => {
-            let in_use = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<quic::Error>())
-                .is_some_and(
-                    |inner| matches!(inner, quic::Error::Io(inner) if inner.kind() == io::ErrorKind::AddrInUse),
-                );
+            // As the transports are combined in the swarm.
+            type Combined = Either<Either<quic::Error, io::Error>, io::Error>;
+            let combined = error.get_ref().and_then(|inner| inner.downcast_ref::<Combined>());
+            let in_use = match combined {
+                Some(Either::Left(Either::Left(quic::Error::Io(inner)))) => {
+                    inner.kind() == io::ErrorKind::AddrInUse
+                }
+                _ => false,
+            };
             if in_use || error.kind() == io::ErrorKind::AddrInUse {
                 StartError::AddressInUse { address }
             } else {

@@ -4,7 +4,7 @@
 use crate::{Probed, ProbedOutcome, ProbedSource, RelayedBecause};
 use lapwing_base::{Multiaddr, PeerId, Protocol};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -104,7 +104,7 @@ pub struct CandidateRow {
 /// Every candidate of every peer that was dealt with lately.
 #[derive(Debug, Default)]
 pub struct CandidateTable {
-    peers: HashMap<PeerId, Vec<Tried>>,
+    peers: BTreeMap<PeerId, Vec<Tried>>,
 }
 
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ impl CandidateTable {
         });
     }
 
-    /// An address does not work. `why` is cut to [`WHY_MAX`] bytes.
+    /// An address does not work. `why` is cut to three lines of a terminal.
     pub fn failed(&mut self, peer: &PeerId, address: &Multiaddr, why: &str, now: Instant) {
         let mut end = why.len().min(WHY_MAX);
         while !why.is_char_boundary(end) {

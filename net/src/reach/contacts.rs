@@ -1,13 +1,13 @@
 //! Whom this node has sent UDP to lately, which is what NATs and firewalls remember. Sends nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// What a filter that remembers as much as this node would let in.
 #[derive(Debug, Default)]
 pub struct Contacts {
-    ips: HashMap<IpAddr, Contact>,
+    ips: BTreeMap<IpAddr, Contact>,
 }
 
 #[derive(Debug)]

@@ -82,10 +82,13 @@ impl NatType {
     /// Without translation an unknown filter is taken for an open one: a dial in vain costs a few packets, and
     /// the nodes punch in any case while they are relayed.
     pub const fn is_open(&self) -> bool {
-        match (self.mapping, self.filtering) {
-            (Mapping::None, Filtering::Unknown) => true,
-            (Mapping::None | Mapping::EndpointIndependent, Filtering::EndpointIndependent) => true,
-            _ => false,
+        match self.mapping {
+            Mapping::None => matches!(
+                self.filtering,
+                Filtering::EndpointIndependent | Filtering::Unknown
+            ),
+            Mapping::EndpointIndependent => matches!(self.filtering, Filtering::EndpointIndependent),
+            Mapping::AddressDependent | Mapping::Symmetric | Mapping::Unknown => false,
         }
     }
 

@@ -47,7 +47,7 @@ impl Family {
 }
 
 /// One observer's word.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Observation {
     /// The socket of ours that our packets came from.
     pub socket: SocketId,
@@ -145,7 +145,7 @@ impl Observations {
         self.sockets.insert(socket, local);
     }
 
-    /// Whether a socket is known.
+    /// Whether a socket is known; what is said of others is not taken in.
     pub fn is_bound(&self, socket: SocketId) -> bool {
         self.sockets.contains_key(&socket)
     }
@@ -261,6 +261,25 @@ impl Observations {
         }
         addresses.truncate(REFLEXIVE_MAX);
         addresses
+    }
+
+    /// What to have checked for reachability, and whether it is this machine's own: for each socket and family the
+    /// address to advertise, or else one that somebody sees. What comes in at an address that only one observer has
+    /// seen, or that a symmetric NAT gave for one observer, tells the filter as well.
+    pub fn to_check(&self, now: Instant) -> Vec<(SocketAddr, bool)> {
+        let mut addresses = BTreeMap::new();
+        for (&socket, &local) in &self.sockets {
+            for family in Family::ALL {
+                let advertised = self.views[family.index()].external.get(&socket).copied();
+                let group = self.group(socket, family, now);
+                // The smallest, so that it stays the same whoever spoke last.
+                let seen = || group.iter().map(|seen| seen.said.seen).min();
+                if let Some(address) = advertised.or_else(seen) {
+                    addresses.insert(address, self.is_own(local, address));
+                }
+            }
+        }
+        addresses.into_iter().collect()
     }
 
     /// The addresses that a NAT which counts its ports up or down will give next to this socket; empty for others.
@@ -428,6 +447,16 @@ impl Observations {
         group
     }
 
+    /// Whether a socket's packets are seen to come from where it is bound.
+    fn is_own(&self, local: SocketAddr, seen: SocketAddr) -> bool {
+        let own = if local.ip().is_unspecified() {
+            self.local_ips.contains(&seen.ip())
+        } else {
+            local.ip().to_canonical() == seen.ip()
+        };
+        own && seen.port() == local.port()
+    }
+
     fn verdict(&self, group: &[Seen], local: SocketAddr) -> Option<Verdict> {
         // The last word of each place that was sent to.
         let by_ip: BTreeMap<IpAddr, SocketAddr> = group
@@ -444,14 +473,6 @@ impl Observations {
         let (&address, &(_, agreed)) = votes
             .iter()
             .max_by_key(|(_, (prefixes, ips))| (prefixes.len(), *ips))?;
-        let is_ours = |seen: SocketAddr| {
-            let ours = if local.ip().is_unspecified() {
-                self.local_ips.contains(&seen.ip())
-            } else {
-                local.ip().to_canonical() == seen.ip()
-            };
-            ours && seen.port() == local.port()
-        };
         let majority = agreed >= 2 && agreed * 2 >= witnesses;
         // Different views from one place tell what the mapping depends on.
         let differs_within_ip = group.iter().any(|a| {
@@ -469,7 +490,7 @@ impl Observations {
             })
         });
         let mapping = match () {
-            () if is_ours(address) && (majority || witnesses == 1) => Mapping::None,
+            () if self.is_own(local, address) && (majority || witnesses == 1) => Mapping::None,
             () if majority => Mapping::EndpointIndependent,
             () if differs_within_ip => Mapping::Symmetric,
             () if witnesses < 2 => Mapping::Unknown,
@@ -672,6 +693,19 @@ mod tests {
         assert!(all.inner.expire(at).contains(&Change::External));
         assert_eq!(all.mapping(), Mapping::Unknown);
         assert_eq!(all.inner.next_at(), None);
+    }
+
+    #[test]
+    fn what_is_checked_is_what_is_advertised_or_else_one_thing_that_was_seen() {
+        let (mut all, now) = behind_nat();
+        assert!(all.inner.to_check(now).is_empty());
+        let _ = all.say("192.168.1.7:1", LOCAL, now);
+        assert_eq!(all.inner.to_check(now), [(addr(LOCAL), true)]);
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:50002", now);
+        let _ = all.say("198.51.101.1:1", "203.0.113.9:50001", now);
+        assert_eq!(all.inner.to_check(now), [(addr("203.0.113.9:50001"), false)]);
+        let _ = all.say("198.51.102.1:1", "203.0.113.9:50002", now);
+        assert_eq!(all.inner.to_check(now), [(addr("203.0.113.9:50002"), false)]);
     }
 
     #[test]

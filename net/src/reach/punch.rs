@@ -5,6 +5,8 @@
 //! probe was answered, which proves both directions; the side that will dial names the pair. Sends nothing itself,
 //! and says nothing over the relayed connection; that is [`crate::Punches`]'s.
 
+use crate::reach::observations::canonical;
+use crate::reach::punches::guessing_address;
 use crate::{
     Family, PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey, ProbeKind, Side, SocketId, Strategy,
     Token,
@@ -110,6 +112,9 @@ pub(crate) struct Punch {
     next_transaction: u32,
     sent: u32,
     outbox: VecDeque<Datagram>,
+    /// What the peer has told of where our packets come from: our socket, the peer's address, what it saw there.
+    /// Once for each pair.
+    seen: VecDeque<(SocketId, SocketAddr, SocketAddr)>,
     /// Nothing is tried any more from then on; when chosen, how long answers are still given.
     ends_at: Instant,
     chosen: Option<Chosen>,
@@ -177,6 +182,7 @@ impl Punch {
             next_transaction: rng.random(),
             sent: 0,
             outbox: VecDeque::new(),
+            seen: VecDeque::new(),
             ends_at: now,
             chosen: None,
             nominated: 0,
@@ -222,7 +228,7 @@ impl Punch {
 
     /// Where the peer can be found that has a NAT to guess at: our sockets for that purpose are open.
     pub(crate) fn open_from(&mut self, sockets: Vec<SocketId>, target: SocketAddr, now: Instant) {
-        let target = super::observations::canonical(target);
+        let target = canonical(target);
         self.spray = Some(Spray::Open {
             sockets,
             target,
@@ -250,7 +256,7 @@ impl Punch {
             // Our own, sent back by somebody.
             return Err(ProbeError::Forged);
         }
-        let from = super::observations::canonical(from);
+        let from = canonical(from);
         match probe.kind {
             ProbeKind::Ping => {
                 self.answer(socket, from, probe.transaction);
@@ -261,6 +267,14 @@ impl Punch {
             ProbeKind::Pong => {
                 if self.asked.get(&probe.transaction) == Some(&(socket, from)) {
                     let _ = self.heard(socket, from, now);
+                    let first = self
+                        .pair(socket, from)
+                        .is_some_and(|pair| pair.outcome < ProbedOutcome::Answered);
+                    if let Some(seen) = probe.seen
+                        && first
+                    {
+                        self.seen.push_back((socket, from, seen));
+                    }
                     self.confirmed(socket, from, probe.transaction, now);
                 }
             }
@@ -294,6 +308,11 @@ impl Punch {
         let pairs = self.pairs.iter().filter_map(Pair::due_at);
         let spray = self.spray.as_ref().and_then(Spray::due_at);
         pairs.chain(spray).fold(self.ends_at, Instant::min)
+    }
+
+    /// Where the peer has seen packets of ours come from, told once: our socket, where they went, and that.
+    pub(crate) fn take_seen(&mut self) -> Option<(SocketId, SocketAddr, SocketAddr)> {
+        self.seen.pop_front()
     }
 
     /// The pair that was chosen, told once.
@@ -369,15 +388,11 @@ impl Punch {
     }
 
     fn guess(&mut self, theirs: &Presence, ports: PortSpan, guesses: u16, rng: &mut StdRng, at: Instant) {
-        let remote = theirs
-            .candidates
-            .iter()
-            .find(|remote| self.seen_at.contains(&remote.ip().to_canonical()));
-        let Some(remote) = remote else {
+        let Some(remote) = guessing_address(&theirs.candidates, &self.seen_at) else {
             return;
         };
         let ip = remote.ip().to_canonical();
-        let Some(&socket) = self.sockets_for(*remote).first() else {
+        let Some(&socket) = self.sockets_for(remote).first() else {
             return;
         };
         let count = usize::from(guesses).min(ports.len() as usize);
@@ -412,7 +427,7 @@ impl Punch {
         spacing: &'static [u64],
         ttl: Option<u8>,
     ) {
-        let remote = super::observations::canonical(remote);
+        let remote = canonical(remote);
         let known = |pair: &Pair| {
             pair.socket == socket && pair.remote == remote && pair.ttl.is_some() == ttl.is_some()
         };

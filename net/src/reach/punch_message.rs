@@ -42,6 +42,8 @@ pub struct Presence {
     /// What stands before it.
     pub nat: NatType,
     /// Its addresses, its own and those that others see, the likeliest first; at most [`Presence::ADDRESSES_MAX`].
+    /// Where others see its socket comes before a port that is mapped to it: a symmetric peer opens ports towards the
+    /// first address at which this node is seen.
     pub candidates: Vec<SocketAddr>,
     /// The addresses that its NAT will give next; at most [`Presence::ADDRESSES_MAX`].
     pub predicted: Vec<SocketAddr>,

@@ -6,14 +6,17 @@
 //! `dials`, dial QUIC from that socket to that address; otherwise await the peer's handshake there. Report a dial
 //! that fails by [`Punches::failed`], and any direct connection by [`Punches::connected`].
 
+use crate::reach::observations::Family;
 use crate::reach::punch::{Punch, Sides};
+use crate::reach::punch_history::{Histories, SOON};
+use crate::reach::punch_session::{Next, Opening, Phase, Punching, Session};
 use crate::{
-    Chosen, Datagram, NatType, PortSpan, Presence, Probe, ProbeId, Probed, ProbedOutcome, ProbedSource,
-    Prospect, PunchMessage, RelayedBecause, Side, SocketId, Strategy, Token, Vetting,
+    Chosen, Datagram, NatType, Observation, PortSpan, Presence, Probe, ProbeId, Probed, Prospect,
+    PunchMessage, RelayedBecause, Side, SocketId, Strategy, Token, Vetting,
 };
 use lapwing_base::PeerId;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -50,20 +53,23 @@ pub enum PunchAction {
     },
     /// Send a datagram.
     Send(Datagram),
-    /// Open as many sockets of this family on any port, and hand them over by [`Punches::sockets_opened`].
+    /// Open as many IPv4 sockets on any port, and hand them over by [`Punches::sockets_opened`].
     OpenSockets {
         /// For the attempt with this peer.
         peer: PeerId,
         /// How many.
         count: u16,
     },
-    /// Close the sockets that were opened for this peer, but for the one that a path was found from.
+    /// Close the sockets that were opened for this peer, but for the one that a path was found from: that comes just
+    /// before [`Self::Found`], and the attempt may send a few more datagrams from the socket that stays.
     CloseSockets {
         /// For the attempt with this peer.
         peer: PeerId,
         /// The one that stays.
         keep: Option<SocketId>,
     },
+    /// The peer has told where one of our sockets' packets come from.
+    Observed(Observation),
     /// A path was found.
     Found {
         /// To whom.
@@ -118,10 +124,9 @@ pub struct Punches {
     me: PeerId,
     rng: StdRng,
     /// At most [`SESSIONS_MAX`].
-    sessions: HashMap<PeerId, Session>,
+    sessions: BTreeMap<PeerId, Session>,
     by_probe: HashMap<ProbeId, PeerId>,
-    /// At most [`HISTORIES_MAX`].
-    histories: HashMap<PeerId, History>,
+    histories: Histories,
     actions: VecDeque<PunchAction>,
     /// Addresses that peers named and that are not theirs.
     refused: u64,
@@ -129,57 +134,15 @@ pub struct Punches {
     forged: u64,
 }
 
-#[derive(Debug)]
-struct Session {
-    peer: PeerId,
-    attempt: u64,
-    number: u32,
-    began_at: Instant,
-    here: Here,
-    there: There,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Offered {
-        token: Token,
-        gives_up_at: Instant,
-    },
-    /// Boxed: it is ten times the size of the other.
-    Punching {
-        punch: Box<Punch>,
-        strategy: Strategy,
-        prospect: Prospect,
-        /// Where to open ports towards once the sockets are there.
-        open_towards: Option<SocketAddr>,
-        opened: bool,
-    },
-}
-
-/// What is remembered of a peer between attempts.
-#[derive(Clone, Copy, Debug)]
-struct History {
-    /// Attempts since the last direct connection; the next one's number.
-    attempts: u32,
-    retry_at: Instant,
-    nat: Option<NatType>,
-    birthday_failed_at: Option<Instant>,
-    /// Offers taken lately, draining over time.
-    offers: f64,
-    offers_at: Instant,
-    used_at: Instant,
-}
-
 impl Punches {
     /// No attempts yet. The seed is secret: tokens follow from it.
     pub fn new(me: PeerId, seed: [u8; 32]) -> Self {
         Self {
             me,
-            rng: StdRng::from_seed(seed),
-            sessions: HashMap::new(),
+            rng: StdRng::from_seed(blake3::derive_key(SEED_CONTEXT, &seed)),
+            sessions: BTreeMap::new(),
             by_probe: HashMap::new(),
-            histories: HashMap::new(),
+            histories: Histories::default(),
             actions: VecDeque::new(),
             refused: 0,
             forged: 0,
@@ -191,15 +154,11 @@ impl Punches {
     /// # Errors
     /// When there is nothing to gain now; the error says when to ask again.
     pub fn start(&mut self, peer: PeerId, here: Here, there: There, now: Instant) -> Result<(), PunchError> {
-        if self
-            .sessions
-            .get(&peer)
-            .is_some_and(|session| !session.is_settled())
-        {
+        if self.is_under_way(&peer) {
             return Err(PunchError::UnderWay);
         }
         let full = self.sessions.len() >= SESSIONS_MAX;
-        let history = self.history(peer, now);
+        let history = *self.histories.of(peer, now);
         if now < history.retry_at {
             let retry_at = history.retry_at;
             return Err(PunchError::NotDue { retry_at });
@@ -217,7 +176,7 @@ impl Punches {
             let retry_at = now + SOON;
             return Err(PunchError::Hopeless { why, retry_at });
         }
-        let number = history.attempts;
+        let number = history.number;
         let token = Token(self.rng.random());
         let attempt = self.rng.random();
         let patience = OFFER_PATIENCE + there.rtt.unwrap_or_default() * 3;
@@ -268,11 +227,11 @@ impl Punches {
                 presence,
             } => self.on_answer(peer, attempt, strategy, presence, now),
             PunchMessage::GiveUp { attempt, why } => {
-                let current = self
+                let named = self
                     .sessions
                     .get(&peer)
-                    .is_some_and(|session| session.attempt == attempt && !session.is_settled());
-                if current {
+                    .is_some_and(|session| session.attempt == attempt);
+                if named && self.is_under_way(&peer) {
                     self.fail(peer, why, now);
                 }
             }
@@ -285,11 +244,9 @@ impl Punches {
             return false;
         };
         let peer = *peer;
-        if let Some(Session {
-            phase: Phase::Punching { punch, .. },
-            ..
-        }) = self.sessions.get_mut(&peer)
-            && punch.on_datagram(socket, from, datagram, now).is_err()
+        let punching = self.sessions.get_mut(&peer).and_then(Session::punching_mut);
+        if let Some(punching) = punching
+            && punching.punch.on_datagram(socket, from, datagram, now).is_err()
         {
             self.forged += 1;
         }
@@ -299,72 +256,53 @@ impl Punches {
     /// The sockets that were asked for are open: as many as there could be.
     pub fn sockets_opened(&mut self, peer: &PeerId, mut sockets: Vec<SocketId>, now: Instant) {
         sockets.truncate(usize::from(Strategy::SOCKETS_MAX));
-        match self.sessions.get_mut(peer) {
-            Some(Session {
-                phase:
-                    Phase::Punching {
-                        punch,
-                        open_towards,
-                        opened,
-                        ..
-                    },
-                ..
-            }) if open_towards.is_some() && !*opened => {
-                *opened = true;
-                if let Some(target) = *open_towards {
-                    punch.open_from(sockets, target, now);
-                }
-            }
+        let needed = self
+            .sessions
+            .get_mut(peer)
+            .is_some_and(|session| session.opened(sockets, now));
+        if !needed {
             // The attempt has ended meanwhile.
-            _ => {
-                let (peer, keep) = (*peer, None);
-                self.actions.push_back(PunchAction::CloseSockets { peer, keep });
-            }
+            let (peer, keep) = (*peer, None);
+            self.actions.push_back(PunchAction::CloseSockets { peer, keep });
         }
     }
 
     /// A direct connection stands, however it came about: there is nothing more to find.
     pub fn connected(&mut self, peer: &PeerId, now: Instant) {
-        let history = self.history(*peer, now);
-        history.attempts = 0;
-        history.retry_at = now;
-        // A chosen pair goes on answering, so that the peer learns of it; anything else is over.
-        if self
-            .sessions
-            .get(peer)
-            .is_some_and(|session| !session.is_settled())
-        {
+        if self.is_under_way(peer) {
+            self.histories.of(*peer, now).not_needed(now);
             self.end(peer);
         }
+        // A session that has found its path goes on answering, so that the peer learns of it.
     }
 
     /// The peer cannot be told anything any more.
     pub fn disconnected(&mut self, peer: &PeerId) {
-        if self
-            .sessions
-            .get(peer)
-            .is_some_and(|session| !session.is_settled())
-        {
+        if self.is_under_way(peer) {
             self.end(peer);
         }
     }
 
     /// The path that was found did not carry a connection; says when another attempt is worth while.
     pub fn failed(&mut self, peer: PeerId, now: Instant) -> Instant {
+        let number = self.sessions.get(&peer).map_or(0, |session| session.number);
         self.end(&peer);
-        self.defer(peer, RelayedBecause::HandshakeFailed, None, None, now)
+        let jitter = self.jitter();
+        let history = self.histories.of(peer, now);
+        history.failed(number, RelayedBecause::HandshakeFailed, None, jitter, now)
     }
 
-    /// The network has changed: what failed may work now.
+    /// The network has changed: what is under way is in vain, and what failed may work now.
     pub fn network_changed(&mut self, now: Instant) {
         let peers: Vec<_> = self.sessions.keys().copied().collect();
         for peer in peers {
-            self.fail(peer, RelayedBecause::TimedOut, now);
+            if self.is_under_way(&peer) {
+                self.fail(peer, RelayedBecause::TimedOut, now);
+            } else {
+                self.end(&peer);
+            }
         }
-        for history in self.histories.values_mut() {
-            history.attempts = 0;
-            history.retry_at = now;
-        }
+        self.histories.forgive(now);
     }
 
     /// What is to be done now; call until there is nothing more, after every input and at [`Self::next_at`].
@@ -376,18 +314,11 @@ impl Punches {
             let next = self.sessions.values_mut().find_map(|session| session.poll(now));
             match next? {
                 Next::Act(action) => {
-                    if let PunchAction::Found {
-                        peer,
-                        chosen,
-                        strategy: Strategy::Birthday { .. },
-                        ..
-                    } = &action
-                        && chosen.dials
-                    {
-                        let (peer, keep) = (*peer, Some(chosen.socket));
-                        self.actions.push_back(PunchAction::CloseSockets { peer, keep });
+                    if let PunchAction::Found { peer, chosen, .. } = &action {
+                        // The sockets are sorted out before anybody dials from the one that stays.
+                        self.found(*peer, *chosen, now);
                     }
-                    return Some(action);
+                    self.actions.push_back(action);
                 }
                 Next::Failed(peer, why) => self.fail(peer, why, now),
                 Next::Over(peer) => self.forget(&peer),
@@ -397,11 +328,7 @@ impl Punches {
 
     /// When [`Self::poll`] has something to do.
     pub fn next_at(&self) -> Option<Instant> {
-        let due = self.sessions.values().map(|session| match &session.phase {
-            Phase::Offered { gives_up_at, .. } => *gives_up_at,
-            Phase::Punching { punch, .. } => punch.next_at(),
-        });
-        due.min()
+        self.sessions.values().map(Session::next_at).min()
     }
 
     /// Addresses that peers named and that are not theirs, since the start.
@@ -443,14 +370,13 @@ impl Punches {
         };
         let known = self.sessions.contains_key(&peer);
         let full = self.sessions.len() >= SESSIONS_MAX && !known;
-        if !self.admit_offer(peer, now) || full {
+        if !self.histories.of(peer, now).admit_offer(now) || full {
             self.actions.push_back(give_up(RelayedBecause::Busy));
             return;
         }
         let nat = presence.nat;
         let (theirs, refused) = vetting(&here, &there).vet(presence.bounded());
         self.refused += refused;
-        self.history(peer, now).nat = Some(nat);
         if here.presence.candidates.is_empty() || here.sockets.is_empty() || theirs.candidates.is_empty() {
             self.actions.push_back(give_up(RelayedBecause::NoCandidates));
             return;
@@ -523,7 +449,6 @@ impl Punches {
         let nat = presence.nat;
         let (theirs, refused) = vetting(&here, &there).vet(presence.bounded());
         self.refused += refused;
-        self.history(peer, now).nat = Some(nat);
         let give_up = match () {
             () if theirs.candidates.is_empty() => Some(RelayedBecause::NoCandidates),
             () if !self.is_acceptable(peer, strategy, &here.presence.nat, &nat, now) => {
@@ -589,34 +514,26 @@ impl Punches {
             dialer,
             rtt: there.rtt,
         };
-        let punch = Box::new(Punch::begin(&sides, strategy, &mut self.rng, now));
+        let punch = Punch::begin(&sides, strategy, &mut self.rng, now);
         self.by_probe.insert(punch.id(), peer);
-        let mut open_towards = None;
+        let mut opening = Opening::None;
         if let Strategy::Birthday {
             symmetric, sockets, ..
         } = strategy
             && symmetric == me
+            && let Some(target) = guessing_address(&theirs.candidates, &there.seen_at)
         {
-            // Where the peer is seen, not where it is at home.
-            let is_seen = |address: &&SocketAddr| {
-                there
-                    .seen_at
-                    .iter()
-                    .any(|ip| ip.to_canonical() == address.ip().to_canonical())
-            };
-            open_towards = theirs.candidates.iter().find(is_seen).copied();
-            if open_towards.is_some() {
-                let count = sockets;
-                self.actions.push_back(PunchAction::OpenSockets { peer, count });
-            }
+            opening = Opening::Asked(target);
+            let count = sockets;
+            self.actions.push_back(PunchAction::OpenSockets { peer, count });
         }
-        Phase::Punching {
+        Phase::Punching(Box::new(Punching {
             punch,
             strategy,
             prospect,
-            open_towards,
-            opened: false,
-        }
+            nat: theirs.nat,
+            opening,
+        }))
     }
 
     /// Whether the strategy with which a peer has answered our offer is one that this node takes part in.
@@ -651,54 +568,29 @@ impl Punches {
 
     /// Whether ports may be guessed with this peer now.
     fn may_guess(&self, peer: PeerId, now: Instant) -> bool {
-        let rested = self
-            .histories
-            .get(&peer)
-            .and_then(|history| history.birthday_failed_at)
-            .is_none_or(|at| at + BIRTHDAY_PAUSE <= now);
-        let guessing = self.sessions.values().filter(|session| {
-            matches!(
-                session.phase,
-                Phase::Punching {
-                    strategy: Strategy::Birthday { .. },
-                    ..
-                }
-            ) && !session.is_settled()
-        });
-        rested && guessing.count() < BIRTHDAYS_MAX
+        let guessing = self.sessions.values().filter(|session| session.is_guessing());
+        self.histories.may_guess(&peer, now) && guessing.count() < BIRTHDAYS_MAX
     }
 
-    fn admit_offer(&mut self, peer: PeerId, now: Instant) -> bool {
-        let history = self.history(peer, now);
-        let drained = now.saturating_duration_since(history.offers_at).as_secs_f64() * OFFER_RATE;
-        history.offers = (history.offers - drained).max(0.0);
-        history.offers_at = now;
-        let admitted = history.offers + 1.0 <= OFFER_BURST;
-        if admitted {
-            history.offers += 1.0;
-        }
-        admitted
+    fn is_under_way(&self, peer: &PeerId) -> bool {
+        self.sessions
+            .get(peer)
+            .is_some_and(|session| !session.is_settled())
     }
 
-    fn history(&mut self, peer: PeerId, now: Instant) -> &mut History {
-        if self.histories.len() >= HISTORIES_MAX
-            && !self.histories.contains_key(&peer)
-            && let Some(oldest) = self.histories.iter().min_by_key(|(_, history)| history.used_at)
-        {
-            let oldest = *oldest.0;
-            self.histories.remove(&oldest);
+    /// Notes what has worked, and lets go of the sockets that have not.
+    fn found(&mut self, peer: PeerId, chosen: Chosen, now: Instant) {
+        let Some(session) = self.sessions.get(&peer) else {
+            return;
+        };
+        let opened = session
+            .punching()
+            .is_some_and(|punching| punching.opening == Opening::Open);
+        self.histories.of(peer, now).found(session.number, now);
+        if opened {
+            let keep = Some(chosen.socket);
+            self.actions.push_back(PunchAction::CloseSockets { peer, keep });
         }
-        let history = self.histories.entry(peer).or_insert(History {
-            attempts: 0,
-            retry_at: now,
-            nat: None,
-            birthday_failed_at: None,
-            offers: 0.0,
-            offers_at: now,
-            used_at: now,
-        });
-        history.used_at = now;
-        history
     }
 
     /// Ends an attempt that found nothing, and tells so.
@@ -706,74 +598,36 @@ impl Punches {
         let Some(session) = self.sessions.get(&peer) else {
             return;
         };
-        let (strategy, prospect, probed) = match &session.phase {
-            Phase::Offered { .. } => (None, None, Vec::new()),
-            Phase::Punching {
-                punch,
-                strategy,
-                prospect,
-                ..
-            } => (Some(*strategy), Some(*prospect), punch.probed()),
-        };
         let number = session.number;
+        let ran = session
+            .punching()
+            .map(|punching| (punching.strategy, punching.prospect));
+        let probed = session.punching().map(|punching| punching.punch.probed());
         self.end(&peer);
-        // The peer may know of attempts that this node has forgotten.
-        let history = self.history(peer, now);
-        history.attempts = history.attempts.max(number.min(ATTEMPTS_COUNTED));
-        let retry_at = self.defer(peer, why, strategy, prospect, now);
+        let jitter = self.jitter();
+        let history = self.histories.of(peer, now);
+        let retry_at = history.failed(number, why, ran, jitter, now);
         self.actions.push_back(PunchAction::Failed {
             peer,
             why,
             retry_at,
-            probed,
+            probed: probed.unwrap_or_default(),
         });
     }
 
-    /// Counts a failure, and says when the next attempt is worth while.
-    fn defer(
-        &mut self,
-        peer: PeerId,
-        why: RelayedBecause,
-        strategy: Option<Strategy>,
-        prospect: Option<Prospect>,
-        now: Instant,
-    ) -> Instant {
-        let jitter = self.rng.random_range(0.9..1.1);
-        let history = self.history(peer, now);
-        let birthday = matches!(strategy, Some(Strategy::Birthday { .. }));
-        if birthday {
-            history.birthday_failed_at = Some(now);
-        }
-        let wait = match (why, prospect) {
-            (RelayedBecause::Busy | RelayedBecause::NoCandidates, _) => SOON,
-            _ if birthday || matches!(prospect, Some(Prospect::Relayed(_))) => BIRTHDAY_PAUSE + SOON,
-            _ => {
-                let attempts = usize::try_from(history.attempts).unwrap_or(usize::MAX);
-                RETRIES[attempts.min(RETRIES.len() - 1)]
-            }
-        };
-        // An attempt that did not take place changes nothing.
-        if strategy.is_some() || !matches!(why, RelayedBecause::Busy | RelayedBecause::NoCandidates) {
-            history.attempts = (history.attempts + 1).min(ATTEMPTS_COUNTED);
-        }
-        history.retry_at = now + wait.mul_f64(jitter);
-        history.retry_at
+    /// Keeps pairs that failed together from trying again together.
+    fn jitter(&mut self) -> f64 {
+        self.rng.random_range(0.9..1.1)
     }
 
-    /// Ends whatever is under way with a peer.
+    /// Ends whatever there is with a peer.
     fn end(&mut self, peer: &PeerId) {
-        if let Some(Session {
-            phase:
-                Phase::Punching {
-                    open_towards: Some(_),
-                    opened: true,
-                    punch,
-                    ..
-                },
-            ..
-        }) = self.sessions.get(peer)
-            && !punch.is_settled()
-        {
+        let opened = self
+            .sessions
+            .get(peer)
+            .and_then(Session::punching)
+            .is_some_and(|punching| punching.opening == Opening::Open);
+        if opened && self.is_under_way(peer) {
             let (peer, keep) = (*peer, None);
             self.actions.push_back(PunchAction::CloseSockets { peer, keep });
         }
@@ -787,82 +641,13 @@ impl Punches {
     }
 }
 
-/// What a session brings forth.
-#[derive(Debug)]
-enum Next {
-    Act(PunchAction),
-    /// Nothing was found.
-    Failed(PeerId, RelayedBecause),
-    /// Something was found, and the peer has had time to learn of it.
-    Over(PeerId),
-}
-
-impl Session {
-    fn poll(&mut self, now: Instant) -> Option<Next> {
-        let peer = self.peer;
-        let (punch, strategy) = match &mut self.phase {
-            Phase::Offered { gives_up_at, .. } => {
-                return (*gives_up_at <= now).then(|| Next::Failed(peer, RelayedBecause::NoAnswer));
-            }
-            Phase::Punching { punch, strategy, .. } => (punch, *strategy),
-        };
-        if let Some(datagram) = punch.poll(now) {
-            return Some(Next::Act(PunchAction::Send(datagram)));
-        }
-        if let Some(chosen) = punch.take_chosen() {
-            return Some(Next::Act(PunchAction::Found {
-                peer,
-                chosen,
-                strategy,
-                took: now.saturating_duration_since(self.began_at),
-                probed: punch.probed(),
-            }));
-        }
-        let (over, settled) = (punch.is_over(now), punch.is_settled());
-        over.then(|| {
-            if settled {
-                Next::Over(peer)
-            } else {
-                Next::Failed(peer, self.why())
-            }
-        })
-    }
-
-    fn is_settled(&self) -> bool {
-        match &self.phase {
-            Phase::Offered { .. } => false,
-            Phase::Punching { punch, .. } => punch.is_settled(),
-        }
-    }
-
-    /// Why nothing was found, now that the time is up.
-    fn why(&self) -> RelayedBecause {
-        let (punch, strategy, prospect) = match &self.phase {
-            Phase::Offered { .. } => return RelayedBecause::NoAnswer,
-            Phase::Punching {
-                punch,
-                strategy,
-                prospect,
-                ..
-            } => (punch, strategy, prospect),
-        };
-        let probed = punch.probed();
-        let any = |is: fn(&Probed) -> bool| probed.iter().any(is);
-        match (prospect, strategy) {
-            (Prospect::Relayed(why), _) => *why,
-            (_, Strategy::Birthday { .. }) => RelayedBecause::PortsMissed,
-            // Neither side's ports depend on whom it sends to, and yet packets come from one that nobody named.
-            (Prospect::Simultaneous, _)
-                if any(|probed| {
-                    probed.source == ProbedSource::Arrived && probed.outcome == ProbedOutcome::Heard
-                }) =>
-            {
-                RelayedBecause::Race
-            }
-            _ if any(|probed| probed.outcome >= ProbedOutcome::Heard) => RelayedBecause::OneWay,
-            _ => RelayedBecause::TimedOut,
-        }
-    }
+/// Where a peer can be found whose ports, or whose counterpart's, are guessed: where it is seen and not where it is at
+/// home. NATs that give ports at random are IPv4's.
+pub(crate) fn guessing_address(candidates: &[SocketAddr], seen_at: &[IpAddr]) -> Option<SocketAddr> {
+    candidates.iter().copied().find(|address| {
+        let ip = address.ip().to_canonical();
+        Family::of(ip) == Family::V4 && seen_at.iter().any(|seen| seen.to_canonical() == ip)
+    })
 }
 
 fn vetting<'a>(here: &'a Here, there: &'a There) -> Vetting<'a> {
@@ -872,30 +657,11 @@ fn vetting<'a>(here: &'a Here, there: &'a There) -> Vetting<'a> {
     }
 }
 
-/// After the first attempt the second follows at once; a port that a router took away is free again after 30 s of
-/// silence (Linux), and who has not met after that may meet when something changes.
-const RETRIES: [Duration; 5] = [
-    Duration::from_millis(250),
-    Duration::from_secs(40),
-    Duration::from_secs(60),
-    Duration::from_secs(120),
-    Duration::from_secs(300),
-];
-/// Attempts are told apart up to here; beyond it they only alternate.
-const ATTEMPTS_COUNTED: u32 = 1 << 16;
-/// When what lacked may be there.
-const SOON: Duration = Duration::from_secs(5);
+/// Keeps the tokens apart from those that others draw from the same seed.
+const SEED_CONTEXT: &str = "lapwing 2026 punches";
 /// How long an offer waits, besides three round trips: the peer answers from memory.
 const OFFER_PATIENCE: Duration = Duration::from_secs(2);
-/// Guessing looks like an attack to who watches a network, so a failed one is not repeated soon.
-const BIRTHDAY_PAUSE: Duration = Duration::from_secs(600);
 /// Each opens up to 256 sockets or sends 100 packets a second.
 const BIRTHDAYS_MAX: usize = 2;
 /// Attempts at once: each takes about 10 KiB, guessing 100 KiB, and a few packets a second.
 const SESSIONS_MAX: usize = 64;
-/// Peers that are remembered, about 150 bytes each; the one that was used least lately makes room.
-const HISTORIES_MAX: usize = 4096;
-/// Offers that one peer may make: a retry follows at once, the others are tens of seconds apart.
-const OFFER_BURST: f64 = 6.0;
-/// One in ten seconds.
-const OFFER_RATE: f64 = 0.1;

@@ -115,7 +115,7 @@ impl Reachability {
         Self {
             pinned,
             alone: false,
-            rng: StdRng::from_seed(seed),
+            rng: StdRng::from_seed(blake3::derive_key(SEED_CONTEXT, &seed)),
             contacts: Contacts::default(),
             mains: BTreeSet::new(),
             targets: BTreeMap::new(),
@@ -425,6 +425,8 @@ impl Reachability {
     }
 }
 
+/// Keeps the tokens apart from those that others draw from the same seed.
+const SEED_CONTEXT: &str = "lapwing 2026 reachability";
 /// A question, a forwarded one and a datagram take three one-way trips; this allows for 600 ms each way and a loss.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After a failure, and at first when nobody could help.

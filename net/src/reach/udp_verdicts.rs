@@ -2,7 +2,7 @@
 
 use crate::Udp;
 use lapwing_base::PeerId;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Names the network that this machine is in: the driver draws it from what stays the same there (the gateway's
@@ -13,7 +13,7 @@ pub struct NetworkPrint(pub u64);
 /// What was seen on the networks that this node was in lately.
 #[derive(Debug, Default)]
 pub struct UdpVerdicts {
-    networks: HashMap<NetworkPrint, Verdict>,
+    networks: BTreeMap<NetworkPrint, Verdict>,
 }
 
 #[derive(Debug)]

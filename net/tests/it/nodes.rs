@@ -57,6 +57,7 @@ impl Node {
         self.gate.send_replace(Gate {
             cluster: Some(CLUSTER),
             members: Arc::new(peers.iter().copied().collect::<HashSet<_>>()),
+            ..Gate::default()
         });
     }
 
@@ -89,10 +90,9 @@ pub(crate) fn config() -> NetworkConfig {
     NetworkConfig {
         keypair: Keypair::generate_ed25519(),
         listen: vec![loopback(0)],
-        upload_max: None,
-        download_max: None,
         // Long, so that a test sees the probe of a fresh connection and no other.
         probe_interval: Duration::from_secs(600),
+        ..NetworkConfig::new(Keypair::generate_ed25519())
     }
 }
 
