@@ -51,6 +51,15 @@ impl Host {
         self.node.command(program)
     }
 
+    /// Where its network namespace is found, by `nsenter --net=` and its like, for as long as this process lives.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Ended`] once the lab was dropped.
+    pub fn namespace(&self) -> Result<String, LabError> {
+        self.node.space.path()
+    }
+
     /// Runs `work` on a thread of this host and waits for it. A socket that is made there belongs to this host for
     /// good, wherever it is used later; the host's namespace stays until it is closed, too.
     ///

@@ -350,8 +350,9 @@ impl Inner {
     }
 }
 
-/// What every namespace starts with: no waiting for duplicate addresses, no surprises from advertisements, and no
-/// check of where a packet came from, which a change of address would trip over.
+/// What every namespace starts with: no waiting for duplicate addresses, no surprises from advertisements, no check of
+/// where a packet came from, which a change of address would trip over; and a hardware address that is asked for ten
+/// times a second and for ten seconds, so that a lost question costs 100 ms, and a slow link gets to answer.
 fn prepare(space: &Namespace) -> Result<(), LabError> {
     space.set(&[
         ("ipv6/conf/all/accept_dad", "0"),
@@ -362,6 +363,12 @@ fn prepare(space: &Namespace) -> Result<(), LabError> {
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/conf/all/accept_redirects", "0"),
         ("ipv4/conf/default/accept_redirects", "0"),
+        ("ipv4/neigh/default/retrans_time_ms", "100"),
+        ("ipv4/neigh/default/mcast_solicit", "100"),
+        ("ipv4/neigh/default/ucast_solicit", "50"),
+        ("ipv6/neigh/default/retrans_time_ms", "100"),
+        ("ipv6/neigh/default/mcast_solicit", "100"),
+        ("ipv6/neigh/default/ucast_solicit", "50"),
     ])?;
     space.ip("link set dev lo up\n")
 }

@@ -4,12 +4,12 @@
 //! devices with a forwarder between them; names, addresses and hardware addresses stay, so that sockets that are
 //! bound to the node go on.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tappers::Interface;
 use tappers::linux::Tap;
 
@@ -104,6 +104,7 @@ impl Link {
             wire.lower_lines(&wire.state())
         ))?;
         wire.upper.ip(&wire.upper_lines(&wire.state()))?;
+        wire.await_carrier(&wire.state())?;
         Ok(Self { wire: Arc::new(wire) })
     }
 
@@ -150,20 +151,13 @@ impl Link {
     /// the jitter) longer.
     pub fn verify(&self) -> Result<(), LabError> {
         let state = self.wire.state();
-        let Some(forwarder) = &state.forwarder else {
-            return Ok(());
-        };
-        let shapes = [forwarder.shape(Way::Up), forwarder.shape(Way::Down)];
-        let gateway = state.ends.gateway;
-        if state.cut_up || state.cut_down || state.unplugged || shapes.iter().any(|shape| shape.loss >= 1.0) {
+        if state.forwarder.is_none() || !state.carries() {
             return Ok(());
         }
+        let (gateway, asked) = (state.ends.gateway, state.asked());
+        let jitter = state.shapes().iter().map(|shape| shape.jitter).sum::<Duration>();
         drop(state);
-        let asked = shapes
-            .iter()
-            .map(|shape| shape.delay + shape.airtime(PROBE_FRAME))
-            .sum::<Duration>();
-        let latest = asked + shapes.iter().map(|shape| shape.jitter).sum::<Duration>() + TOLERANCE;
+        let latest = asked + jitter + TOLERANCE;
         let earliest = asked.saturating_sub(EARLY);
         let got = self.wire.shortest_round_trip(gateway, asked, latest)?;
         if got.is_some_and(|got| (earliest..=latest).contains(&got)) {
@@ -229,7 +223,7 @@ impl Link {
         let mut state = self.wire.state();
         self.wire.configure(&state)?;
         state.unplugged = false;
-        Ok(())
+        self.wire.await_carrier(&state)
     }
 
     /// Changes the largest packet that the link takes, 1,500 bytes at first.
@@ -271,7 +265,8 @@ impl Link {
             .upper
             .ip(&format!("addr flush dev {} scope global", self.wire.upper_device))?;
         state.ends = ends;
-        self.wire.configure(&state)
+        self.wire.configure(&state)?;
+        self.wire.await_carrier(&state)
     }
 
     /// What its devices are numbered by.
@@ -350,6 +345,22 @@ impl Wire {
             .nft(&ruleset::barrier(self.lower_device, state.cut_down, &[]))
     }
 
+    /// Returns once a packet gets there and back. Devices that were told to be up are so a little later, and what they
+    /// are given in between is lost without a word.
+    fn await_carrier(&self, state: &State) -> Result<(), LabError> {
+        if !state.carries() {
+            return Ok(());
+        }
+        match self.shortest_round_trip(state.ends.gateway, state.asked(), Duration::MAX)? {
+            Some(_) => Ok(()),
+            None => Err(LabError::NotAsAsked {
+                node: self.node.clone(),
+                asked: state.asked(),
+                got: None,
+            }),
+        }
+    }
+
     /// The shortest round trip of probes to the other end, until one is as short as `good`.
     #[expect(clippy::disallowed_methods, reason = "a measurement of real time")]
     fn shortest_round_trip(
@@ -358,30 +369,45 @@ impl Wire {
         asked: Duration,
         good: Duration,
     ) -> Result<Option<Duration>, LabError> {
-        let failed = LabError::system("probe a shaped link");
-        let bind = |at: Ipv4Addr| UdpSocket::bind((at, 0));
+        let failed = LabError::system("probe a link");
+        let bind = |at: Ipv4Addr| -> io::Result<_> {
+            let socket = UdpSocket::bind((at, 0))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
         let echo = self.upper.enter(|| bind(gateway))?.map_err(&failed)?;
         let probe = self
             .lower
             .enter(|| bind(Ipv4Addr::UNSPECIFIED))?
             .map_err(&failed)?;
-        let over = AtomicBool::new(false);
-        let measure = || -> std::io::Result<Option<Duration>> {
+        let measure = || -> io::Result<Option<Duration>> {
             let target = SocketAddr::from((gateway, echo.local_addr()?.port()));
             let patience = asked * 2 + Duration::from_millis(100);
-            probe.set_read_timeout(Some(patience))?;
             // Room for the first that waits for the hardware address, and for lost ones.
             let deadline = Instant::now() + Duration::from_secs(3) + asked * 6;
+            let mut sent: Vec<Instant> = Vec::new();
             let mut shortest: Option<Duration> = None;
-            let mut number = 0_u128;
             while Instant::now() < deadline && shortest.is_none_or(|shortest| shortest > good) {
-                number += 1;
+                let number = sent.len() as u128;
                 let sent_at = Instant::now();
+                sent.push(sent_at);
                 // A route that is not there yet is as good as a lost probe.
                 let _ = probe.send_to(&number.to_be_bytes(), target);
-                let mut answer = [0; 16];
-                while let Ok((16, _)) = probe.recv_from(&mut answer) {
-                    if u128::from_be_bytes(answer) == number {
+                loop {
+                    let left = patience.saturating_sub(sent_at.elapsed());
+                    let Some(timeout) = Timespec::try_from(left).ok().filter(|_| !left.is_zero()) else {
+                        break;
+                    };
+                    let waits = [&echo, &probe].map(|socket| PollFd::new(socket, PollFlags::IN));
+                    poll(&mut { waits }, Some(&timeout))?;
+                    let mut bytes = [0; 16];
+                    while let Ok((16, from)) = echo.recv_from(&mut bytes) {
+                        let _ = echo.send_to(&bytes, from);
+                    }
+                    let Ok(16) = probe.recv(&mut bytes) else { continue };
+                    // An answer to an earlier one tells as much.
+                    let answered = usize::try_from(u128::from_be_bytes(bytes)).ok();
+                    if let Some(sent_at) = answered.and_then(|number| sent.get(number)) {
                         let took = sent_at.elapsed();
                         shortest = Some(shortest.map_or(took, |shortest| shortest.min(took)));
                         break;
@@ -390,25 +416,29 @@ impl Wire {
             }
             Ok(shortest)
         };
-        let measured = thread::scope(|scope| {
-            scope.spawn(|| reflect(&echo, &over));
-            let measured = measure();
-            over.store(true, Ordering::Release);
-            measured
-        });
-        measured.map_err(&failed)
+        measure().map_err(&failed)
     }
 }
 
-/// Answers with what it hears until it is told that it is over.
-fn reflect(socket: &UdpSocket, over: &AtomicBool) {
-    let mut buffer = [0; 64];
-    if socket.set_read_timeout(Some(Duration::from_millis(20))).is_err() {
-        return;
+impl State {
+    /// Whether a packet can get there and back at all.
+    fn carries(&self) -> bool {
+        let shapes = self.shapes();
+        !(self.cut_up || self.cut_down || self.unplugged || shapes.iter().any(|shape| shape.loss >= 1.0))
     }
-    while !over.load(Ordering::Acquire) {
-        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..length], from);
-        }
+
+    /// The shortest round trip that the shapes allow.
+    fn asked(&self) -> Duration {
+        self.shapes()
+            .iter()
+            .map(|shape| shape.delay + shape.airtime(PROBE_FRAME))
+            .sum()
+    }
+
+    fn shapes(&self) -> [Shape; 2] {
+        let none = || [Shape::default(); 2];
+        self.forwarder.as_ref().map_or_else(none, |forwarder| {
+            [Way::Up, Way::Down].map(|way| forwarder.shape(way))
+        })
     }
 }

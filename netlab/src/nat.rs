@@ -246,7 +246,7 @@ impl Nat {
     ///
     /// Says what does not go together.
     pub(crate) fn check(&self) -> Result<(), LabError> {
-        let blocks = self.ports.start() % 256 == 0 && self.ports.end() % 256 == 255;
+        let blocks = self.ports.start().is_multiple_of(256) && self.ports.end() % 256 == 255;
         if self.ports.is_empty() || *self.ports.start() == 0 || !blocks {
             return Err(LabError::Unsupported(
                 "outside ports come in blocks of 256, as in 1024..=2047, and not from 0",

@@ -125,6 +125,7 @@ impl Pipe {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
     use super::*;
     use crate::shape::Rate;

@@ -50,8 +50,8 @@ pub(crate) fn ruleset(nat: &Nat, outside: Ipv4Addr, seed: u32) -> String {
             rules,
             " chain after {{ type nat hook postrouting priority srcnat; policy accept;
   iifname \"lan\" oifname \"lan\" ct status dnat meta l4proto udp jump translate
-  oifname \"wan\" meta l4proto udp jump translate
-  oifname \"wan\" snat to {outside}
+  iifname \"lan\" oifname \"wan\" meta l4proto udp jump translate
+  iifname \"lan\" oifname \"wan\" snat to {outside}
  }}
 "
         );
@@ -64,8 +64,8 @@ pub(crate) fn ruleset(nat: &Nat, outside: Ipv4Addr, seed: u32) -> String {
     ] {
         let _ = writeln!(
             rules,
-            "  oifname \"wan\" meta l4proto udp ct direction {direction} update @mapped {{ udp sport timeout {lifetime}s : {inside} }}
-  oifname \"wan\" meta l4proto udp ct direction {direction} update @contacted {{ ip daddr . {inside} timeout {lifetime}s }}"
+            "  iifname \"lan\" oifname \"wan\" meta l4proto udp ct direction {direction} update @mapped {{ udp sport timeout {lifetime}s : {inside} }}
+  iifname \"lan\" oifname \"wan\" meta l4proto udp ct direction {direction} update @contacted {{ ip daddr . {inside} timeout {lifetime}s }}"
         );
     }
     if nat.hairpin {

@@ -126,6 +126,10 @@ fn an_owner_that_waits_to_be_killed() {
 }
 
 /// A host behind a router, a shaped link, and a process that spawned another; the name of the host's namespace.
+#[expect(
+    clippy::zombie_processes,
+    reason = "that the lab ends it, and not we, is what is tested"
+)]
 fn lay_out(lab: &Lab) -> String {
     let host = lab.router("home", Nat::default()).unwrap().host("host").unwrap();
     host.link()
