@@ -1,8 +1,8 @@
 //! The uplink of a host or router: the wire between it and what it is behind.
 //!
 //! A link starts as a pair of virtual Ethernet devices, which costs nothing. The first shape makes it a pair of TAP
-//! devices with a forwarder between them; names, addresses and hardware addresses stay, so that sockets that are
-//! bound to the node go on.
+//! devices with a forwarder between them; names, addresses and hardware addresses stay, so that the node's sockets go
+//! on, but for multicast groups, which have to be joined again.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -132,8 +132,10 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// If the link has to be replaced by a shaped one, and the system refuses that.
+    /// If a shape is out of reason, or the link has to be replaced by a shaped one and the system refuses that.
     pub fn reshape(&self, up: Shape, down: Shape) -> Result<(), LabError> {
+        up.check()?;
+        down.check()?;
         let mut state = self.wire.state();
         match &state.forwarder {
             Some(forwarder) => forwarder.set_shape(up, down),

@@ -9,6 +9,9 @@ use crate::error::LabError;
 
 /// How a router translates and what it lets in. The default is the common home router: endpoint-independent
 /// mapping that keeps ports, address-and-port-dependent filtering, no hairpin, IPv6 behind a stateful firewall.
+///
+/// The kinds are those of UDP. A TCP connection keeps its port if it is free, and can be opened from inside only,
+/// but for a router that neither translates nor filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Nat {
     /// Which outside port a socket behind the router gets. Default: [`Mapping::EndpointIndependent`], ports kept.

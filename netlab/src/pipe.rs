@@ -230,16 +230,58 @@ mod tests {
         assert_eq!(pipe.shape(), Shape::default());
     }
 
+    #[test]
+    fn every_frame_arrives_or_is_counted_as_gone_and_none_comes_early_or_late() {
+        for seed in 0..500 {
+            let mut draws = Draws::new(seed);
+            let mut below = |bound: u64| draws.number() % bound;
+            let (queue, delay, jitter) = (
+                MS * below(300) as u32,
+                MS * below(100) as u32,
+                MS * below(20) as u32,
+            );
+            let shape = Shape {
+                rate: (below(4) > 0).then(|| Rate::mbit(1 + below(1_000))),
+                loss: below(100) as f64 / 100.0,
+                ..Shape::delayed(delay).with_jitter(jitter).with_queue(queue)
+            };
+            // The longest that a frame takes: its wait, its own time on the slowest link, its way.
+            let longest = queue + Rate::mbit(1).airtime(1_514) + delay + jitter;
+            let mut pipe = Pipe::new(shape, seed);
+            let mut now = Instant::now();
+            let mut latest = now;
+            let frames = 1 + below(200);
+            for _ in 0..frames {
+                now += Duration::from_micros(below(20_000));
+                if pipe.push(now, vec![0; 60 + below(1_455) as usize]).is_none() {
+                    let arrives_at = pipe.flying.back().unwrap().arrives_at;
+                    assert!(arrives_at >= latest && arrives_at >= now + delay, "seed {seed}");
+                    // One that would have overtaken waits for the one before it.
+                    assert!(arrives_at <= latest.max(now + longest), "seed {seed}");
+                    latest = arrives_at;
+                }
+            }
+            let arrived = drain(&mut pipe, latest) as u64;
+            let Counters {
+                forwarded,
+                dropped,
+                lost,
+                ..
+            } = pipe.counters();
+            assert_eq!(
+                (arrived, forwarded + dropped + lost),
+                (forwarded, frames),
+                "seed {seed}"
+            );
+            assert_eq!(pipe.next_at(), None, "seed {seed}");
+        }
+    }
+
     fn pipe(shape: Shape) -> Pipe {
         Pipe::new(shape, 1)
     }
 
     fn drain(pipe: &mut Pipe, now: Instant) -> usize {
         std::iter::from_fn(|| pipe.pop(now)).count()
-    }
-
-    #[test]
-    fn rates_of_a_gigabit_are_paced_to_the_nanosecond() {
-        assert_eq!(Rate::gbit(1).airtime(1_250), Duration::from_micros(10));
     }
 }

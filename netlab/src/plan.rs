@@ -272,9 +272,6 @@ impl LinkPlan {
 
 impl ShapePlan {
     fn shape(&self) -> Result<Shape, String> {
-        if !(0.0..=1.0).contains(&self.loss) {
-            return Err(format!("loss is a share from 0 to 1, not {}", self.loss));
-        }
         let usual = Shape::default();
         let rate = self
             .rate
@@ -339,10 +336,11 @@ mod tests {
             "[[host]]\nname = 'a'\nlink.both.delay = 'NaNs'",
             "[[host]]\nname = 'a'\nlink.both.speed = '1mbit'",
             "[[router]]\nname = 'a'\nmapping = 'cone'",
+            "[[router]]\nname = 'a'\nlifetime = '1h'",
         ] {
             assert!(toml::from_str::<Plan>(file).is_err(), "{file}");
         }
-        let plan: Plan = toml::from_str("[[host]]\nname = 'a'\nlink.both.loss = 1.5").unwrap();
+        let plan: Plan = toml::from_str("[[host]]\nname = 'a'\nlink.both.rate = 'fast'").unwrap();
         assert!(plan.hosts[0].link.as_ref().unwrap().shapes().is_err());
     }
 }

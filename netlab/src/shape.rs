@@ -4,6 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::error::LabError;
+
+/// Longer than to Jupiter, and short enough to reckon with.
+const DELAY_MAX: Duration = Duration::from_secs(3_600);
+
 /// How one direction of a link treats its frames. The default changes nothing: no delay, no loss, no limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
@@ -83,6 +88,21 @@ impl Shape {
             queue: Queue::Time(longest),
             ..self
         }
+    }
+
+    /// Whether a link can do it.
+    ///
+    /// # Errors
+    ///
+    /// Says what it cannot.
+    pub(crate) fn check(&self) -> Result<(), LabError> {
+        if !(0.0..=1.0).contains(&self.loss) {
+            return Err(LabError::Unsupported("loss is a share of frames, from 0 to 1"));
+        }
+        if self.delay > DELAY_MAX || self.jitter > DELAY_MAX {
+            return Err(LabError::Unsupported("a frame travels for at most an hour"));
+        }
+        Ok(())
     }
 
     /// How long a frame of so many bytes takes to leave.
@@ -208,5 +228,6 @@ mod tests {
     fn a_full_frame_takes_606_microseconds_at_20_mbit() {
         assert_eq!(Rate::mbit(20).airtime(1_514), Duration::from_nanos(605_600));
         assert_eq!(Rate::mbit(20).bytes_in(Duration::from_secs(1)), 2_500_000);
+        assert_eq!(Rate::gbit(1).airtime(1_250), Duration::from_micros(10));
     }
 }

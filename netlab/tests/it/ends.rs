@@ -1,9 +1,10 @@
 //! Nothing of a lab is left when it ends, however it ends; and it is there soon.
 
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::panic;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,6 @@ fn nothing_is_left_after_a_panic() {
     assert_eq!(left(&space), Vec::<String>::new());
 }
 
-/// The owner is this test's program once more, which lays out a lab and waits to be killed.
 #[test]
 #[ignore = "needs root: lays out network namespaces"]
 fn nothing_is_left_after_the_owner_was_killed() {
@@ -112,19 +112,6 @@ fn a_handle_that_outlives_its_lab_says_that_it_has_ended() {
     assert!(matches!(home.reboot(), Err(LabError::Ended)));
 }
 
-/// Not a test of its own: what [`owner`] runs.
-#[test]
-#[ignore = "needs root and to be killed: run by another test, with NETLAB_TEST_OWNER set"]
-fn an_owner_that_waits_to_be_killed() {
-    if std::env::var_os("NETLAB_TEST_OWNER").is_some() {
-        let lab = Lab::new().unwrap();
-        println!("space {}", lay_out(&lab));
-        loop {
-            thread::park();
-        }
-    }
-}
-
 /// A host behind a router, a shaped link, and a process that spawned another; the name of the host's namespace.
 #[expect(
     clippy::zombie_processes,
@@ -163,23 +150,28 @@ fn left(space: &str) -> Vec<String> {
     inside.map(|process| process.display().to_string()).collect()
 }
 
-fn owner() -> (std::process::Child, String) {
-    let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "--nocapture",
-            "ends::an_owner_that_waits_to_be_killed",
-        ])
-        .env("NETLAB_TEST_OWNER", "1")
+/// Another process with a lab, and the namespace that a process of the lab's is in.
+fn owner() -> (Child, String) {
+    let plan = env::temp_dir().join(format!("netlab-{}.toml", std::process::id()));
+    fs::write(
+        &plan,
+        "[[router]]\nname = 'home'\n[[host]]\nname = 'host'\nbehind = 'home'\nlink.both.delay = '1ms'\n",
+    )
+    .unwrap();
+    let script = "readlink /proc/self/ns/net; sleep 1000 & wait";
+    let mut owner = Command::new(env!("CARGO_BIN_EXE_netlab"))
+        .arg("run")
+        .arg(&plan)
+        .args(["--", "sh", "-c", script])
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let space = lines
-        .map(Result::unwrap)
-        .find_map(|line| Some(line.split_once("space ")?.1.to_owned()));
-    (owner, space.unwrap())
+    let mut space = String::new();
+    BufReader::new(owner.stdout.take().unwrap())
+        .read_line(&mut space)
+        .unwrap();
+    (owner, space.trim().to_owned())
 }
 
 fn wardens_of(owner: u32) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use lapwing_netlab::{
-    Egress, Filtering, Found, FoundMapping, Host, Ipv6, Lab, Lan, Mapping, Nat, Ports, Sequence,
+    Egress, Filtering, Found, FoundMapping, Host, Ipv6, Lab, Lan, Mapping, Nat, Ports, Sequence, Shape,
 };
 
 #[test]
@@ -76,6 +76,43 @@ fn of_two_routers_in_a_row_the_stricter_one_shows() {
     assert_eq!(filtering, Filtering::AddressAndPort);
     assert_eq!(outside.ip(), carrier.ipv4());
     assert_eq!(host.ipv6(), None);
+}
+
+#[test]
+#[ignore = "needs root: lays out network namespaces"]
+fn a_slow_link_that_loses_does_not_change_what_is_found() {
+    let lab = Lab::new().unwrap();
+    let slow = Shape::mbit(2)
+        .with_delay(Duration::from_millis(150))
+        .with_loss(0.05);
+    for (number, nat) in [Nat::full_cone(), Nat::restricted().translated(), Nat::symmetric()]
+        .into_iter()
+        .enumerate()
+    {
+        let host = lab
+            .router(&format!("nat-{number}"), nat.clone())
+            .unwrap()
+            .host(&format!("host-{number}"))
+            .unwrap();
+        host.link().shape(slow).unwrap();
+        let found = lab.classify(&host).unwrap();
+        assert!(found.is(&nat), "{nat}: {found}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: lays out network namespaces"]
+fn public_addresses_come_from_where_they_were_asked_to() {
+    let lab = Lab::builder()
+        .addresses([5, 8, 0, 0].into(), "2a00:1::".parse().unwrap())
+        .start()
+        .unwrap();
+    let host = lab.public_host("host").unwrap();
+    let inside = lab.router("open", Nat::open()).unwrap().host("inside").unwrap();
+    assert_eq!(host.ipv4().octets()[..2], [5, 8]);
+    assert_eq!(inside.ipv4().octets()[..2], [5, 9]);
+    assert_eq!(host.ipv6().unwrap().segments()[..2], [0x2a00, 1]);
+    assert!(lab.classify(&inside).unwrap().is(&Nat::open()));
 }
 
 #[test]
