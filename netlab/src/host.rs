@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use crate::error::LabError;
 use crate::link::Link;
@@ -68,6 +69,21 @@ impl Host {
     /// [`LabError::Ended`] once the lab was dropped. A panic of `work` is passed on.
     pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R, LabError> {
         self.node.space.enter(work)
+    }
+
+    /// Starts a thread of this host. The threads that it starts are of this host, too: a runtime that is built in it,
+    /// with all its workers and sockets, runs on this host, and many hosts run in one process.
+    ///
+    /// The thread is the caller's: it does not end with the lab, whose network it then has lost.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Ended`] once the lab was dropped.
+    pub fn spawn<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<JoinHandle<R>, LabError> {
+        self.node.space.spawn(work)
     }
 
     /// Drops silently what this host sends to another, by any address of it or of a router that it is behind (which

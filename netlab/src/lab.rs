@@ -76,6 +76,7 @@ impl LabBuilder {
         let core = Arc::new(Namespace::create()?);
         warden.watch(core.inode())?;
         prepare(&core)?;
+        core.ip("link set dev lo up\n")?;
         core.set(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         let Self {
             seed,
@@ -369,6 +370,5 @@ fn prepare(space: &Namespace) -> Result<(), LabError> {
         ("ipv6/neigh/default/retrans_time_ms", "100"),
         ("ipv6/neigh/default/mcast_solicit", "100"),
         ("ipv6/neigh/default/ucast_solicit", "50"),
-    ])?;
-    space.ip("link set dev lo up\n")
+    ])
 }

@@ -69,7 +69,7 @@ pub(crate) struct Ends {
 }
 
 impl Link {
-    /// Lays a wire from `lower_device` of `lower` to a device of `upper`.
+    /// Lays the first wire of a node, from `lower_device` of `lower` to a device of `upper`.
     pub(crate) fn lay(
         node: &str,
         number: u16,
@@ -98,7 +98,7 @@ impl Link {
             state: Mutex::new(state),
         };
         wire.lower.ip(&format!(
-            "link add {lower_device} type veth peer name {} netns {}\n{}",
+            "link set dev lo up\nlink add {lower_device} type veth peer name {} netns {}\n{}",
             wire.upper_device,
             upper.path()?,
             wire.lower_lines(&wire.state())
@@ -310,7 +310,10 @@ impl Wire {
         let pipe = |shape, way| Pipe::new(shape, Draws::seed_of(self.seed, way));
         let forwarder = Forwarder::start(lower, upper, pipe(up, 1), pipe(down, 2))?;
         self.configure(state)?;
-        self.raise_barriers(state)?;
+        // They went with the devices.
+        if state.cut_up || state.cut_down || !state.blocked.is_empty() {
+            self.raise_barriers(state)?;
+        }
         Ok(forwarder)
     }
 

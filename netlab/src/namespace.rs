@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -64,6 +64,16 @@ impl Namespace {
         thread::scope(|scope| scope.spawn(run).join())
             .unwrap_or_else(|panic| panic::resume_unwind(panic))
             .map_err(LabError::system("enter a network namespace"))
+    }
+
+    /// Starts a thread in the namespace; the threads and processes that it starts are in it as well.
+    pub(crate) fn spawn<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<JoinHandle<R>, LabError> {
+        // A thread starts where the one that starts it is.
+        self.enter(|| thread::Builder::new().spawn(work))?
+            .map_err(LabError::system("start a thread on a host"))
     }
 
     /// Runs lines of `ip` in it, in one process.

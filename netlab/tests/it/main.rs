@@ -5,5 +5,6 @@
 
 mod ends;
 mod faults;
+mod hosts;
 mod kinds;
 mod links;
