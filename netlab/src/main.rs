@@ -6,7 +6,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::thread::{self, ScopedJoinHandle};
 
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(file: &PathBuf, on: Option<&str>, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
+fn run(file: &Path, on: Option<&str>, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
     let LaidOut { lab, routers, hosts } = lay_out(file)?;
     for router in &routers {
         eprintln!(
@@ -143,7 +143,7 @@ fn on(host: &str, command: &[OsString]) -> Result<ExitCode, Box<dyn Error>> {
         .into())
 }
 
-fn classify(file: &PathBuf) -> Result<ExitCode, Box<dyn Error>> {
+fn classify(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let LaidOut { lab, hosts, .. } = lay_out(file)?;
     for (host, _) in &hosts {
         println!("{:<20} {}", host.name(), lab.classify(host)?);
@@ -181,7 +181,7 @@ fn kinds() -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
-fn lay_out(file: &PathBuf) -> Result<LaidOut, Box<dyn Error>> {
+fn lay_out(file: &Path) -> Result<LaidOut, Box<dyn Error>> {
     let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let plan: Plan = toml::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
     Ok(plan.lay_out()?)

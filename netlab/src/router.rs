@@ -70,6 +70,7 @@ impl Router {
             ("bridge/bridge-nf-call-ip6tables", "0"),
         ])?;
         node.space.ip(&lines)?;
+        // Apart from the seeds of links, whose numbers are below.
         let seed = lab.seed_of(u16::from(number) | 0x8000);
         let state = State {
             nat,

@@ -36,6 +36,56 @@ fn every_kind_of_router_is_what_it_claims() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What a punch achieves follows from the kinds alone: of each pair, both send to the address that a third saw.
+#[test]
+#[ignore = "needs root: lays out network namespaces"]
+fn two_hosts_reach_each_other_unless_one_is_symmetric_and_the_other_filters_by_port() {
+    let lab = Lab::new().unwrap();
+    let public = lab.public_host("public").unwrap();
+    let observer = bind(&public);
+    let kinds = [
+        Nat::full_cone(),
+        Nat::restricted(),
+        Nat::port_restricted(),
+        Nat::full_cone().translated(),
+        Nat::restricted().translated(),
+        Nat::port_restricted().translated(),
+        Nat::symmetric(),
+    ];
+    let side = |side: &str| -> Vec<Host> {
+        let kinds = kinds.iter().enumerate();
+        let lay_out = |(number, nat): (usize, &Nat)| {
+            let router = lab.router(&format!("nat-{side}-{number}"), nat.clone()).unwrap();
+            router.host(&format!("{side}-{number}")).unwrap()
+        };
+        kinds.map(lay_out).collect()
+    };
+    let (left, right) = (side("left"), side("right"));
+    for (a, one) in kinds.iter().zip(&left) {
+        for (b, other) in kinds.iter().zip(&right) {
+            let symmetric = |nat: &Nat| matches!(nat.mapping, Mapping::Symmetric(_));
+            let strict = |nat: &Nat| nat.filtering == Filtering::AddressAndPort;
+            let possible = !(symmetric(a) && strict(b) || symmetric(b) && strict(a));
+            let sockets = [bind(one), bind(other)];
+            let seen = sockets.each_ref().map(|socket| {
+                socket
+                    .send_to(b"who", (public.ipv4(), observer.local_addr().unwrap().port()))
+                    .unwrap();
+                observer.recv_from(&mut [0; 16]).unwrap().1
+            });
+            let reached = (0..3).any(|_| {
+                sockets[0].send_to(b"punch", seen[1]).unwrap();
+                sockets[1].send_to(b"punch", seen[0]).unwrap();
+                sockets.iter().any(|socket| {
+                    socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+                    socket.recv_from(&mut [0; 16]).is_ok()
+                })
+            });
+            assert_eq!(reached, possible, "{a} against {b}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root: lays out network namespaces"]
 fn a_public_host_finds_nothing_in_between() {
@@ -218,6 +268,10 @@ fn what_does_not_go_together_is_refused() {
     assert!(lab.public_host("no spaces").is_err());
     lab.public_host("c").unwrap();
     assert!(lab.router("c", Nat::default()).is_err());
+}
+
+fn bind(host: &Host) -> UdpSocket {
+    host.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap()
 }
 
 /// Whether an IPv6 packet that nobody asked for reaches a host.
