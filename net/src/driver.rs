@@ -17,6 +17,8 @@ mod lane;
 mod interfaces;
 mod limits;
 mod links;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod local_discovery;
 mod network;
 #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
 mod port_mapping;
