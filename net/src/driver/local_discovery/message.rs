@@ -301,16 +301,20 @@ impl<'a> Reader<'a> {
     }
 
     fn announcements(&mut self, records: usize) -> Vec<Announcement> {
-        let mut leaving = Vec::new();
+        let mut pointed: Vec<(String, Duration)> = Vec::new();
         let mut announced: Vec<(String, Announcement)> = Vec::new();
         for _ in 0..records {
             // What was whole before a cut counts.
-            if self.record(&mut leaving, &mut announced).is_none() {
+            if self.record(&mut pointed, &mut announced).is_none() {
                 break;
             }
         }
         for (name, announcement) in &mut announced {
-            if leaving.contains(name) {
+            // Whoever leaves says so in the pointer alone, or everywhere.
+            if pointed
+                .iter()
+                .any(|(to, lifetime)| to == name && lifetime.is_zero())
+            {
                 announcement.lifetime = Duration::ZERO;
             }
         }
@@ -322,7 +326,7 @@ impl<'a> Reader<'a> {
 
     fn record(
         &mut self,
-        leaving: &mut Vec<String>,
+        pointed: &mut Vec<(String, Duration)>,
         announced: &mut Vec<(String, Announcement)>,
     ) -> Option<()> {
         let name = self.name()?;
@@ -333,18 +337,16 @@ impl<'a> Reader<'a> {
         let data_at = self.at;
         let data = self.take(size)?;
         match kind {
-            PTR if name == SERVICE && lifetime.is_zero() => {
+            PTR if name == SERVICE => {
                 // Names in the data may jump out of it.
                 let mut reader = Reader {
                     bytes: self.bytes,
                     at: data_at,
                 };
-                leaving.push(reader.name()?);
+                pointed.push((reader.name()?, lifetime));
             }
-            TXT if name
-                .strip_suffix(SERVICE)
-                .is_some_and(|instance| instance.ends_with('.')) =>
-            {
+            // Names of rust-libp2p are not below the service's; the pointer alone tells whose they are.
+            TXT if name.ends_with(SERVICE) || pointed.iter().any(|(to, _)| *to == name) => {
                 let addresses = strings(data).filter_map(peer_address);
                 // Some write one record for each address.
                 for (peer, address) in addresses {
@@ -455,30 +457,32 @@ mod tests {
     }
 
     #[test]
-    fn one_record_for_each_address_and_compressed_names_are_understood() {
-        // As rust-libp2p does the first, and go-libp2p the second.
-        let peer = PeerId::random();
-        let mut message = header(RESPONSE, 0, 1, 2);
-        put_record(&mut message, SERVICE, PTR, INTERNET, LIFETIME, |data| {
-            put_name(data, "x._p2p._udp.local")
-        });
-        for address in addresses() {
-            // `x`, and then the service's name, which is where the first record begins.
-            message.extend([1, b'x', 0xc0, HEADER as u8]);
-            put(&mut message, TXT);
-            put(&mut message, INTERNET);
-            message.extend(600_u32.to_be_bytes());
-            let text = format!("dnsaddr={address}/p2p/{peer}");
-            put(&mut message, text.len() as u16 + 1);
-            message.push(text.len() as u8);
-            message.extend(text.bytes());
-        }
-        let expected = Announcement {
-            peer,
-            addresses: addresses(),
-            lifetime: LIFETIME,
-        };
-        assert_eq!(Message::parse(&message), Some(Message::Here(vec![expected])));
+    fn one_record_for_each_address_under_a_bare_name_is_understood() {
+        // As rust-libp2p does.
+        let name = |message: &mut Vec<u8>| put_name(message, "x");
+        assert_eq!(
+            Message::parse(&records(name, name)),
+            Some(Message::Here(vec![announcement()]))
+        );
+    }
+
+    #[test]
+    fn compressed_names_are_understood() {
+        // As go-libp2p does: `x`, and then the service's name, which is where the first record begins.
+        let name = |message: &mut Vec<u8>| message.extend([1, b'x', 0xc0, HEADER as u8]);
+        assert_eq!(
+            Message::parse(&records(name, name)),
+            Some(Message::Here(vec![announcement()]))
+        );
+    }
+
+    #[test]
+    fn texts_of_other_services_are_passed_over() {
+        let (to, of) = (
+            |message: &mut Vec<u8>| put_name(message, "x"),
+            |message: &mut Vec<u8>| put_name(message, "y"),
+        );
+        assert_eq!(Message::parse(&records(to, of)), None);
     }
 
     #[test]
@@ -526,6 +530,33 @@ mod tests {
         assert!((8..=ADDRESSES_MAX).contains(&announced[0].addresses.len()));
         let none = here(&peer, "name", [192, 168, 1, 7].into(), &[], LIFETIME);
         assert_eq!(Message::parse(&none), None);
+    }
+
+    /// A pointer to one name, and texts of another, one for each address.
+    fn records(to: impl Fn(&mut Vec<u8>), of: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+        let Announcement { peer, addresses, .. } = announcement();
+        let mut message = header(RESPONSE, 0, 1, 2);
+        put_record(&mut message, SERVICE, PTR, INTERNET, LIFETIME, to);
+        for address in addresses {
+            of(&mut message);
+            put(&mut message, TXT);
+            put(&mut message, INTERNET);
+            message.extend(600_u32.to_be_bytes());
+            let text = format!("dnsaddr={address}/p2p/{peer}");
+            put(&mut message, text.len() as u16 + 1);
+            message.push(text.len() as u8);
+            message.extend(text.bytes());
+        }
+        message
+    }
+
+    fn announcement() -> Announcement {
+        let peer = "12D3KooWCDPsbZikpSfh72Mj9MbF3SondPZkUS4AiY413sBHDfjn";
+        Announcement {
+            peer: peer.parse().unwrap(),
+            addresses: addresses(),
+            lifetime: LIFETIME,
+        }
     }
 
     fn addresses() -> Vec<Multiaddr> {
