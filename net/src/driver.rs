@@ -12,9 +12,9 @@ mod explain;
 mod frames;
 mod http;
 mod identity;
-mod lane;
 #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
 mod interfaces;
+mod lane;
 mod limits;
 mod links;
 #[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]

@@ -142,6 +142,7 @@ impl Discovery {
         self.move_to(present).await;
         let (mut listen_changes, mut interfaces_change) = (true, true);
         let mut buffer = vec![0; RECEIVED_MAX];
+        let mut turn: usize = 0;
         loop {
             let wake_at = [Some(self.ask_at), self.answer_at, self.neighbours.expires_at()];
             let wake_at = wake_at.into_iter().flatten().min().unwrap_or(self.ask_at);
@@ -163,7 +164,10 @@ impl Discovery {
                     Err(_) => listen_changes = false,
                 },
                 () = sleep_until(wake_at.into()) => self.on_time().await,
-                (size, from) = receive(&self.links, &mut buffer) => self.on_message(&buffer[..size], from).await,
+                (size, from) = receive(&self.links, turn, &mut buffer) => {
+                    turn = turn.wrapping_add(1);
+                    self.on_message(&buffer[..size], from).await;
+                }
             }
         }
         self.say(Duration::ZERO).await;
@@ -348,10 +352,12 @@ fn opened(link: io::Result<Link>, ip: IpAddr) -> Option<Link> {
         .ok()
 }
 
-/// The next message of any link. Is silent for ever when there are none.
-async fn receive(links: &[Link], buffer: &mut [u8]) -> (usize, SocketAddr) {
+/// The next message of any link, beginning with the one at `first`, so that a busy link cannot silence the others.
+/// Is silent for ever when there are none.
+async fn receive(links: &[Link], first: usize, buffer: &mut [u8]) -> (usize, SocketAddr) {
     std::future::poll_fn(|cx| {
-        for link in links {
+        let (before, from_first) = links.split_at(first % links.len().max(1));
+        for link in from_first.iter().chain(before) {
             let mut read = ReadBuf::new(buffer);
             match link.socket.poll_recv_from(cx, &mut read) {
                 Poll::Ready(Ok(from)) => return Poll::Ready((read.filled().len(), from)),
