@@ -16,6 +16,8 @@ mod interfaces;
 mod lane;
 mod limits;
 mod links;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
+mod local_discovery;
 mod network;
 mod notes;
 mod port_mapping;
