@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::{LANE_CHANNELS_MAX, Mux, LaneSide, OpenChannelError, WindowMode};
+use crate::{LANE_CHANNELS_MAX, LaneSide, Mux, OpenChannelError, WindowMode};
 use lapwing_base::{Bandwidth, ByteSize, Class};
 use shared::Shared;
 
@@ -195,7 +195,8 @@ mod tests {
         fn over(link: Link) -> Self {
             let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
             let [left, right] = link.lay(&tasks);
-            let (dialer, to_dialer) = Lane::start(left, LaneSide::Dialer, LaneConfig::default(), &tasks, &stop);
+            let (dialer, to_dialer) =
+                Lane::start(left, LaneSide::Dialer, LaneConfig::default(), &tasks, &stop);
             let (listener, to_listener) =
                 Lane::start(right, LaneSide::Listener, LaneConfig::default(), &tasks, &stop);
             Self {
