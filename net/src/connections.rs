@@ -273,7 +273,11 @@ mod tests {
         connections.established(large, 1, Dialed::ByUs, Rung::Direct, now);
         connections.established(large, 2, Dialed::ByThem, Rung::Relayed, now + GRACE);
         assert_eq!(connections.preferred(&large), Some(1));
-        assert_eq!(connections.surplus(now + GRACE * 2), [], "the relayed one is not of its kind");
+        assert_eq!(
+            connections.surplus(now + GRACE * 2),
+            [],
+            "the relayed one is not of its kind"
+        );
         connections.closed(&large, 1);
         assert_eq!(connections.preferred(&large), Some(2));
     }

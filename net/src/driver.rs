@@ -31,7 +31,7 @@ mod swarm;
 mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
-pub use congestion::{SwitchableCongestion, WindowFigures, hold_delay, window_figures};
+pub use congestion::{DelayCongestion, WindowFigures};
 pub use identity::{IdentityError, load_or_create_identity};
 pub use lane::{Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, OpenLaneStreamError, Toll};
 pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
@@ -54,8 +54,8 @@ use tracing::{debug, info, trace};
 
 use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation, Pace};
 use addresses::{is_loopback, without_peer};
-use explain::chain;
 use behaviour::Carrier;
+use explain::chain;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role};
 use links::{LaneClosed, LaneLink, Link, LinkId};
@@ -221,7 +221,10 @@ impl Driver {
             quic: Arc::clone(&quic),
             tracker: tracker.clone(),
             relays_strangers: config.relays_strangers,
-            certificate: config.certificate.clone().map(|(chain, key)| CertificateFiles { chain, key }),
+            certificate: config
+                .certificate
+                .clone()
+                .map(|(chain, key)| CertificateFiles { chain, key }),
             proxy,
         })?;
         let interfaces = interfaces::watch_interfaces(&tracker, stop.clone())
@@ -535,7 +538,9 @@ impl Driver {
         if self.connections.count(&peer) > 0 {
             return;
         }
-        let why = self.dial_failures(&peer).unwrap_or_else(|| "no address of it answers".to_owned());
+        let why = self
+            .dial_failures(&peer)
+            .unwrap_or_else(|| "no address of it answers".to_owned());
         let first = {
             let mut peers = self.shared.peers();
             let entry = peers.entry(peer);
@@ -649,7 +654,13 @@ impl Driver {
     }
 
     fn on_carrier(&mut self, carrier: Carrier) {
-        let link = LaneLink::start(carrier, &self.shared, &self.tracker, &self.stop, self.lane_closed.clone());
+        let link = LaneLink::start(
+            carrier,
+            &self.shared,
+            &self.tracker,
+            &self.stop,
+            self.lane_closed.clone(),
+        );
         let (id, dialed, address) = (LinkId::Lane(link.id), link.dialed, without_peer(&link.address));
         self.on_link(id, Link::Lane(link), dialed, &address);
     }
@@ -669,21 +680,30 @@ impl Driver {
     }
 
     fn on_port_mapping(&mut self) {
-        let mapped = self.mapping.as_mut().and_then(|mapping| match *mapping.borrow_and_update() {
-            PortMapping::Mapped { external, by } => {
-                info!(%external, %by, "the router forwards a port to this node");
-                Some(external)
-            }
-            PortMapping::Searching | PortMapping::Unavailable { .. } => None,
-        });
+        let mapped = self
+            .mapping
+            .as_mut()
+            .and_then(|mapping| match *mapping.borrow_and_update() {
+                PortMapping::Mapped { external, by } => {
+                    info!(%external, %by, "the router forwards a port to this node");
+                    Some(external)
+                }
+                PortMapping::Searching | PortMapping::Unavailable { .. } => None,
+            });
         self.on_mapped(mapped, now());
     }
 
     fn on_interfaces(&mut self) {
         let (print, ips) = {
             let interfaces = self.interfaces.borrow_and_update();
-            let print = interfaces.fingerprint().map_or(NetworkPrint(0), |print| NetworkPrint(print.short()));
-            let ips: Vec<_> = interfaces.addresses.iter().map(|address| address.addr()).collect();
+            let print = interfaces
+                .fingerprint()
+                .map_or(NetworkPrint(0), |print| NetworkPrint(print.short()));
+            let ips: Vec<_> = interfaces
+                .addresses
+                .iter()
+                .map(|address| address.addr())
+                .collect();
             (print, ips)
         };
         self.on_network(print, ips, now());

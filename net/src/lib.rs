@@ -48,16 +48,17 @@ pub use reach::{
 };
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters};
-pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
 pub use send::{
     AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
     Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler,
     Side as LaneSide, TARGET as DELAY_TARGET, Turn, WriteError,
 };
+pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
+pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
 
 #[cfg(feature = "driver")]
 pub use driver::{
-    Channel, ChannelError, IdentityError, Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, Network,
-    NetworkConfig, OpenError, OpenLaneStreamError, ReceiveHalf, RequestError, SendHalf, StartError,
-    SwitchableCongestion, Toll, WindowFigures, hold_delay, load_or_create_identity, window_figures,
+    Channel, ChannelError, DelayCongestion, IdentityError, Lane, LaneConfig, LaneEnd, LaneFigures,
+    LaneStream, Network, NetworkConfig, OpenError, OpenLaneStreamError, ReceiveHalf, RequestError, SendHalf,
+    StartError, Toll, WindowFigures, load_or_create_identity,
 };

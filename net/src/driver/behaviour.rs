@@ -13,8 +13,8 @@ use libp2p::swarm::handler::{
     ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
 };
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour, Stream,
-    StreamProtocol, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
+    Stream, StreamProtocol, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 
 use super::shared::Shared;
@@ -67,7 +67,9 @@ impl Behaviour {
         address: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
         let with_peer = self.of_peer.entry(peer).or_default();
-        if *with_peer >= Connections::<ConnectionId>::PER_PEER_MAX || self.connections.len() >= CONNECTIONS_MAX {
+        if *with_peer >= Connections::<ConnectionId>::PER_PEER_MAX
+            || self.connections.len() >= CONNECTIONS_MAX
+        {
             return Err(ConnectionDenied::new(TooManyConnections));
         }
         *with_peer += 1;
@@ -156,7 +158,9 @@ impl NetworkBehaviour for Behaviour {
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Carrier, THandlerInEvent<Self>>> {
         // No waker: the swarm polls its behaviours after every event of a handler.
         let carrier = self.carriers.pop_front();
-        carrier.map_or(Poll::Pending, |carrier| Poll::Ready(ToSwarm::GenerateEvent(carrier)))
+        carrier.map_or(Poll::Pending, |carrier| {
+            Poll::Ready(ToSwarm::GenerateEvent(carrier))
+        })
     }
 }
 
@@ -232,7 +236,10 @@ impl ConnectionHandler for Handler {
         match event {}
     }
 
-    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>) {
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>,
+    ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: futures::future::Either::Left(stream),
@@ -243,7 +250,9 @@ impl ConnectionHandler for Handler {
                 }
                 self.ready = Some(stream);
             }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, .. }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: stream, ..
+            }) => {
                 self.ready = Some(stream);
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {

@@ -191,7 +191,8 @@ impl LaneLink {
 
     /// Whether bulk may go through the relay from now on.
     pub(crate) fn allow_bulk(&self, allow: bool) {
-        self.takes_bulk.store(allow || self.rung != Rung::Relayed, Ordering::Relaxed);
+        self.takes_bulk
+            .store(allow || self.rung != Rung::Relayed, Ordering::Relaxed);
     }
 
     fn opened(&self, stream: LaneStream) -> Opened {

@@ -126,7 +126,11 @@ async fn answer(mut channel: Channel, shared: Arc<Shared>) {
         let Ok(asked) = decode::<PeerId>(&frame) else {
             return Ok(());
         };
-        let seen: Vec<IpAddr> = shared.link(&asked).and_then(|link| link.remote_ip()).into_iter().collect();
+        let seen: Vec<IpAddr> = shared
+            .link(&asked)
+            .and_then(|link| link.remote_ip())
+            .into_iter()
+            .collect();
         channel.send(&encode(&seen)).await?;
         channel.finish().await
     };
@@ -152,7 +156,10 @@ pub(crate) async fn tell(shared: Arc<Shared>, peer: PeerId, kind: Kind, body: Ve
 /// Where a relay sees a peer's packets come from.
 pub(crate) async fn ask_where(shared: &Arc<Shared>, relay: PeerId, peer: PeerId) -> Vec<IpAddr> {
     let asked = request(shared, relay, WHERE, &encode(&peer), PATIENCE).await;
-    let mut seen: Vec<IpAddr> = asked.ok().and_then(|answer| decode(&answer).ok()).unwrap_or_default();
+    let mut seen: Vec<IpAddr> = asked
+        .ok()
+        .and_then(|answer| decode(&answer).ok())
+        .unwrap_or_default();
     seen.truncate(SEEN_MAX);
     seen
 }

@@ -184,13 +184,7 @@ impl Quic {
     }
 
     /// Makes a session of a connection whose handshake is done, and runs it.
-    fn begin(
-        self: &Arc<Self>,
-        peer: PeerId,
-        dialed: Dialed,
-        socket: SocketId,
-        control: Connection,
-    ) -> Muxer {
+    fn begin(self: &Arc<Self>, peer: PeerId, dialed: Dialed, socket: SocketId, control: Connection) -> Muxer {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let session = Arc::new(Session::new(id, peer, dialed, socket, control.clone()));
         {
@@ -247,7 +241,10 @@ impl Quic {
     /// The sockets that stand, with what they are bound to; those that were opened to be guessed are not among them.
     pub(crate) fn sockets(&self) -> Vec<(SocketId, SocketAddr)> {
         let locals = self.locals();
-        locals.iter().map(|local| (local.socket.id(), local.socket.local())).collect()
+        locals
+            .iter()
+            .map(|local| (local.socket.id(), local.socket.local()))
+            .collect()
     }
 
     /// Sends a probe from a socket, or a datagram that dies after as many hops.
@@ -271,7 +268,9 @@ impl Quic {
             (Some(socket), None) => socket.send_probe(to, payload),
             (None, _) => {
                 let spares = lock(&self.spares);
-                let sent = spares.values().find_map(|spares| spares.send(socket, to, payload));
+                let sent = spares
+                    .values()
+                    .find_map(|spares| spares.send(socket, to, payload));
                 sent.unwrap_or_else(|| Err(io::ErrorKind::AddrNotAvailable.into()))
             }
         }

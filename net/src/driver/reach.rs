@@ -19,10 +19,10 @@ use super::quic::{Quic, Stray, to_multiaddr};
 use super::relaying::RESERVATION_LIFETIME;
 use super::{Command, Driver, explain};
 use crate::{
-    CandidateKind, CandidateSource, CandidateTable, Change, DialId, Family, Gate, Here, Kind, Ladder, LadderAction,
-    NatType, NetworkPrint, Observation, Observations, Presence, Probe, PunchAction, PunchError, Punches,
-    ReachAction, ReachStatus, Reachability, RelayedBecause, ReservationAction, ReservationRefusal, Reservations,
-    Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Witness, WitnessAction,
+    CandidateKind, CandidateSource, CandidateTable, Change, DialId, Family, Gate, Here, Kind, Ladder,
+    LadderAction, NatType, NetworkPrint, Observation, Observations, Presence, Probe, PunchAction, PunchError,
+    Punches, ReachAction, ReachStatus, Reachability, RelayedBecause, ReservationAction, ReservationRefusal,
+    Reservations, Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Witness, WitnessAction,
 };
 use lapwing_base::{Multiaddr, PeerId, Role};
 
@@ -144,7 +144,11 @@ impl Reach {
         let failures = &self.climbs.get(peer)?.failures;
         let shown: Vec<_> = failures.values().take(FAILURES_SHOWN).cloned().collect();
         let more = failures.len() - shown.len();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
         (!shown.is_empty()).then(|| format!("{}{more}", shown.join("; ")))
     }
 }
@@ -194,7 +198,9 @@ impl Driver {
             return addresses;
         }
         let through = gate.mains.iter().filter(|main| *main != peer);
-        let through = through.filter_map(|main| self.circuit_through(main)).take(GUESSED_RELAYS_MAX);
+        let through = through
+            .filter_map(|main| self.circuit_through(main))
+            .take(GUESSED_RELAYS_MAX);
         for address in through.collect::<Vec<_>>() {
             if !addresses.contains(&address) {
                 addresses.push(address);
@@ -240,9 +246,8 @@ impl Driver {
         let because = climb.ladder.because();
         self.shared.peers().entry(peer).relayed_because = because;
         // Bulk has to wait while there is hope, and goes through the relay when there is none.
-        let hopeless = because.is_some_and(|because| {
-            !matches!(because, RelayedBecause::NotTriedYet | RelayedBecause::Trying)
-        });
+        let hopeless = because
+            .is_some_and(|because| !matches!(because, RelayedBecause::NotTriedYet | RelayedBecause::Trying));
         for id in self.connections.of(&peer) {
             if let Some(Link::Lane(link)) = self.links.get(&id) {
                 link.allow_bulk(hopeless);
@@ -255,9 +260,11 @@ impl Driver {
             LadderAction::Dial { id, address } => self.dial(peer, id, address, now),
             LadderAction::Abandon(id) => {
                 let abandoned = self.reach.dials.iter().find_map(|(connection, dial)| match dial {
-                    Dial::Ladder { peer: of, id: other, address } if *of == peer && *other == id => {
-                        Some((*connection, address.clone()))
-                    }
+                    Dial::Ladder {
+                        peer: of,
+                        id: other,
+                        address,
+                    } if *of == peer && *other == id => Some((*connection, address.clone())),
                     Dial::Ladder { .. } | Dial::Punch(_) => None,
                 });
                 if let Some((connection, address)) = abandoned {
@@ -307,7 +314,9 @@ impl Driver {
             Some(Rung::Fallback) => CandidateKind::Websocket,
             Some(Rung::Direct) | None => CandidateKind::Host,
         };
-        self.reach.candidates.trying(peer, address.clone(), kind, CandidateSource::Learned, now);
+        self.reach
+            .candidates
+            .trying(peer, address.clone(), kind, CandidateSource::Learned, now);
         if let Some(relay) = relay_of(&address) {
             self.ask_where(relay, peer);
         }
@@ -328,7 +337,13 @@ impl Driver {
     }
 
     /// A dial of the swarm has come to nothing.
-    pub(super) fn on_dial_failure(&mut self, id: ConnectionId, peer: PeerId, error: &DialError, now: Instant) {
+    pub(super) fn on_dial_failure(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        error: &DialError,
+        now: Instant,
+    ) {
         self.dial_failed(id, peer, error, now);
         self.drive(peer, now);
         self.pump(now);
@@ -359,7 +374,9 @@ impl Driver {
         self.reach.awaited.remove(&peer);
         let retry_at = self.reach.punches.failed(peer, now);
         if let Some(climb) = self.reach.climbs.get_mut(&peer) {
-            climb.ladder.punch_failed(RelayedBecause::HandshakeFailed, retry_at);
+            climb
+                .ladder
+                .punch_failed(RelayedBecause::HandshakeFailed, retry_at);
         }
     }
 
@@ -372,9 +389,11 @@ impl Driver {
     pub(super) fn on_path(&mut self, link: &Link, address: &Multiaddr, now: Instant) {
         let (peer, rung) = (link.peer(), link.rung());
         let dial = self.reach.dials.iter().find_map(|(connection, dial)| match dial {
-            Dial::Ladder { peer: of, id, address: to } if *of == peer && without_peer(to) == *address => {
-                Some((*connection, *id, to.clone()))
-            }
+            Dial::Ladder {
+                peer: of,
+                id,
+                address: to,
+            } if *of == peer && without_peer(to) == *address => Some((*connection, *id, to.clone())),
             Dial::Ladder { .. } | Dial::Punch(_) => None,
         });
         if let Some((connection, _, to)) = &dial {
@@ -382,7 +401,9 @@ impl Driver {
             self.reach.candidates.succeeded(&peer, to, now);
         }
         if rung == Rung::Direct {
-            self.reach.dials.retain(|_, dial| !matches!(dial, Dial::Punch(of) if *of == peer));
+            self.reach
+                .dials
+                .retain(|_, dial| !matches!(dial, Dial::Punch(of) if *of == peer));
             self.reach.awaited.remove(&peer);
             self.reach.punches.connected(&peer, now);
             if let Link::Session(session) = link {
@@ -502,7 +523,11 @@ impl Driver {
         let failed = match started {
             Ok(()) | Err(PunchError::UnderWay) => None,
             Err(PunchError::NotDue { retry_at }) => {
-                let because = self.reach.climbs.get(&peer).and_then(|climb| climb.ladder.because());
+                let because = self
+                    .reach
+                    .climbs
+                    .get(&peer)
+                    .and_then(|climb| climb.ladder.because());
                 Some((because.unwrap_or(RelayedBecause::TimedOut), retry_at))
             }
             Err(PunchError::Hopeless { why, retry_at }) => Some((why, retry_at)),
@@ -535,7 +560,12 @@ impl Driver {
                 ports: self.reach.observations.port_block(now),
             },
             sockets,
-            seen_at: reflexive.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>().into_iter().collect(),
+            seen_at: reflexive
+                .iter()
+                .map(SocketAddr::ip)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -551,7 +581,11 @@ impl Driver {
 
     /// A datagram that is not QUIC has come.
     pub(super) fn on_stray(&mut self, stray: &Stray, now: Instant) {
-        let Stray { socket, from, payload } = stray;
+        let Stray {
+            socket,
+            from,
+            payload,
+        } = stray;
         if !Probe::is_ours(payload) {
             return;
         }
@@ -616,7 +650,9 @@ impl Driver {
 
     fn socket_towards(&self, to: SocketAddr) -> Option<SocketId> {
         let sockets = self.quic.sockets();
-        let mut fits = sockets.iter().filter(|(_, local)| local.is_ipv4() == to.is_ipv4());
+        let mut fits = sockets
+            .iter()
+            .filter(|(_, local)| local.is_ipv4() == to.is_ipv4());
         fits.next().map(|(socket, _)| *socket)
     }
 
@@ -656,8 +692,12 @@ impl Driver {
         }
         for change in &changes {
             match change {
-                Change::Mapping { family, mapping } => info!(?family, ?mapping, "what is known of the NAT has changed"),
-                Change::Rebound { from, to, .. } => info!(%from, %to, "the NAT has given this node another address"),
+                Change::Mapping { family, mapping } => {
+                    info!(?family, ?mapping, "what is known of the NAT has changed")
+                }
+                Change::Rebound { from, to, .. } => {
+                    info!(%from, %to, "the NAT has given this node another address")
+                }
                 Change::External | Change::Recheck => (),
             }
         }
@@ -717,7 +757,9 @@ impl Driver {
         let me = self.shared.me;
         for main in gate.mains.iter().filter(|main| **main != me) {
             let link = self.shared.link(main);
-            self.reach.reservations.learn(*main, link.as_ref().and_then(Link::rtt));
+            self.reach
+                .reservations
+                .learn(*main, link.as_ref().and_then(Link::rtt));
             if matches!(link, Some(Link::Session(_))) {
                 self.reach.reachability.main_connected(*main, now);
             }
@@ -743,7 +785,13 @@ impl Driver {
             }
             self.drive(peer, now);
         }
-        let overdue: Vec<_> = self.reach.awaited.iter().filter(|(_, at)| **at <= now).map(|(peer, _)| *peer).collect();
+        let overdue: Vec<_> = self
+            .reach
+            .awaited
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(peer, _)| *peer)
+            .collect();
         for peer in overdue {
             self.punch_failed(peer, now);
             self.drive(peer, now);
@@ -794,7 +842,9 @@ impl Driver {
             PunchAction::Tell { peer, message } => self.tell(peer, notes::PUNCH, message.to_bytes()),
             PunchAction::Send(datagram) => {
                 self.reach.reachability.sent(datagram.to, now);
-                let sent = self.quic.send_probe(datagram.socket, datagram.to, &datagram.bytes, datagram.ttl);
+                let sent = self
+                    .quic
+                    .send_probe(datagram.socket, datagram.to, &datagram.bytes, datagram.ttl);
                 if let Err(error) = sent {
                     trace!(to = %datagram.to, %error, "a probe was not sent");
                 }
@@ -808,16 +858,29 @@ impl Driver {
                     debug!(%peer, %error, "the socket of the path that was found cannot be kept");
                 }
             }
-            PunchAction::Found { peer, chosen, strategy, took, probed } => {
+            PunchAction::Found {
+                peer,
+                chosen,
+                strategy,
+                took,
+                probed,
+            } => {
                 info!(%peer, address = %chosen.remote, %strategy, ?took, dials = chosen.dials, "a direct path was found");
-                self.reach.candidates.punched(peer, &probed, None, now.checked_sub(took).unwrap_or(now), now);
+                self.reach
+                    .candidates
+                    .punched(peer, &probed, None, now.checked_sub(took).unwrap_or(now), now);
                 if chosen.dials {
                     self.dial_found(peer, chosen.socket, chosen.remote, now);
                 } else {
                     self.reach.awaited.insert(peer, now + HANDSHAKE_AWAITED);
                 }
             }
-            PunchAction::Failed { peer, why, retry_at, probed } => {
+            PunchAction::Failed {
+                peer,
+                why,
+                retry_at,
+                probed,
+            } => {
                 debug!(%peer, %why, "no direct path was found");
                 self.reach.candidates.punched(peer, &probed, Some(why), now, now);
                 if let Some(climb) = self.reach.climbs.get_mut(&peer) {
@@ -850,8 +913,15 @@ impl Driver {
                 }
                 let known = self.shared.book().addresses(&relay);
                 let through = self.circuit_through(&relay).or_else(|| {
-                    let direct = known.iter().find(|address| Rung::of(address) == Some(Rung::Direct))?;
-                    Some(direct.clone().with(Protocol::P2p(relay)).with(Protocol::P2pCircuit))
+                    let direct = known
+                        .iter()
+                        .find(|address| Rung::of(address) == Some(Rung::Direct))?;
+                    Some(
+                        direct
+                            .clone()
+                            .with(Protocol::P2p(relay))
+                            .with(Protocol::P2pCircuit),
+                    )
                 });
                 let listening = through.map(|through| self.swarm.listen_on(through));
                 match listening {
@@ -867,7 +937,11 @@ impl Driver {
                 }
             }
             ReservationAction::Release(relay) => {
-                let held = self.reach.circuits.iter().find(|(_, circuit)| circuit.relay == relay);
+                let held = self
+                    .reach
+                    .circuits
+                    .iter()
+                    .find(|(_, circuit)| circuit.relay == relay);
                 if let Some(id) = held.map(|(id, _)| *id) {
                     self.reach.circuits.remove(&id);
                     self.swarm.remove_listener(id);
@@ -891,7 +965,12 @@ impl Driver {
     }
 
     /// A reservation has come to nothing or to its end.
-    pub(super) fn on_circuit_closed(&mut self, id: ListenerId, why: Option<&std::io::Error>, now: Instant) -> bool {
+    pub(super) fn on_circuit_closed(
+        &mut self,
+        id: ListenerId,
+        why: Option<&std::io::Error>,
+        now: Instant,
+    ) -> bool {
         let Some(circuit) = self.reach.circuits.remove(&id) else {
             return false;
         };
@@ -915,7 +994,12 @@ impl Driver {
     }
 
     pub(super) fn on_relayed(&mut self, event: &relay::client::Event, now: Instant) {
-        if let relay::client::Event::ReservationReqAccepted { relay_peer_id: relay, renewal, .. } = event {
+        if let relay::client::Event::ReservationReqAccepted {
+            relay_peer_id: relay,
+            renewal,
+            ..
+        } = event
+        {
             if !renewal {
                 info!(%relay, "this node can be reached through a relay");
             }
@@ -936,7 +1020,10 @@ impl Driver {
             0
         };
         self.reach.reservations.set_wanted(wanted);
-        self.swarm.behaviour_mut().relaying.serve(standing.role == Role::Main);
+        self.swarm
+            .behaviour_mut()
+            .relaying
+            .serve(standing.role == Role::Main);
         self.publish_reach(now);
     }
 
@@ -953,15 +1040,27 @@ impl Driver {
         } else {
             open
         };
-        for gone in self.reach.external.iter().filter(|address| !external.contains(address)) {
+        for gone in self
+            .reach
+            .external
+            .iter()
+            .filter(|address| !external.contains(address))
+        {
             self.swarm.remove_external_address(gone);
         }
-        for new in external.iter().filter(|address| !self.reach.external.contains(address)) {
+        for new in external
+            .iter()
+            .filter(|address| !self.reach.external.contains(address))
+        {
             self.swarm.add_external_address(new.clone());
         }
         self.reach.external.clone_from(&external);
         let mut advertised = external;
-        let circuits = self.reach.circuits.values().filter_map(|circuit| circuit.address.clone());
+        let circuits = self
+            .reach
+            .circuits
+            .values()
+            .filter_map(|circuit| circuit.address.clone());
         advertised.extend(circuits.collect::<Vec<_>>());
         let only_loopback = listen.iter().all(is_loopback);
         for address in listen {

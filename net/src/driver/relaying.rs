@@ -98,7 +98,9 @@ impl NetworkBehaviour for Relaying {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        let inner = self.inner.handle_established_inbound_connection(id, peer, local, remote)?;
+        let inner = self
+            .inner
+            .handle_established_inbound_connection(id, peer, local, remote)?;
         Ok(self.door(peer, inner))
     }
 
@@ -110,7 +112,9 @@ impl NetworkBehaviour for Relaying {
         role: Endpoint,
         port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        let inner = self.inner.handle_established_outbound_connection(id, peer, address, role, port)?;
+        let inner = self
+            .inner
+            .handle_established_outbound_connection(id, peer, address, role, port)?;
         Ok(self.door(peer, inner))
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::Either;
-use libp2p::core::{ConnectedPoint, Transport as _};
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
+use libp2p::core::{ConnectedPoint, Transport as _};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{Swarm, identify, noise, ping, relay, yamux};
 use tokio_util::task::TaskTracker;
@@ -67,7 +67,8 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         ..WebSocketConfig::default()
     };
     let turned_away = Arc::new(Counters::default());
-    let websocket = websocket::transport(keypair, &config, &turned_away).map_err(|error| StartError::WebSocket { source: error.into() })?;
+    let websocket = websocket::transport(keypair, &config, &turned_away)
+        .map_err(|error| StartError::WebSocket { source: error.into() })?;
     let transport = quic::Transport::new(quic)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
         .or_transport(websocket)

@@ -76,11 +76,11 @@ struct Steady {
 #[derive(Clone, Copy, Debug)]
 struct Stuck {
     cuts: u32,
-    /// Rounds in a row whose shortest round trip was that of the round before.
+    /// Rounds in a row whose shortest round trip was about `rtt`.
     flat: u32,
     /// The window before the first of them.
     before: u64,
-    /// The shortest round trip of the last round.
+    /// The shortest round trip of the first of them.
     rtt: Duration,
     /// The loss-based mode was left to see whether the queue is still another's.
     by_trial: bool,
@@ -102,6 +102,7 @@ struct Round {
     /// When the first of it was acknowledged; what is sent from then on belongs to the next.
     closing: Option<Closing>,
     rtt_min: Duration,
+    rtt_sum: Duration,
     samples: u32,
     acked: u64,
     acked_limited: u64,
@@ -187,8 +188,9 @@ impl DelayWindow {
     /// `bytes` that were sent at `sent_at` have arrived. `limited` says that the sender had nothing more to
     /// send, so that the path could have carried more.
     pub fn on_ack(&mut self, now: Instant, sent_at: Instant, bytes: u64, limited: bool) {
-        let rtt = now.saturating_duration_since(sent_at).max(RTT_MIN);
-        if self.base.observe(rtt) {
+        // Within one machine a clock that was read before the packet left gives no round trip at all.
+        let rtt = now.checked_duration_since(sent_at).filter(|rtt| *rtt >= RTT_MIN);
+        if rtt.is_some_and(|rtt| self.base.observe(rtt)) {
             // Everybody who shares the link sees the queue run empty, and drains together from now on.
             self.base.drained_at = now;
         }
@@ -203,8 +205,11 @@ impl DelayWindow {
             if self.round.closing.is_none() {
                 self.round.start(now, self.window, bytes, limited);
             }
-            self.round.samples += 1;
-            self.round.rtt_min = self.round.rtt_min.min(rtt);
+            if let Some(rtt) = rtt {
+                self.round.samples += 1;
+                self.round.rtt_min = self.round.rtt_min.min(rtt);
+                self.round.rtt_sum += rtt;
+            }
         }
         match &mut self.phase {
             Phase::Startup => {
@@ -215,7 +220,7 @@ impl DelayWindow {
             }
             Phase::Fair { cubic, .. } => {
                 if !limited {
-                    cubic.on_ack(now, sent_at, bytes, rtt);
+                    cubic.on_ack(now, sent_at, bytes, rtt.unwrap_or(RTT_MIN));
                 }
                 self.window = cubic.window();
             }
@@ -339,7 +344,12 @@ impl DelayWindow {
         self.rate = round.acked as f64 / took.max(RTT_MIN.as_secs_f64());
         self.round = Round::opened(closing.at, closing.window);
         let Some(base) = self.base.rtt() else { return };
-        let rtt = round.rtt_min;
+        let Some(mean) = round.rtt_sum.checked_div(round.samples) else {
+            return;
+        };
+        // The shortest alone would miss a queue that comes and goes within the round, as when timers are late;
+        // the mean alone would take jitter for a queue.
+        let rtt = (round.rtt_min + mean) / 2;
         let delay = rtt.saturating_sub(base);
         let limited = 2 * round.acked_limited > round.acked;
         match self.phase.clone() {
@@ -348,13 +358,13 @@ impl DelayWindow {
                 if delay > TARGET {
                     self.losses.begin(now);
                     self.losses.trial = None;
-                    self.cut(now, steady, base, rtt);
+                    self.cut(now, steady, base, rtt, round.rtt_min);
                 } else if self.judge_losses(now) {
                     // Looks at the result next.
                 } else if now >= self.base.drained_at + DRAIN_INTERVAL.max(DRAIN_INTERVAL_RTTS * rtt) {
                     let resume = scaled(self.window, ratio(base + TARGET / 5, base + delay).min(1.0));
                     let drained = (1.0 - ratio(4 * TARGET, base)).clamp(DRAIN_MAX, DRAIN_MIN);
-                    self.window = scaled(self.window, drained * ratio(base, base + delay));
+                    self.window = scaled(self.window, drained * ratio(base + CALM, base + delay).min(1.0));
                     self.phase = Phase::Drain { resume };
                     self.open_round(now);
                 } else {
@@ -362,7 +372,7 @@ impl DelayWindow {
                 }
             }
             Phase::Drain { resume } => {
-                self.base.turn(rtt, now);
+                self.base.turn(round.rtt_min, now);
                 self.window = resume;
                 self.settle(now, Steady::default());
             }
@@ -412,34 +422,35 @@ impl DelayWindow {
     }
 
     /// The delay of this round was above the target.
-    fn cut(&mut self, now: Instant, steady: Steady, base: Duration, rtt: Duration) {
+    fn cut(&mut self, now: Instant, steady: Steady, base: Duration, rtt: Duration, rtt_min: Duration) {
         let stuck = match steady.stuck {
             None => Stuck {
                 cuts: 1,
                 flat: 0,
                 before: self.window,
-                rtt,
+                rtt: rtt_min,
                 by_trial: false,
+            },
+            Some(stuck) if stuck.rtt.abs_diff(rtt_min) <= FLAT => Stuck {
+                cuts: stuck.cuts + 1,
+                flat: stuck.flat + 1,
+                ..stuck
             },
             Some(stuck) => Stuck {
                 cuts: stuck.cuts + 1,
-                flat: if stuck.rtt.abs_diff(rtt) <= FLAT {
-                    stuck.flat + 1
-                } else {
-                    0
-                },
-                rtt,
+                flat: 0,
+                rtt: rtt_min,
                 ..stuck
             },
         };
         if stuck.flat >= FLAT_ROUNDS {
             // Whatever we take away changes nothing: it is the path that has become longer.
-            self.base.restart(rtt, now);
+            self.base.restart(rtt_min, now);
             self.window = scaled(stuck.before, LOSS_CUT);
             self.settle(now, Steady::default());
         } else if stuck.cuts > STUCK_FAIR
-            && stuck.flat < FLAT_ROUNDS - 1
-            && rtt.saturating_sub(base) > FOREIGN
+            && stuck.flat < FLAT_SUSPECT
+            && rtt_min.saturating_sub(base) > FOREIGN
         {
             self.share_fairly(now, stuck, base);
         } else {
@@ -551,6 +562,7 @@ impl Round {
             window_at_open: window,
             closing: None,
             rtt_min: Duration::MAX,
+            rtt_sum: Duration::ZERO,
             samples: 0,
             acked: 0,
             acked_limited: 0,
@@ -627,7 +639,7 @@ const WINDOW_MIN: u64 = 2;
 /// Bytes that are never exceeded: 2 Gbit/s over 128 ms, and bounded memory for what may be sent again.
 const WINDOW_MAX: u64 = 32 << 20;
 
-/// A round trip is never taken for shorter; clocks tick in microseconds.
+/// What is shorter is no round trip.
 const RTT_MIN: Duration = Duration::from_micros(1);
 
 /// Where round trips are shorter than this, a scheduler's moods are most of what would be seen in one.
@@ -679,9 +691,13 @@ const STUCK_FAIR: u32 = 3;
 /// A trial from the loss-based mode has cut deeply at once, and needs one more.
 const STUCK_BY_TRIAL: u32 = 2;
 
-/// A delay that does not move by more than this, in so many rounds of cuts, is no queue but the path.
-const FLAT: Duration = Duration::from_millis(2);
-const FLAT_ROUNDS: u32 = 3;
+/// A delay that does not move by more than this, in so many rounds of cuts, is no queue but the path. Others of our
+/// kind fill the queue by 3 ms or more in that time.
+const FLAT: Duration = Duration::from_micros(1500);
+const FLAT_ROUNDS: u32 = 5;
+
+/// Rounds after which a delay that has not moved may turn out to be the path's.
+const FLAT_SUSPECT: u32 = 2;
 
 /// A delay that our own kind does not cause: two targets, of somebody who took our queue for distance, and a
 /// little more.

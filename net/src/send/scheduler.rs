@@ -605,9 +605,24 @@ mod tests {
         assert!((0.9e7..1.1e7).contains(&(carried[&1] as f64)), "{carried:?}");
         scheduler.push(ChannelId(3), b"vote");
         assert_eq!(next(&mut scheduler, now + took), Some((3, 4)));
+    }
+
+    #[test]
+    fn a_slice_waits_for_the_node_s_own_limit_too_and_pays_once() {
+        let now = start();
+        let later = now + Duration::from_secs(1);
+        let mut scheduler = scheduler(now, &[(1, Class::Model)]);
         scheduler.push(MODEL, &[0; SLICE_MAX]);
-        let held = scheduler.next(now + took, SLICE_MAX, &mut |_, _| now + 2 * took);
-        assert!(matches!(held, Next::At(_)), "{held:?}");
+        let mut asked = 0;
+        for at in [now, now, later] {
+            let next = scheduler.next(at, SLICE_MAX, &mut |_, size| {
+                asked += size.0;
+                later
+            });
+            assert_eq!(matches!(next, Next::Slice { .. }), at == later, "{next:?}");
+            assert!(at == later || next == Next::At(later), "{next:?}");
+        }
+        assert_eq!(asked as usize, SLICE_MIN);
     }
 
     #[test]

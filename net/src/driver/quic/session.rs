@@ -25,7 +25,7 @@ use crate::driver::acceptor::HELLO_TIMEOUT;
 use crate::driver::now;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::{Dialed, LinkStatus, SocketId, Packets, Path, Transport, decode, encode};
+use crate::{Dialed, LinkStatus, Packets, Path, SocketId, Transport, decode, encode};
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
 /// Why a connection was closed, for the other end's log.

@@ -9,7 +9,7 @@ use quinn::{
 };
 
 use super::tls::Identity;
-use crate::driver::congestion::SwitchableCongestion;
+use crate::driver::congestion::DelayCongestion;
 
 /// A connection on which nothing has arrived for so long is given up; sessions that matter are probed, and are
 /// given up much sooner.
@@ -104,7 +104,7 @@ fn bulk() -> TransportConfig {
         .stream_receive_window(BULK_STREAM_WINDOW.into())
         .receive_window(BULK_RECEIVE_WINDOW.into())
         .send_window(BULK_SEND_WINDOW)
-        .congestion_controller_factory(Arc::new(SwitchableCongestion { bulk: true }));
+        .congestion_controller_factory(Arc::new(DelayCongestion));
     config
 }
 

@@ -74,12 +74,7 @@ impl Drop for Spares {
     }
 }
 
-async fn listen(
-    id: SocketId,
-    socket: Arc<UdpSocket>,
-    strays: mpsc::Sender<Stray>,
-    stop: CancellationToken,
-) {
+async fn listen(id: SocketId, socket: Arc<UdpSocket>, strays: mpsc::Sender<Stray>, stop: CancellationToken) {
     let reading = async {
         let mut buffer = [0; PROBE_MAX];
         loop {
