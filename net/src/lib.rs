@@ -54,7 +54,6 @@ pub use send::{
     Side as LaneSide, TARGET as DELAY_TARGET, Turn, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
-pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, Transport};
 
 #[cfg(feature = "driver")]
 pub use driver::{
