@@ -44,6 +44,8 @@ pub(crate) struct Reach {
     dials: HashMap<ConnectionId, Dial>,
     /// Listeners at relays, and the address that each gives us once it is granted.
     circuits: HashMap<ListenerId, Circuit>,
+    /// Relays that are to be asked for a reservation once they are connected.
+    asked: BTreeSet<PeerId>,
     /// Where relays see those peers that we reach through them.
     seen_at: HashMap<PeerId, Vec<IpAddr>>,
     /// Until when the peer's handshake is waited for, after a path was found on which the peer dials.
@@ -106,6 +108,7 @@ impl Reach {
             due: BTreeSet::new(),
             dials: HashMap::new(),
             circuits: HashMap::new(),
+            asked: BTreeSet::new(),
             seen_at: HashMap::new(),
             awaited: HashMap::new(),
             mapped: None,
@@ -434,6 +437,9 @@ impl Driver {
         if is_main {
             self.relearn_homes(now);
         }
+        if self.reach.asked.contains(&peer) {
+            self.reserve(ReservationAction::Reserve(peer), now);
+        }
         self.pump(now);
     }
 
@@ -573,9 +579,14 @@ impl Driver {
         let mut seen_at = self.reach.seen_at.get(peer).cloned().unwrap_or_default();
         let link = self.shared.link(peer);
         seen_at.extend(link.as_ref().and_then(Link::remote_ip));
+        // A circuit is seldom old enough to have been measured; what is known is our half of it.
+        let to_relay = match &link {
+            Some(Link::Lane(lane)) => relay_of(&lane.address).and_then(|relay| self.shared.link(&relay)?.rtt()),
+            Some(Link::Session(_)) | None => None,
+        };
         There {
             seen_at,
-            rtt: link.as_ref().and_then(Link::rtt),
+            rtt: link.as_ref().and_then(Link::rtt).or(to_relay.map(|rtt| rtt * 2)),
         }
     }
 
@@ -911,29 +922,22 @@ impl Driver {
                     // It is renewed by libp2p, which tells.
                     return;
                 }
-                let known = self.shared.book().addresses(&relay);
-                let through = self.circuit_through(&relay).or_else(|| {
-                    let direct = known
-                        .iter()
-                        .find(|address| Rung::of(address) == Some(Rung::Direct))?;
-                    Some(
-                        direct
-                            .clone()
-                            .with(Protocol::P2p(relay))
-                            .with(Protocol::P2pCircuit),
-                    )
-                });
-                let listening = through.map(|through| self.swarm.listen_on(through));
-                match listening {
-                    Some(Ok(id)) => {
+                let Some(through) = self.circuit_through(&relay) else {
+                    // On whatever path there is; the reservation is asked for once it stands.
+                    self.reach.asked.insert(relay);
+                    self.want(relay, now);
+                    return;
+                };
+                self.reach.asked.remove(&relay);
+                match self.swarm.listen_on(through) {
+                    Ok(id) => {
                         let circuit = Circuit { relay, address: None };
                         self.reach.circuits.insert(id, circuit);
                     }
-                    Some(Err(error)) => {
+                    Err(error) => {
                         debug!(%relay, %error, "no reservation can be asked for");
                         self.reach.reservations.lost(&relay, now);
                     }
-                    None => self.reach.reservations.lost(&relay, now),
                 }
             }
             ReservationAction::Release(relay) => {

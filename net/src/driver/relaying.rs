@@ -175,7 +175,11 @@ impl ConnectionHandler for Door {
     }
 
     fn on_behaviour_event(&mut self, event: Self::FromBehaviour) {
-        self.inner.on_behaviour_event(event);
+        // A change of the service's status is told to relayed connections too, which have no such handler and would
+        // panic (libp2p-relay 0.22, `reconfigure_relay_status`).
+        if self.inner.is_left() == event.is_left() {
+            self.inner.on_behaviour_event(event);
+        }
     }
 
     fn on_connection_event(

@@ -655,7 +655,7 @@ impl Spray {
 
 /// Milliseconds after the start at which an address is probed: densely at first, since the two sides' moments
 /// differ by the jitter of the relayed path, and then against losses.
-const SPACING: [u64; 10] = [0, 5, 15, 40, 100, 200, 400, 700, 1000, 1300];
+const SPACING: [u64; 14] = [0, 3, 7, 12, 20, 30, 45, 70, 120, 200, 400, 700, 1000, 1300];
 /// Packets that open a NAT; the second is against a loss.
 const PRIMING_SPACING: [u64; 2] = [0, 15];
 /// Until the peer answers; its handshake comes from the dialing side in any case.

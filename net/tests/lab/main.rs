@@ -6,3 +6,4 @@
 mod kinds;
 mod matrix;
 mod nodes;
+mod pair;

@@ -41,6 +41,11 @@ impl LabNode {
     }
 
     pub(crate) fn with(host: &Host, config: NetworkConfig) -> Self {
+        // RUST_LOG says what is shown; a second node finds it set up.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let build = || {
             tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
