@@ -12,7 +12,7 @@ use std::str::FromStr;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use lapwing::NodeConfig;
-use lapwing_base::{Bandwidth, Member, Multiaddr, nearest};
+use lapwing_base::{Bandwidth, Member, Multiaddr, Role, nearest};
 use serde::Deserialize;
 
 /// What can be set of a node. A flag wins over its environment variable, that over the file, that over the default.
@@ -41,6 +41,18 @@ pub(crate) struct NodeFlags {
     /// What people call the node, at most 64 bytes [default: the host's name]
     #[arg(long, env = "LAPWING_NAME")]
     pub(crate) name: Option<String>,
+
+    /// Whether the node is publicly reachable and relays for others: auto finds out [default: auto]
+    #[arg(long, env = "LAPWING_ROLE", value_name = "auto|main|home")]
+    pub(crate) role: Option<RoleSetting>,
+
+    /// Certificate chain (PEM) that a WebSocket listener shows [default: one made at the start]
+    #[arg(long, env = "LAPWING_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Key (PEM) of --tls-cert
+    #[arg(long, env = "LAPWING_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// Data to train on: digits, idx:DIR or csv:FILE, with #partition=iid|dirichlet:ALPHA|labels:K,seed=S,part=I/N
     // Not LAPWING_DATA, which names the folder of data sets for tests.
@@ -150,12 +162,15 @@ fn suggestion(nearest: Option<&str>) -> String {
 const SETTINGS_SIZE_MAX: u64 = 64 * 1024;
 
 /// The keys of the settings file, as [`FileSettings`] reads them.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
     "gateway",
     "data_dir",
     "listen",
     "admin",
     "name",
+    "role",
+    "tls_cert",
+    "tls_key",
     "data",
     "backend",
     "bootstrap",
@@ -172,6 +187,9 @@ struct FileSettings {
     listen: Option<OneOrMany>,
     admin: Option<String>,
     name: Option<String>,
+    role: Option<String>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     data: Option<String>,
     backend: Option<String>,
     bootstrap: Option<bool>,
@@ -211,7 +229,7 @@ impl NodeFlags {
         let listen = if self.listen.is_empty() {
             let texts = file
                 .listen
-                .map_or_else(|| vec![LISTEN_DEFAULT.to_owned()], OneOrMany::into_vec);
+                .map_or_else(listen_defaults, OneOrMany::into_vec);
             parse_all(&texts, "listen", &path)?
         } else {
             self.listen
@@ -233,6 +251,10 @@ impl NodeFlags {
         } else {
             self.gateway
         };
+        let role = match self.role {
+            Some(role) => role,
+            None => parse(file.role.as_deref(), "role", &path)?.unwrap_or_default(),
+        };
         let name = self.name.or(file.name).unwrap_or(defaults.name);
         if name.is_empty() || name.len() > Member::NAME_MAX {
             return Err(SettingsError::Name { length: name.len() });
@@ -247,6 +269,8 @@ impl NodeFlags {
             listen,
             admin,
             name,
+            role: role.0,
+            tls: self.tls_cert.or(file.tls_cert).zip(self.tls_key.or(file.tls_key)),
             data: self.data.or(file.data),
             backend: self.backend.or(file.backend).unwrap_or_else(|| "burn".to_owned()),
             bootstrap: self.bootstrap.or(file.bootstrap).unwrap_or(false),
@@ -258,6 +282,32 @@ impl NodeFlags {
             log_level: file.log_level,
         })
     }
+}
+
+/// What `--role` says; nothing stands for finding out.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RoleSetting(Option<Role>);
+
+impl FromStr for RoleSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(None)),
+            "main" => Ok(Self(Some(Role::Main))),
+            "home" => Ok(Self(Some(Role::Home))),
+            other => Err(format!("`{other}` is no role; use auto, main or home")),
+        }
+    }
+}
+
+/// Every interface, with both versions of IP where the machine has both.
+fn listen_defaults() -> Vec<String> {
+    let mut listen = vec![LISTEN_DEFAULT.to_owned()];
+    if std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
+        listen.push(LISTEN_DEFAULT_V6.to_owned());
+    }
+    listen
 }
 
 /// The lowest layer, as far as it depends on the machine.
@@ -307,6 +357,7 @@ pub(crate) fn absolute(variable: &str) -> Option<PathBuf> {
 
 /// Every interface, a free UDP port: several nodes fit on one machine, and peers learn the port anyway.
 const LISTEN_DEFAULT: &str = "/ip4/0.0.0.0/udp/0/quic-v1";
+const LISTEN_DEFAULT_V6: &str = "/ip6/::/udp/0/quic-v1";
 
 impl FileSettings {
     fn read(path: &Path) -> Result<Self, SettingsError> {
@@ -397,8 +448,8 @@ mod tests {
         assert_eq!(settings.node.max_upload, Some(Bandwidth::mbit(10)));
         assert_eq!(settings.node.backend, "burn");
         assert_eq!(
-            settings.node.listen,
-            ["/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap()]
+            settings.node.listen[0],
+            "/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap()
         );
     }
 

@@ -12,7 +12,7 @@ use crate::wiring::entry::{Entry, chain};
 use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
 use lapwing_base::{Bandwidth, JobView, Multiaddr, PeerId, Role};
-use lapwing_consensus::Consensus;
+use lapwing_consensus::{Card, Consensus};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
 use lapwing_train::{DataError, DataSpec, ParseDataSpecError, TrainingStatus};
@@ -45,6 +45,10 @@ pub struct NodeConfig {
     pub admin: SocketAddr,
     /// What people call the node.
     pub name: String,
+    /// Main or home; `None` finds out by asking others whether they reach it.
+    pub role: Option<Role>,
+    /// What a WebSocket listener shows: a certificate chain and its key, PEM files.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// This node's data, as `digits#partition=iid,seed=1,part=1/8`; `None` takes an equal share of the job's.
     pub data: Option<String>,
     /// What computes; `burn` is built in.
@@ -177,8 +181,6 @@ impl Node {
         if let Some(spec) = &data {
             check_samples(spec).await?;
         }
-        let role = Role::Main;
-
         let (gate, gate_receiver) = watch::channel(Gate::default());
         let network = start_network(&config, &dir, keypair.clone(), gate_receiver).await?;
         let gateway = if config.gateways.is_empty() {
@@ -191,8 +193,9 @@ impl Node {
             };
             let client = Client::new(client_config, keypair)?;
             let peer = network.peer_id();
-            let link = GatewayLink::new(client, peer, config.name.clone(), role, dir.next_incarnation()?);
-            link.listens_at(network.listen_addrs());
+            let card = card_of(&network);
+            let link = GatewayLink::new(client, peer, config.name.clone(), card.role, dir.next_incarnation()?);
+            link.reached_at(card);
             Some(link)
         };
         let admin_error = |source| StartError::Admin {
@@ -205,7 +208,6 @@ impl Node {
 
         let shared = Arc::new(Shared {
             name: config.name.clone(),
-            role,
             started: now(),
             network,
             phase: watch::Sender::new(Phase::default()),
@@ -294,7 +296,6 @@ impl Drop for NodeHandle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) name: String,
-    pub(crate) role: Role,
     pub(crate) started: Instant,
     pub(crate) network: Network,
     pub(crate) phase: watch::Sender<Phase>,
@@ -366,7 +367,6 @@ impl Shared {
             });
         StatusDocument::new(Parts {
             name: &self.name,
-            role: self.role,
             uptime: self.started.elapsed(),
             network,
             failed: failed.is_some(),
@@ -494,11 +494,13 @@ async fn start_network(
     gate: watch::Receiver<Gate>,
 ) -> Result<Network, StartError> {
     let network_config = |listen| NetworkConfig {
-        keypair: keypair.clone(),
         listen,
         upload_max: config.max_upload,
         download_max: config.max_download,
         probe_interval: PROBE_INTERVAL,
+        role: config.role,
+        certificate: config.tls.clone(),
+        ..NetworkConfig::new(keypair.clone())
     };
     let remembered = dir.listen_port()?;
     let same = remembered
@@ -550,4 +552,21 @@ fn with_port(addrs: &[Multiaddr], port: u16) -> Vec<Multiaddr> {
 )]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// Since the Unix epoch.
+#[expect(clippy::disallowed_methods, reason = "the status document tells the time of day")]
+pub(crate) fn unix_now() -> Duration {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Where a node can be reached and how, as far as it knows now.
+pub(crate) fn card_of(network: &Network) -> Card {
+    let reach = network.reach().borrow().clone();
+    Card {
+        addrs: reach.advertised,
+        role: reach.standing.role,
+    }
 }

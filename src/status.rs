@@ -3,7 +3,7 @@
 
 use lapwing_base::{ByteSize, CLASSES, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
-use lapwing_net::{NetworkStatus, Path, PeerStatus, Transport};
+use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -155,7 +155,7 @@ pub struct NetworkSection {
     /// Where others see it.
     pub external: Vec<Multiaddr>,
     /// What stands between it and the internet.
-    pub nat: NatSection,
+    pub nat: NatType,
     /// Relays that accept circuits for it.
     pub reservations: Vec<ReservationSection>,
     /// Everybody it knows.
@@ -175,28 +175,7 @@ pub enum NetworkState {
     Partitioned,
 }
 
-/// What stands between the node and the internet: not looked into yet.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct NatSection {
-    /// How inner addresses become outer ones.
-    pub mapping: &'static str,
-    /// Who may send to an outer address.
-    pub filtering: &'static str,
-    /// Whether UDP passes.
-    pub udp: &'static str,
-}
-
-impl Default for NatSection {
-    fn default() -> Self {
-        Self {
-            mapping: "unknown",
-            filtering: "unknown",
-            udp: "unknown",
-        }
-    }
-}
-
-/// A relay's promise; there are none as long as every node is a main.
+/// A relay's promise to accept circuits for this node.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReservationSection {
     /// The relay.
@@ -256,7 +235,6 @@ pub struct PeerSection {
 #[derive(Debug)]
 pub(crate) struct Parts<'a> {
     pub(crate) name: &'a str,
-    pub(crate) role: Role,
     pub(crate) uptime: Duration,
     pub(crate) network: NetworkStatus,
     /// What it waits for while it joins, or why it failed.
@@ -280,7 +258,6 @@ impl StatusDocument {
     pub(crate) fn new(parts: Parts<'_>) -> Self {
         let Parts {
             name,
-            role,
             uptime,
             network,
             reason,
@@ -293,7 +270,7 @@ impl StatusDocument {
             version: env!("CARGO_PKG_VERSION"),
             peer_id: me,
             name: name.to_owned(),
-            role,
+            role: network.reach.standing.role,
             cluster_id: member.as_ref().map(|member| member.roster.cluster),
             uptime_seconds: uptime.as_secs_f64(),
             node: NodeSection {
@@ -363,14 +340,28 @@ fn training_section(member: &MemberParts<'_>) -> TrainingSection {
     }
 }
 
+/// The moment `left` from now, in Unix seconds.
+fn unix_seconds(left: Duration) -> f64 {
+    let now = crate::node::unix_now();
+    (now + left).as_secs_f64()
+}
+
 fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> NetworkSection {
     let state = member.map_or(NetworkState::Connected, |member| reach(&network, member));
     NetworkSection {
         state,
         listen: network.listen,
-        external: network.observed,
-        nat: NatSection::default(),
-        reservations: Vec::new(),
+        external: network.reach.advertised,
+        nat: network.reach.nat,
+        reservations: network
+            .reach
+            .reservations
+            .iter()
+            .map(|(relay, left)| ReservationSection {
+                relay: *relay,
+                expires_at: unix_seconds(*left),
+            })
+            .collect(),
         peers: network
             .peers
             .into_iter()
@@ -418,7 +409,7 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
         path: peer.link.map(|link| link.path),
         transport: peer.link.map(|link| link.transport),
         address: peer.address,
-        relayed_because: None,
+        relayed_because: peer.relayed_because.map(|because| because.to_string()),
         rtt_ms: peer.link.map(|link| link.rtt.as_secs_f64() * 1e3),
         bandwidth_mbit_s: peer.bandwidth.map(lapwing_base::Bandwidth::as_mbit_s),
         sent_bytes: by_class(&peer.sent),

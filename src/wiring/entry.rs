@@ -8,7 +8,8 @@ use super::feeds::gate_of;
 use super::registration::GatewayLink;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::node::{NodeConfig, Shared};
-use lapwing_base::{ClusterId, NodeId, PeerId, Role};
+use crate::node::card_of;
+use lapwing_base::{ClusterId, NodeId, PeerId};
 use lapwing_consensus::{
     Consensus, ConsensusConfig, JoinError, JoinRequest, Start, StartError, StorageError, stored,
 };
@@ -223,12 +224,13 @@ impl Entry<'_> {
     }
 
     async fn start(&self, start: Start) -> Result<Consensus, EntryError> {
+        let card = card_of(&self.shared.network);
         let config = ConsensusConfig {
             data_dir: self.dir.root().to_owned(),
             peer: self.shared.network.peer_id(),
             name: self.config.name.clone(),
-            addrs: self.shared.network.listen_addrs(),
-            role: Role::Main,
+            addrs: card.addrs,
+            role: card.role,
             timing: lapwing_consensus::Timing::default(),
         };
         Ok(Consensus::start(config, start, self.shared.network.clone()).await?)
@@ -322,11 +324,12 @@ pub(crate) async fn announce(
 }
 
 fn join_request(shared: &Shared, name: &str, known: Option<(NodeId, ClusterId)>) -> JoinRequest {
+    let card = card_of(&shared.network);
     JoinRequest {
         peer: shared.network.peer_id(),
         name: name.to_owned(),
-        addrs: shared.network.listen_addrs(),
-        role: Role::Main,
+        addrs: card.addrs,
+        role: card.role,
         known,
     }
 }

@@ -1,6 +1,8 @@
 //! What follows from the roster and the state of the cluster: whom the network lets in and where it finds
 //! them, and what the trainer has to know.
 
+use super::registration::GatewayLink;
+use crate::node::card_of;
 use lapwing_base::{NodeId, Roster};
 use lapwing_consensus::{Consensus, State};
 use lapwing_net::{Gate, Network};
@@ -49,6 +51,30 @@ pub(crate) async fn feed_network(
         tokio::select! {
             () = stop.cancelled() => return,
             changed = rosters.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells the log and the gateways where this node can be reached, as that changes, until `stop`.
+pub(crate) async fn feed_card(
+    network: Network,
+    consensus: Option<Consensus>,
+    gateway: Option<GatewayLink>,
+    stop: CancellationToken,
+) {
+    let mut reach = network.reach();
+    loop {
+        reach.mark_unchanged();
+        let card = card_of(&network);
+        if let Some(gateway) = &gateway {
+            gateway.reached_at(card.clone());
+        }
+        if let Some(consensus) = &consensus {
+            consensus.set_card(card);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = reach.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -86,6 +86,12 @@ pub(crate) async fn live(
         gate.clone(),
         stop.clone(),
     ));
+    tasks.spawn(feeds::feed_card(
+        network.clone(),
+        Some(consensus.clone()),
+        gateway.cloned(),
+        stop.clone(),
+    ));
     tasks.spawn(feeds::feed_trainer(
         consensus.clone(),
         applied_sender,

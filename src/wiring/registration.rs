@@ -1,7 +1,8 @@
 //! Keeps the node registered with its gateways: who it is, where it listens, and who leads as far as it
 //! knows. The gateway is told at once when the leader changes; everything else it is told by heartbeat.
 
-use lapwing_base::{ClusterId, Multiaddr, PeerId, Role, Roster};
+use lapwing_base::{ClusterId, PeerId, Role, Roster};
+use lapwing_consensus::Card;
 use lapwing_gateway::{Client, Registration};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -35,8 +36,11 @@ impl GatewayLink {
         }
     }
 
-    pub(crate) fn listens_at(&self, addrs: Vec<Multiaddr>) {
-        self.update(|registration| registration.addrs = addrs);
+    pub(crate) fn reached_at(&self, card: Card) {
+        self.update(|registration| {
+            registration.addrs = card.addrs;
+            registration.role = card.role;
+        });
     }
 
     /// No longer, or not yet, a member.

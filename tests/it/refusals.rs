@@ -379,6 +379,8 @@ async fn the_exit_status_tells_wrong_usage_from_failure() {
 
 /// A node by itself, that founds its own cluster.
 fn alone(data_dir: &Path) -> NodeConfig {
+    role: None,
+    tls: None,
     NodeConfig {
         gateways: Vec::new(),
         data_dir: data_dir.to_owned(),

@@ -62,6 +62,8 @@ impl Cluster {
     pub(crate) async fn add(&mut self, change: impl FnOnce(&mut NodeConfig)) -> usize {
         let place = self.nodes.len();
         let mut config = NodeConfig {
+            role: None,
+            tls: None,
             gateways: vec![self.gateway_url.clone()],
             data_dir: self.data_dir(place),
             listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],

@@ -49,6 +49,15 @@ pub struct ConsensusConfig {
     pub timing: Timing,
 }
 
+/// What a member says of itself that may change while it runs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Card {
+    /// Where it can be reached.
+    pub addrs: Vec<Multiaddr>,
+    /// Whether it is publicly reachable.
+    pub role: Role,
+}
+
 /// How a node begins.
 #[derive(Clone, Debug)]
 pub enum Start {
@@ -75,6 +84,8 @@ pub(super) struct Inner {
     pub(super) id: NodeId,
     pub(super) cluster: ClusterId,
     pub(super) config: ConsensusConfig,
+    /// Where this node can be reached and how, as of now.
+    card: watch::Sender<Card>,
     pub(super) raft: Raft,
     pub(super) link: Arc<Link>,
     pub(super) state: watch::Receiver<Arc<State>>,
@@ -332,6 +343,10 @@ impl Consensus {
         let inner = Arc::new(Inner {
             id: stored.id,
             cluster: stored.cluster,
+            card: watch::Sender::new(Card {
+                addrs: config.addrs.clone(),
+                role: config.role,
+            }),
             config,
             raft,
             link,
@@ -361,6 +376,15 @@ impl Consensus {
             return Err(StartError::Bootstrap(error));
         }
         Ok(consensus)
+    }
+
+    /// This node can be reached otherwise than before: the log is told.
+    pub fn set_card(&self, card: Card) {
+        self.inner.card.send_if_modified(|known| {
+            let news = *known != card;
+            *known = card;
+            news
+        });
     }
 
     /// This member's number.
@@ -774,7 +798,7 @@ impl Inner {
     pub(super) fn node_of_this(&self) -> RaftNode {
         RaftNode {
             peer: Some(self.config.peer),
-            addrs: self.config.addrs.iter().take(NODE_ADDRS_MAX).cloned().collect(),
+            addrs: self.card.borrow().addrs.iter().take(NODE_ADDRS_MAX).cloned().collect(),
         }
     }
 }
@@ -785,21 +809,23 @@ pub(super) const NODE_ADDRS_MAX: usize = 4;
 /// Has the log say where this node listens and what it is called, when it says something else.
 async fn announce(inner: Arc<Inner>) {
     let mut state = inner.state.clone();
-    let differs = |state: &State| {
-        let config = &inner.config;
+    let mut card = inner.card.subscribe();
+    let name = &inner.config.name;
+    let differs = |state: &State, card: &Card| {
         state.members.get(&inner.id).is_some_and(|member| {
-            (&member.name, &member.addrs, member.role) != (&config.name, &config.addrs, config.role)
+            (&member.name, &member.addrs, member.role) != (name, &card.addrs, card.role)
         })
     };
     let work = async {
         loop {
-            let stale = differs(&state.borrow_and_update());
+            let now = card.borrow_and_update().clone();
+            let stale = differs(&state.borrow_and_update(), &now);
             if stale {
                 let command = Command::Update {
                     id: inner.id,
-                    addrs: inner.config.addrs.clone(),
-                    name: inner.config.name.clone(),
-                    role: inner.config.role,
+                    addrs: now.addrs,
+                    name: name.clone(),
+                    role: now.role,
                 };
                 let id = draw_request_id();
                 match inner.propose(Request { id, command }, PATIENCE).await {
@@ -811,7 +837,11 @@ async fn announce(inner: Arc<Inner>) {
                     Err(error) => tracing::debug!(%error, "this node's addresses are not announced yet"),
                 }
             }
-            if state.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = state.changed() => changed,
+                changed = card.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
         }

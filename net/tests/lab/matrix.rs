@@ -64,6 +64,8 @@ fn every_pair_that_can_be_direct_becomes_direct_and_every_other_is_relayed_with_
     let (left, right) = homes.split_at(kinds.len());
     for (a, from) in left.iter().zip(&kinds) {
         for (b, to) in right.iter().zip(&kinds) {
+            // As the roster would, while homes find out more about themselves.
+            refresh(&mains, &homes);
             if let Err(why) = pair(a, from, b, to) {
                 wrong.push(format!("{} to {}: {why}", from.name, to.name));
             }
