@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lapwing_base::Keypair;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, ServerConfig};
+use rustls::CipherSuite;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,10 +14,18 @@ use tokio_util::task::TaskTracker;
 use super::pipe::Pipe;
 use super::serving::attend;
 use super::{BenchError, failed};
+use crate::driver::quic::client_config;
 
 /// Both ends have it, as TLS wants one.
 const SERVER_NAME: &str = "l";
 const PROTOCOL: &[u8] = b"lapwing-bench-floor/1";
+
+/// In the order in which the TLS library itself prefers them.
+const SHIPPED_CIPHERS: [CipherSuite; 3] = [
+    CipherSuite::TLS13_AES_256_GCM_SHA384,
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+];
 
 /// The answering side. It ends when the endpoint is closed and the listener's task is dropped with the tracker's.
 #[derive(Debug)]
@@ -101,7 +110,7 @@ impl Floor {
             ([0; 16], 0).into()
         };
         let mut endpoint = Endpoint::client(any).map_err(failed("bind QUIC"))?;
-        let tls = libp2p::tls::make_client_config(&Keypair::generate_ed25519(), None);
+        let tls = client_config(&Keypair::generate_ed25519(), SHIPPED_CIPHERS);
         let mut tls = tls.map_err(failed("make a certificate"))?;
         tls.alpn_protocols = vec![PROTOCOL.to_vec()];
         let crypto = QuicClientConfig::try_from(tls).map_err(failed("set up QUIC"))?;
