@@ -7,7 +7,7 @@ use super::pipe::Pipe;
 use super::serving::{FLOOR, start_network};
 use super::{BenchError, failed, kind};
 use crate::driver::network::Network;
-use lapwing_base::{Class, Multiaddr, PeerId};
+use lapwing_base::{Class, Multiaddr, PeerId, Role};
 
 /// How long a stream may take to open: a handshake and a bulk lane over the slowest link, with losses.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -21,7 +21,7 @@ pub(super) struct Asking {
 impl Asking {
     /// A node that listens nowhere and knows one address of one peer.
     pub(super) async fn start(peer: PeerId, address: Multiaddr) -> Result<Self, BenchError> {
-        let network = start_network(Vec::new()).await?;
+        let network = start_network(Vec::new(), Role::Home).await?;
         network.learn(peer, vec![address]);
         Ok(Self { network, peer })
     }

@@ -16,7 +16,7 @@ use crate::Gate;
 use crate::driver::network::{Network, NetworkConfig};
 use crate::driver::now;
 use crate::driver::quic::from_multiaddr;
-use lapwing_base::{CLASSES, Keypair, Multiaddr, PeerId};
+use lapwing_base::{CLASSES, Keypair, Multiaddr, PeerId, Role};
 
 /// What a stream is for, in its first byte.
 pub(super) const ECHO: [u8; 1] = [0];
@@ -52,7 +52,7 @@ impl Server {
         let (address, _) = from_multiaddr(&listen)
             .ok_or("use an address such as /ip4/0.0.0.0/udp/0/quic-v1")
             .map_err(failed("listen"))?;
-        let network = start_network(vec![listen]).await?;
+        let network = start_network(vec![listen], Role::Main).await?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let floor = FloorServer::start((address.ip(), 0).into(), &tasks, &stop).await?;
         let floors = (floor.quic, floor.tcp);
@@ -105,10 +105,12 @@ impl Server {
     }
 }
 
-/// A network without a cluster.
-pub(super) async fn start_network(listen: Vec<Multiaddr>) -> Result<Network, BenchError> {
+/// A network without a cluster, which looks for no way in: who measures knows the address.
+pub(super) async fn start_network(listen: Vec<Multiaddr>, role: Role) -> Result<Network, BenchError> {
     let config = NetworkConfig {
         listen,
+        role: Some(role),
+        maps_port: false,
         ..NetworkConfig::new(Keypair::generate_ed25519())
     };
     // Nobody decides about members: what is measured is open to anyone.
