@@ -11,6 +11,7 @@ mod job;
 mod nearest;
 mod roster;
 mod round;
+mod row;
 mod units;
 
 pub use bandwidths::{Bandwidths, LinkSpeed};
@@ -24,4 +25,5 @@ pub use multiaddr::{Multiaddr, Protocol};
 pub use nearest::nearest;
 pub use roster::{Member, MemberState, Role, Roster};
 pub use round::{NodeOutcome, Pair, RoundKind, RoundOutcome, RoundPlan, RoundReport};
+pub use row::Row;
 pub use units::{Bandwidth, ByteSize, LogIndex, ParseUnitError, Ppm, Round, Term};

@@ -6,6 +6,7 @@
 mod acceptor;
 mod addresses;
 mod behaviour;
+pub mod bench;
 mod channel;
 mod congestion;
 mod explain;

@@ -56,6 +56,8 @@ pub use send::{
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
 
 #[cfg(feature = "driver")]
+pub use driver::bench;
+#[cfg(feature = "driver")]
 pub use driver::{
     Channel, ChannelError, DelayCongestion, IdentityError, Lane, LaneConfig, LaneEnd, LaneFigures,
     LaneStream, Network, NetworkConfig, OpenError, OpenLaneStreamError, ReceiveHalf, RequestError, SendHalf,

@@ -21,7 +21,7 @@ pub(crate) use address::{from_multiaddr, to_multiaddr};
 pub(crate) use dial::Error;
 pub(crate) use session::{Session, SessionEvent, SessionId};
 pub(crate) use socket::Stray;
-pub(crate) use tls::IdentityError;
+pub(crate) use tls::{IdentityError, client_config};
 
 use std::collections::HashMap;
 use std::io;
