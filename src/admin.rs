@@ -40,6 +40,7 @@ fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/metrics", get(prometheus))
+        .route("/v1/peers/{peer}/tried", get(tried))
         .route("/v1/members", get(members))
         .route("/v1/members/{id}/promote", post(promote))
         .route("/v1/members/{id}/demote", post(demote))
@@ -89,6 +90,35 @@ async fn only_named_hosts(State(_): State<Arc<Shared>>, request: Request, next: 
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<crate::StatusDocument> {
     Json(shared.status())
+}
+
+/// Every address that was tried for a peer, by its number, name or identity.
+async fn tried(State(shared): State<Arc<Shared>>, Path(peer): Path<String>) -> Result<Json<Value>, Failure> {
+    let peer = match peer.parse::<PeerId>() {
+        Ok(peer) => peer,
+        Err(_) => {
+            let member = shared.member()?;
+            let id = find_member(&member, &peer)?;
+            let roster = member.consensus.roster().borrow().clone();
+            let record = roster.members.get(&id).map(|record| record.peer);
+            record.ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("{id} has just left")))?
+        }
+    };
+    let rows = shared.network.candidates(peer).await;
+    let tried: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "address": row.address.to_string(),
+                "kind": row.kind,
+                "source": row.source,
+                "ago_seconds": row.ago.as_secs_f64(),
+                "tries": row.tries,
+                "outcome": row.outcome.to_string(),
+            })
+        })
+        .collect();
+    Ok(Json(json!({ "peer_id": peer.to_string(), "tried": tried })))
 }
 
 async fn prometheus(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

@@ -227,9 +227,7 @@ impl NodeFlags {
             None => (FileSettings::default(), PathBuf::new()),
         };
         let listen = if self.listen.is_empty() {
-            let texts = file
-                .listen
-                .map_or_else(listen_defaults, OneOrMany::into_vec);
+            let texts = file.listen.map_or_else(listen_defaults, OneOrMany::into_vec);
             parse_all(&texts, "listen", &path)?
         } else {
             self.listen

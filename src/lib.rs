@@ -15,6 +15,6 @@ mod wiring;
 pub use data_dir::DataDirError;
 pub use node::{Node, NodeConfig, NodeError, NodeHandle, StartError};
 pub use status::{
-    ConfigSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection,
-    RaftSection, ReservationSection, ServiceSection, StatusDocument, TrainingSection,
+    ConfigSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection, RaftSection,
+    ReservationSection, ServiceSection, StatusDocument, TrainingSection,
 };

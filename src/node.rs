@@ -194,7 +194,13 @@ impl Node {
             let client = Client::new(client_config, keypair)?;
             let peer = network.peer_id();
             let card = card_of(&network);
-            let link = GatewayLink::new(client, peer, config.name.clone(), card.role, dir.next_incarnation()?);
+            let link = GatewayLink::new(
+                client,
+                peer,
+                config.name.clone(),
+                card.role,
+                dir.next_incarnation()?,
+            );
             link.reached_at(card);
             Some(link)
         };
@@ -555,7 +561,10 @@ fn now() -> Instant {
 }
 
 /// Since the Unix epoch.
-#[expect(clippy::disallowed_methods, reason = "the status document tells the time of day")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the status document tells the time of day"
+)]
 pub(crate) fn unix_now() -> Duration {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

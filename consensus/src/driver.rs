@@ -17,7 +17,9 @@ mod storage_error;
 mod types;
 mod wire;
 
-pub use consensus::{Consensus, Card, ConsensusConfig, ProposeError, ReadError, Start, StartError, retire, stored};
+pub use consensus::{
+    Card, Consensus, ConsensusConfig, ProposeError, ReadError, Start, StartError, retire, stored,
+};
 pub use join::{JoinError, join};
 pub use log_file::Stored;
 pub use status::{RaftState, RaftStatus};

@@ -28,6 +28,6 @@ pub use timing::Timing;
 pub use driver::bench;
 #[cfg(feature = "driver")]
 pub use driver::{
-    Consensus, Card, ConsensusConfig, JoinError, ProposeError, RaftState, RaftStatus, ReadError, Start, StartError,
-    StorageError, Stored, join, retire, stored,
+    Card, Consensus, ConsensusConfig, JoinError, ProposeError, RaftState, RaftStatus, ReadError, Start,
+    StartError, StorageError, Stored, join, retire, stored,
 };

@@ -517,6 +517,7 @@ impl Blank {
         self.gate.send_replace(Gate {
             cluster: Some(accepted.cluster),
             members: Arc::new(members),
+            ..Gate::default()
         });
         Ok(self.start(Start::Joined(accepted)).await)
     }
@@ -566,6 +567,7 @@ async fn wire(mut roster: watch::Receiver<Arc<Roster>>, gate: watch::Sender<Gate
             gate.send_replace(Gate {
                 cluster,
                 members: Arc::new(members),
+                ..Gate::default()
             });
         }
         if roster.changed().await.is_err() {

@@ -7,6 +7,7 @@ mod admin_client;
 mod bench;
 mod cluster;
 mod demo;
+mod doctor;
 mod documents;
 mod failure;
 mod folder;
@@ -63,13 +64,15 @@ enum Command {
     /// How a node is
     Status(#[command(flatten)] Target),
     /// The peers of a node, and how each is reached
-    Peers(#[command(flatten)] Target),
+    Peers(#[command(flatten)] peers::PeersFlags),
     /// Submits and follows training jobs
     #[command(subcommand)]
     Job(job::JobCommand),
     /// Who is a member in what role
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Says what stands between this machine and a cluster, and what to do about it
+    Doctor(doctor::DoctorFlags),
     /// Measures this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -106,6 +109,10 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(command) => {
             start_log(&cli.log_level, None, cli.verbose, "warn")?;
             several_threads()?.block_on(until_interrupted(bench::run(command, output)))
+        }
+        Command::Doctor(flags) => {
+            start_log(&cli.log_level, None, cli.verbose, "warn")?;
+            several_threads()?.block_on(until_interrupted(doctor::run(flags, output)))
         }
         Command::Status(target) => client(&cli.log_level, cli.verbose, status::run(&target, output)),
         Command::Peers(target) => client(&cli.log_level, cli.verbose, peers::run(&target, output)),

@@ -5,11 +5,37 @@ use lapwing_base::ByteSize;
 use super::admin_client::Target;
 use super::documents::StatusDocument;
 use super::failure::Failure;
-use super::output::{Align, Output, Table, or_dash};
+use super::output::{Align, Output, Table, or_dash, span};
+use clap::Args;
+use serde::Deserialize;
 
-/// Asks the node and prints its peers. For programs: `{"peers": […]}`, as in the status document.
-pub(crate) async fn run(target: &Target, output: Output) -> Result<(), Failure> {
-    let client = target.client()?;
+/// Which node, and what of its peers.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PeersFlags {
+    #[command(flatten)]
+    target: Target,
+
+    /// Every address that was tried for this peer (name or peer id), and why it failed
+    #[arg(long, value_name = "PEER")]
+    tried: Option<String>,
+}
+
+/// Asks the node and prints its peers. For programs: `{"peers": […]}`, as in the status document, or
+/// `{"tried": […]}` for one of them.
+pub(crate) async fn run(flags: &PeersFlags, output: Output) -> Result<(), Failure> {
+    let client = flags.target.client()?;
+    if let Some(peer) = &flags.tried {
+        let document: serde_json::Value = client
+            .get(&format!("/v1/peers/{peer}/tried"))
+            .await
+            .map_err(|error| error.failing_to("get what was tried"))?;
+        if output.is_json() {
+            return output.document(&document);
+        }
+        let tried: Tried =
+            serde_json::from_value(document).map_err(|error| Failure::new("read what was tried", error))?;
+        return output.line(tried_table(&tried));
+    }
     let document: serde_json::Value = client
         .get("/v1/status")
         .await
@@ -21,6 +47,43 @@ pub(crate) async fn run(target: &Target, output: Output) -> Result<(), Failure> 
     let document: StatusDocument =
         serde_json::from_value(document).map_err(|error| Failure::new("read the peers", error))?;
     output.line(table(&document))
+}
+
+#[derive(Debug, Deserialize)]
+struct Tried {
+    tried: Vec<TriedRow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TriedRow {
+    address: String,
+    kind: String,
+    source: String,
+    ago_seconds: f64,
+    tries: u32,
+    outcome: String,
+}
+
+fn tried_table(tried: &Tried) -> Table {
+    let mut table = Table::new([
+        ("address", Align::Left),
+        ("kind", Align::Left),
+        ("known by", Align::Left),
+        ("tries", Align::Right),
+        ("last", Align::Right),
+        ("outcome", Align::Left),
+    ]);
+    for row in &tried.tried {
+        table.row([
+            row.address.clone(),
+            row.kind.clone(),
+            row.source.clone(),
+            row.tries.to_string(),
+            format!("{} ago", span(row.ago_seconds)),
+            row.outcome.clone(),
+        ]);
+    }
+    table
 }
 
 fn table(status: &StatusDocument) -> Table {

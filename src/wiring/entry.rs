@@ -7,8 +7,8 @@
 use super::feeds::gate_of;
 use super::registration::GatewayLink;
 use crate::data_dir::{DataDir, DataDirError};
-use crate::node::{NodeConfig, Shared};
 use crate::node::card_of;
+use crate::node::{NodeConfig, Shared};
 use lapwing_base::{ClusterId, NodeId, PeerId};
 use lapwing_consensus::{
     Consensus, ConsensusConfig, JoinError, JoinRequest, Start, StartError, StorageError, stored,
@@ -211,7 +211,8 @@ impl Entry<'_> {
                 for member in &accepted.members {
                     network.learn(member.peer, member.addrs.clone());
                 }
-                self.gate.send_replace(Gate::of(accepted.cluster, &accepted.members));
+                self.gate
+                    .send_replace(Gate::of(accepted.cluster, &accepted.members));
                 Ok(Attempt::Member(Box::new(
                     self.start(Start::Joined(accepted)).await?,
                 )))

@@ -17,7 +17,12 @@ pub(crate) fn gate_of(roster: &Roster) -> Gate {
     // Voters are mains wherever there are enough of them.
     let voters = roster.voters.iter().filter_map(|id| roster.members.get(id));
     let gate = Gate::of(roster.cluster, roster.members.values());
-    let watched = gate.mains.iter().copied().chain(voters.map(|voter| voter.peer)).collect();
+    let watched = gate
+        .mains
+        .iter()
+        .copied()
+        .chain(voters.map(|voter| voter.peer))
+        .collect();
     Gate {
         watched: Arc::new(watched),
         ..gate

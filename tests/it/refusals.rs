@@ -379,9 +379,9 @@ async fn the_exit_status_tells_wrong_usage_from_failure() {
 
 /// A node by itself, that founds its own cluster.
 fn alone(data_dir: &Path) -> NodeConfig {
-    role: None,
-    tls: None,
     NodeConfig {
+        role: None,
+        tls: None,
         gateways: Vec::new(),
         data_dir: data_dir.to_owned(),
         listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],

@@ -798,7 +798,14 @@ impl Inner {
     pub(super) fn node_of_this(&self) -> RaftNode {
         RaftNode {
             peer: Some(self.config.peer),
-            addrs: self.card.borrow().addrs.iter().take(NODE_ADDRS_MAX).cloned().collect(),
+            addrs: self
+                .card
+                .borrow()
+                .addrs
+                .iter()
+                .take(NODE_ADDRS_MAX)
+                .cloned()
+                .collect(),
         }
     }
 }

@@ -193,6 +193,22 @@ impl Network {
         self.inner.shared.acceptor.serve(kind, queue)
     }
 
+    /// Connects to a peer by whatever path there is, unless a connection stands.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached within `timeout`, or cannot be hoped to be.
+    pub async fn connect(&self, peer: PeerId, timeout: Duration) -> Result<(), OpenError> {
+        let deadline = now() + timeout;
+        if self.inner.shared.link(&peer).is_some() {
+            return Ok(());
+        }
+        let connecting = connect(&self.inner.shared, peer, notes::WITNESS, deadline);
+        match tokio::time::timeout_at(deadline.into(), connecting).await {
+            Ok(connected) => connected.map(drop),
+            Err(_) => Err(unanswered(&self.inner.shared, peer, notes::WITNESS, timeout)),
+        }
+    }
+
     /// Opens a channel over the peer's connection, which is dialed when there is none.
     ///
     /// Whether the peer takes it shows at the first [`Channel::receive`]: opening costs no round trip.
@@ -325,14 +341,19 @@ pub(crate) async fn open(
     let deadline = now() + timeout;
     match tokio::time::timeout_at(deadline.into(), open_before(shared, peer, kind, deadline)).await {
         Ok(result) => result,
-        Err(_) => Err(match shared.last_error(&peer) {
-            Some(reason) => OpenError::Unreachable { peer, kind, reason },
-            None => OpenError::Timeout {
-                peer,
-                kind,
-                waited: timeout,
-            },
-        }),
+        Err(_) => Err(unanswered(shared, peer, kind, timeout)),
+    }
+}
+
+/// Why there is no channel after the whole timeout.
+fn unanswered(shared: &Shared, peer: PeerId, kind: Kind, timeout: Duration) -> OpenError {
+    match shared.last_error(&peer) {
+        Some(reason) => OpenError::Unreachable { peer, kind, reason },
+        None => OpenError::Timeout {
+            peer,
+            kind,
+            waited: timeout,
+        },
     }
 }
 

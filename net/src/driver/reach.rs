@@ -581,7 +581,9 @@ impl Driver {
         seen_at.extend(link.as_ref().and_then(Link::remote_ip));
         // A circuit is seldom old enough to have been measured; what is known is our half of it.
         let to_relay = match &link {
-            Some(Link::Lane(lane)) => relay_of(&lane.address).and_then(|relay| self.shared.link(&relay)?.rtt()),
+            Some(Link::Lane(lane)) => {
+                relay_of(&lane.address).and_then(|relay| self.shared.link(&relay)?.rtt())
+            }
             Some(Link::Session(_)) | None => None,
         };
         There {

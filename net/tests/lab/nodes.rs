@@ -90,7 +90,11 @@ impl LabNode {
 
     pub(crate) fn peer(&self, other: &Self) -> Option<PeerStatus> {
         let id = other.id();
-        self.network.status().peers.into_iter().find(|peer| peer.peer == id)
+        self.network
+            .status()
+            .peers
+            .into_iter()
+            .find(|peer| peer.peer == id)
     }
 
     /// How the other is reached now.
@@ -101,7 +105,10 @@ impl LabNode {
     /// Runs a future on the node's host.
     pub(crate) fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
         let (done, result) = std::sync::mpsc::channel();
-        self.runtime.as_ref().unwrap().spawn(async move { done.send(future.await) });
+        self.runtime
+            .as_ref()
+            .unwrap()
+            .spawn(async move { done.send(future.await) });
         result.recv_timeout(Duration::from_secs(120)).unwrap()
     }
 
