@@ -71,6 +71,10 @@ struct Climb {
 struct Circuit {
     relay: PeerId,
     address: Option<Multiaddr>,
+    granted: bool,
+    /// To be let go as soon as it is granted: libp2p's client panics when it is before (libp2p-relay 0.22,
+    /// `ReservationReqAccepted`).
+    unwanted: bool,
 }
 
 enum Dial {
@@ -920,8 +924,9 @@ impl Driver {
     fn reserve(&mut self, action: ReservationAction, now: Instant) {
         match action {
             ReservationAction::Reserve(relay) => {
-                if self.reach.circuits.values().any(|circuit| circuit.relay == relay) {
+                if let Some(circuit) = self.reach.circuits.values_mut().find(|circuit| circuit.relay == relay) {
                     // It is renewed by libp2p, which tells.
+                    circuit.unwanted = false;
                     return;
                 }
                 let Some(through) = self.circuit_through(&relay) else {
@@ -933,7 +938,12 @@ impl Driver {
                 self.reach.asked.remove(&relay);
                 match self.swarm.listen_on(through) {
                     Ok(id) => {
-                        let circuit = Circuit { relay, address: None };
+                        let circuit = Circuit {
+                            relay,
+                            address: None,
+                            granted: false,
+                            unwanted: false,
+                        };
                         self.reach.circuits.insert(id, circuit);
                     }
                     Err(error) => {
@@ -943,16 +953,18 @@ impl Driver {
                 }
             }
             ReservationAction::Release(relay) => {
-                let held = self
-                    .reach
-                    .circuits
-                    .iter()
-                    .find(|(_, circuit)| circuit.relay == relay);
-                if let Some(id) = held.map(|(id, _)| *id) {
-                    self.reach.circuits.remove(&id);
-                    self.swarm.remove_listener(id);
-                    self.publish_reach(now);
+                let held = self.reach.circuits.iter_mut().find(|(_, circuit)| circuit.relay == relay);
+                let Some((id, circuit)) = held else {
+                    return;
+                };
+                if !circuit.granted {
+                    circuit.unwanted = true;
+                    return;
                 }
+                let id = *id;
+                self.reach.circuits.remove(&id);
+                self.swarm.remove_listener(id);
+                self.publish_reach(now);
             }
         }
     }
@@ -1008,6 +1020,14 @@ impl Driver {
         {
             if !renewal {
                 info!(%relay, "this node can be reached through a relay");
+            }
+            let circuit = self.reach.circuits.values_mut().find(|circuit| circuit.relay == *relay);
+            if let Some(circuit) = circuit {
+                circuit.granted = true;
+                if std::mem::take(&mut circuit.unwanted) {
+                    self.reserve(ReservationAction::Release(*relay), now);
+                    return;
+                }
             }
             self.reach.reservations.granted(*relay, RESERVATION_LIFETIME, now);
             self.publish_reach(now);
