@@ -149,7 +149,9 @@ fn homes_behind_nats_of_every_kind_join_and_train_without_any_configuration() {
     let id = submitted["id"].as_str().unwrap().to_owned();
     eventually("every node holds the consensus model", || {
         let shown = nodes[5].ask(&["job", "show", &id]);
-        let holders = shown.as_ref().and_then(|shown| shown.pointer("/manifest/holders")?.as_array());
+        let holders = shown
+            .as_ref()
+            .and_then(|shown| shown.pointer("/manifest/holders")?.as_array());
         holders.is_some_and(|holders| holders.len() == nodes.len())
     });
     let shown = nodes[5].ask(&["job", "show", &id]).unwrap();

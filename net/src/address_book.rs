@@ -17,6 +17,8 @@ struct Entry {
     learned: Vec<Multiaddr>,
     /// What the peer itself says over a standing connection.
     told: Vec<Multiaddr>,
+    /// What the peer says to everybody in the local network.
+    heard: Vec<Multiaddr>,
     /// Where the last dial succeeded.
     reached: Option<Multiaddr>,
     changed: u64,
@@ -40,6 +42,15 @@ impl AddressBook {
         self.entry(peer).told = bounded(addrs);
     }
 
+    /// Replaces what the peer was heard to say in the local network; says whether that changed anything.
+    pub fn heard(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> bool {
+        let addrs = bounded(addrs);
+        let entry = self.entry(peer);
+        let changed = entry.heard != addrs;
+        entry.heard = addrs;
+        changed
+    }
+
     /// Notes where a dial has reached the peer.
     pub fn reached(&mut self, peer: PeerId, addr: Multiaddr) {
         self.entry(peer).reached = Some(addr);
@@ -60,7 +71,13 @@ impl AddressBook {
             return Vec::new();
         };
         let mut addrs = Vec::new();
-        for addr in entry.reached.iter().chain(&entry.learned).chain(&entry.told) {
+        let known = entry
+            .reached
+            .iter()
+            .chain(&entry.heard)
+            .chain(&entry.learned)
+            .chain(&entry.told);
+        for addr in known {
             if !addrs.contains(addr) {
                 addrs.push(addr.clone());
             }

@@ -17,7 +17,6 @@ mod interfaces;
 mod lane;
 mod limits;
 mod links;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver does not ask it yet"))]
 mod local_discovery;
 mod network;
 mod notes;
@@ -60,9 +59,11 @@ use explain::chain;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role};
 use links::{LaneClosed, LaneLink, Link, LinkId};
+use local_discovery::{LocalDiscoveryConfig, Neighbourhood};
 use notes::Note;
 use port_mapping::{PortMapping, PortMappingConfig};
 use quic::{Quic, Session, SessionEvent, Stray, to_multiaddr};
+use rand::{SeedableRng as _, rngs::StdRng};
 use reach::Reach;
 use shared::Shared;
 use swarm::{Protocols, ProtocolsEvent};
@@ -146,6 +147,9 @@ pub(crate) struct Driver {
     notes_under_way: Arc<Semaphore>,
     interfaces: watch::Receiver<Interfaces>,
     mapping: Option<watch::Receiver<PortMapping>>,
+    /// What is told to the local network.
+    announced: watch::Sender<Vec<Multiaddr>>,
+    neighbours: Option<watch::Receiver<Neighbourhood>>,
     reach: Reach,
     tracker: TaskTracker,
     /// What the gate said last.
@@ -262,6 +266,8 @@ impl Driver {
             notes_under_way: Arc::new(Semaphore::new(NOTES_MAX)),
             interfaces,
             mapping: None,
+            announced: watch::Sender::default(),
+            neighbours: None,
             reach: Reach::new(me, role, rand::random(), now()),
             tracker,
             known_gate: Gate::default(),
@@ -276,6 +282,9 @@ impl Driver {
         driver.wait_until_bound().await?;
         if config.maps_port && !only_loopback {
             driver.map_port();
+        }
+        if config.finds_neighbours && !only_loopback {
+            driver.look_around();
         }
         driver.on_interfaces();
         Ok(driver)
@@ -330,6 +339,7 @@ impl Driver {
                 Some(note) = self.notes.recv() => self.on_note(note, now()),
                 Ok(()) = self.interfaces.changed() => self.on_interfaces(),
                 Some(()) = changed(&mut self.mapping) => self.on_port_mapping(),
+                Some(()) = changed(&mut self.neighbours) => self.on_neighbours(),
                 command = self.commands.recv() => match command {
                     Some(command) => self.on_command(command),
                     None => break,
@@ -680,6 +690,32 @@ impl Driver {
         }
     }
 
+    fn look_around(&mut self) {
+        self.announced.send_replace(self.shared.listen());
+        let neighbours = local_discovery::discover(
+            self.shared.me,
+            LocalDiscoveryConfig::default(),
+            self.announced.subscribe(),
+            self.interfaces.clone(),
+            StdRng::from_rng(&mut rand::rng()),
+            &self.tracker,
+            self.stop.clone(),
+        );
+        self.neighbours = Some(neighbours);
+    }
+
+    fn on_neighbours(&mut self) {
+        let around = self
+            .neighbours
+            .as_mut()
+            .map(|around| around.borrow_and_update().clone());
+        for (peer, addresses) in around.unwrap_or_default() {
+            if self.shared.book().heard(peer, addresses) {
+                self.relearn(peer, now());
+            }
+        }
+    }
+
     fn on_port_mapping(&mut self) {
         let mapped = self
             .mapping
@@ -819,6 +855,7 @@ impl Driver {
         }
         addresses.sort();
         addresses.dedup();
+        self.announced.send_replace(addresses.clone());
         self.shared.set_listen(addresses);
         self.publish_reach(now());
     }

@@ -36,6 +36,9 @@ pub struct NetworkConfig {
     pub relays_strangers: bool,
     /// Whether to ask the router for a port (UPnP, PCP, NAT-PMP). Default: yes, unless it listens on loopback only.
     pub maps_port: bool,
+    /// Whether to look for members in the local network, and to tell them of this node (multicast DNS). Default: yes,
+    /// unless it listens on loopback only.
+    pub finds_neighbours: bool,
     /// What a WebSocket listener shows: files with a certificate chain and its key, both PEM. Default: a certificate
     /// made at the start, which serves everybody who does not look inside.
     pub certificate: Option<(PathBuf, PathBuf)>,
@@ -62,6 +65,7 @@ impl NetworkConfig {
             role: None,
             relays_strangers: false,
             maps_port: true,
+            finds_neighbours: true,
             certificate: None,
             upload_max: None,
             download_max: None,

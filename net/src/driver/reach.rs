@@ -312,6 +312,7 @@ impl Driver {
             for climb in self.reach.climbs.values_mut() {
                 climb.ladder.set_udp(after);
             }
+            self.publish_reach(now);
         }
     }
 
@@ -415,6 +416,7 @@ impl Driver {
             self.reach.punches.connected(&peer, now);
             if let Link::Session(session) = link {
                 self.reach.reachability.sent(session.remote(), now);
+                self.saw(peer, Udp::Open, now);
             }
         }
         if let Link::Lane(lane) = link
@@ -924,7 +926,12 @@ impl Driver {
     fn reserve(&mut self, action: ReservationAction, now: Instant) {
         match action {
             ReservationAction::Reserve(relay) => {
-                if let Some(circuit) = self.reach.circuits.values_mut().find(|circuit| circuit.relay == relay) {
+                if let Some(circuit) = self
+                    .reach
+                    .circuits
+                    .values_mut()
+                    .find(|circuit| circuit.relay == relay)
+                {
                     // It is renewed by libp2p, which tells.
                     circuit.unwanted = false;
                     return;
@@ -953,7 +960,11 @@ impl Driver {
                 }
             }
             ReservationAction::Release(relay) => {
-                let held = self.reach.circuits.iter_mut().find(|(_, circuit)| circuit.relay == relay);
+                let held = self
+                    .reach
+                    .circuits
+                    .iter_mut()
+                    .find(|(_, circuit)| circuit.relay == relay);
                 let Some((id, circuit)) = held else {
                     return;
                 };
@@ -1021,7 +1032,11 @@ impl Driver {
             if !renewal {
                 info!(%relay, "this node can be reached through a relay");
             }
-            let circuit = self.reach.circuits.values_mut().find(|circuit| circuit.relay == *relay);
+            let circuit = self
+                .reach
+                .circuits
+                .values_mut()
+                .find(|circuit| circuit.relay == *relay);
             if let Some(circuit) = circuit {
                 circuit.granted = true;
                 if std::mem::take(&mut circuit.unwanted) {

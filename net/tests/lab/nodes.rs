@@ -34,6 +34,7 @@ impl LabNode {
             listen: listen.iter().map(|address| address.parse().unwrap()).collect(),
             role,
             maps_port: false,
+            finds_neighbours: false,
             probe_interval: Duration::from_secs(600),
             ..NetworkConfig::new(Keypair::generate_ed25519())
         };

@@ -111,6 +111,7 @@ pub(super) async fn start_network(listen: Vec<Multiaddr>, role: Role) -> Result<
         listen,
         role: Some(role),
         maps_port: false,
+        finds_neighbours: false,
         ..NetworkConfig::new(Keypair::generate_ed25519())
     };
     // Nobody decides about members: what is measured is open to anyone.
