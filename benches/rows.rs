@@ -6,10 +6,11 @@
 use std::process::{Command, ExitCode};
 
 /// What there is to measure, with the options that each needs here.
-const BENCHES: [(&str, &[&str]); 3] = [
+const BENCHES: [(&str, &[&str]); 4] = [
     // On the disk that builds this, and never in the working tree.
     ("consensus", &["--dir", env!("CARGO_TARGET_TMPDIR")]),
     ("gateway", &[]),
+    ("net", &[]),
     ("train", &[]),
 ];
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
         .iter()
         .find(|name| BENCHES.iter().all(|(known, _)| known != name))
     {
-        eprintln!("there is no bench {unknown}; there are consensus, gateway and train");
+        eprintln!("there is no bench {unknown}; there are consensus, gateway, net and train");
         return ExitCode::from(2);
     }
     let chosen = BENCHES

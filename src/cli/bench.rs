@@ -2,10 +2,12 @@
 //!
 //! The rooms measure themselves; this file only prints their rows.
 
+mod net;
+
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use serde::Serialize;
+use lapwing_base::Row;
 
 use super::failure::Failure;
 use super::folder::Folder;
@@ -20,43 +22,28 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_name = "DIR", default_value = ".", hide_default_value = true)]
         dir: PathBuf,
     },
+    /// Throughput and round trips of every class beside plain QUIC and TCP, here or between two machines, and what each
+    /// class waits on links that bulk fills
+    #[command(after_help = NET_HELP)]
+    Net(net::NetFlags),
     /// Requests to a gateway beside a bare HTTP server, and the memory of a registered node
     Gateway,
     /// Masks, gathering and merging beside a memory copy, and the planning of rounds
     Train,
 }
 
-/// One measurement.
-#[derive(Clone, Debug, Serialize)]
-struct Row {
-    bench: &'static str,
-    case: String,
-    value: f64,
-    unit: &'static str,
-    /// What bounds it, in the same unit.
-    baseline: f64,
-    /// `value` as a multiple of `baseline`.
-    ratio: f64,
-}
-
-impl Row {
-    fn new(bench: &'static str, case: String, value: f64, unit: &'static str, baseline: f64) -> Self {
-        Self {
-            bench,
-            case,
-            value,
-            unit,
-            baseline,
-            ratio: value / baseline,
-        }
-    }
-}
+/// How two machines measure what lies between them.
+const NET_HELP: &str = "\
+Between two machines: `lapwing bench net serve` on one of them prints what to run on the other.
+On one: `lapwing bench net --shape 20mbit,50ms,queue=200ms` fills such a link with bulk, first over one QUIC
+connection as it ships, then with priorities, then over two connections, then with the classes of a node.";
 
 /// Measures, and prints a table, or for programs an object a row.
 pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Failure> {
     let rows = match command {
         BenchCommand::Consensus { dir } => consensus(&dir).await?,
         BenchCommand::Gateway => gateway().await?,
+        BenchCommand::Net(flags) => net::rows(flags, output).await?,
         BenchCommand::Train => train().await?,
     };
     if output.is_json() {
@@ -68,37 +55,25 @@ pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Fai
 async fn consensus(dir: &Path) -> Result<Vec<Row>, Failure> {
     let folder = Folder::new(dir, "lapwing-bench", false)
         .map_err(|error| Failure::new(format!("make a folder in {}", dir.display()), error))?;
-    let rows = lapwing_consensus::bench::rows(folder.path())
+    lapwing_consensus::bench::rows(folder.path())
         .await
-        .map_err(|error| Failure::new("measure the consensus", error))?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Row::new(row.bench, row.case, row.value, row.unit, row.baseline))
-        .collect())
+        .map_err(|error| Failure::new("measure the consensus", error))
 }
 
 async fn gateway() -> Result<Vec<Row>, Failure> {
     let parent = std::env::temp_dir();
     let folder = Folder::new(&parent, "lapwing-bench", false)
         .map_err(|error| Failure::new(format!("make a folder in {}", parent.display()), error))?;
-    let rows = lapwing_gateway::bench::rows(folder.path())
+    lapwing_gateway::bench::rows(folder.path())
         .await
-        .map_err(|error| Failure::new("measure the gateway", error))?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Row::new(row.bench, row.case, row.value, row.unit, row.baseline))
-        .collect())
+        .map_err(|error| Failure::new("measure the gateway", error))
 }
 
 async fn train() -> Result<Vec<Row>, Failure> {
     // It computes for seconds, and Ctrl-C is to be heard meanwhile.
-    let rows = tokio::task::spawn_blocking(lapwing_train::bench::kernel_rows)
+    tokio::task::spawn_blocking(lapwing_train::bench::kernel_rows)
         .await
-        .map_err(|error| Failure::new("measure the training kernels", error))?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Row::new(row.bench, row.case, row.value, row.unit, row.baseline))
-        .collect())
+        .map_err(|error| Failure::new("measure the training kernels", error))
 }
 
 fn table(rows: &[Row]) -> Table {
@@ -117,7 +92,11 @@ fn table(rows: &[Row]) -> Table {
             figures(row.value),
             figures(row.baseline),
             row.unit.to_owned(),
-            format!("{:.2}", row.ratio),
+            if row.ratio.is_nan() {
+                "-".to_owned()
+            } else {
+                format!("{:.2}", row.ratio)
+            },
         ]);
     }
     table
@@ -129,6 +108,7 @@ fn figures(value: f64) -> String {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 1.0 => format!("{value:.2}"),
+        size if size.is_nan() => "-".to_owned(),
         _ => format!("{value:.3}"),
     }
 }
@@ -143,6 +123,12 @@ mod tests {
         assert_eq!(
             table(&[row]).to_string(),
             "bench  case  value  baseline  unit  ratio\ntrain  mask   12.3      6.17  GB/s   2.00"
+        );
+        let alone = Row::new("upload", "model", 12.345, "MB/s", f64::NAN);
+        assert!(
+            table(&[alone])
+                .to_string()
+                .ends_with("upload  model   12.3         -  MB/s      -")
         );
         assert_eq!(figures(0.0123), "0.012");
         assert_eq!(figures(1234.5), "1234");

@@ -9,41 +9,14 @@ use crate::planner::{Knobs, PlanInput, plan_round};
 use crate::quantise::{decode, encode};
 use lapwing_base::{
     Algorithm, Bandwidth, Bandwidths, JobId, JobPhase, JobSpec, JobView, LinkSpeed, NodeId, Pair, Round,
-    RoundKind, RoundPlan, Values,
+    RoundKind, RoundPlan, Row, Values,
 };
-use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// One measured case.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
-    /// Which benchmark.
-    pub bench: &'static str,
-    /// What was measured.
-    pub case: String,
-    /// The measured value.
-    pub value: f64,
-    /// Its unit.
-    pub unit: &'static str,
-    /// What bounds it, measured in the same run or set as the target, in the same unit.
-    pub baseline: f64,
-    /// `value / baseline`.
-    pub ratio: f64,
-}
-
-impl Row {
-    fn new(case: String, value: f64, unit: &'static str, baseline: f64) -> Self {
-        Self {
-            bench: "train",
-            case,
-            value,
-            unit,
-            baseline,
-            ratio: value / baseline,
-        }
-    }
+fn row(case: String, value: f64, unit: &'static str, baseline: f64) -> Row {
+    Row::new("train", case, value, unit, baseline)
 }
 
 /// Parameters of the MNIST-CNN in the papers (conv5x5x32, conv5x5x64, fc512, fc10).
@@ -66,13 +39,13 @@ pub fn kernel_rows() -> Vec<Row> {
     let copied = rate(fastest(|| {
         black_box(&mut copy[..]).copy_from_slice(black_box(&model))
     }));
-    let mut rows = vec![Row::new(
+    let mut rows = vec![row(
         format!("memory copy, {PARAMETERS} parameters"),
         copied,
         "GB/s",
         copied,
     )];
-    let mut kernel = |case: String, took: Duration| rows.push(Row::new(case, rate(took), "GB/s", copied));
+    let mut kernel = |case: String, took: Duration| rows.push(row(case, rate(took), "GB/s", copied));
     for (algorithm, compression) in [
         (Algorithm::Saps, 100),
         (Algorithm::Saps, 10),
@@ -151,7 +124,7 @@ fn plan_row(name: &str, nodes: u64, (job, bandwidths): &(JobView, Bandwidths)) -
         knobs: Knobs::default(),
     };
     let took = fastest(|| drop(black_box(plan_round(black_box(&input)))));
-    Row::new(
+    row(
         format!("{name}, {nodes} nodes"),
         millis(took),
         "ms",

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapwing_base::{ClusterId, Keypair, PeerId, Role, Roster};
+use lapwing_base::{ClusterId, Keypair, PeerId, Role, Roster, Row};
 use lapwing_net::{Gate, Network, NetworkConfig};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -17,23 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Consensus, ConsensusConfig, Start, join, now};
 use crate::{Command, JoinRequest, Timing};
-
-/// One measurement.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// What was measured.
-    pub bench: &'static str,
-    /// Under which circumstances.
-    pub case: String,
-    /// The figure.
-    pub value: f64,
-    /// Of what.
-    pub unit: &'static str,
-    /// What it is compared with, in the same unit.
-    pub baseline: f64,
-    /// The figure over its baseline.
-    pub ratio: f64,
-}
 
 /// The benchmark could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -119,14 +102,13 @@ async fn fail_over(members: &[(Consensus, Network)]) -> Result<Row, BenchError> 
         .map_err(failed("commit"))?;
     let value = began.elapsed().as_secs_f64() * 1e3;
     let baseline = Timing::default().silence_max().as_secs_f64() * 1e3;
-    Ok(Row {
-        bench: "fail over",
-        case: "3 members, the leader stops".to_owned(),
+    Ok(Row::new(
+        "fail over",
+        "3 members, the leader stops".to_owned(),
         value,
-        unit: "ms",
+        "ms",
         baseline,
-        ratio: value / baseline,
-    })
+    ))
 }
 
 /// What one case took: the time of each commit, and of all together.
@@ -150,14 +132,8 @@ impl Taken {
 }
 
 fn compare(case: &str, taken: &Taken, floor: &Taken) -> [Row; 3] {
-    let row = |bench, value: f64, unit, baseline: f64| Row {
-        bench,
-        case: case.to_owned(),
-        value,
-        unit,
-        baseline,
-        ratio: value / baseline,
-    };
+    let row =
+        |bench, value: f64, unit, baseline: f64| Row::new(bench, case.to_owned(), value, unit, baseline);
     [
         row("commit p50", taken.at(0.5), "us", floor.at(0.5)),
         row("commit p99", taken.at(0.99), "us", floor.at(0.99)),

@@ -13,30 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use lapwing_base::{Keypair, Role};
+use lapwing_base::{Keypair, Role, Row};
 use serde_json::json;
 
 use self::bare::Bare;
 use self::load::{Load, Taken};
 use super::gateway::{Gateway, GatewayConfig};
 use crate::{Registration, Signed};
-
-/// One measurement.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// What was measured.
-    pub bench: &'static str,
-    /// Under which circumstances.
-    pub case: String,
-    /// The figure.
-    pub value: f64,
-    /// Of what.
-    pub unit: &'static str,
-    /// What it is compared with, in the same unit.
-    pub baseline: f64,
-    /// The figure over its baseline.
-    pub ratio: f64,
-}
 
 /// The benchmark could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -112,14 +95,13 @@ async fn memory(dir: &Path) -> Result<Option<Row>, BenchError> {
         return Ok(None);
     };
     let value = (after - before) / NODES as f64;
-    Ok(Some(Row {
-        bench: "memory",
-        case: format!("{NODES} signed nodes, beside the target"),
+    Ok(Some(Row::new(
+        "memory",
+        format!("{NODES} signed nodes, beside the target"),
         value,
-        unit: "B",
-        baseline: NODE_BYTES_TARGET,
-        ratio: value / NODE_BYTES_TARGET,
-    }))
+        "B",
+        NODE_BYTES_TARGET,
+    )))
 }
 
 /// What the kernel counts as this process's memory.
@@ -148,13 +130,14 @@ impl Case {
         let floor = self.load.run(bare.local_addr()).await;
         bare.stop().await;
         let floor = answered(floor)?;
-        let row = |bench, value: f64, unit, baseline: f64| Row {
-            bench,
-            case: format!("{CLIENTS} clients, {}", self.name),
-            value,
-            unit,
-            baseline,
-            ratio: value / baseline,
+        let row = |bench, value: f64, unit, baseline: f64| {
+            Row::new(
+                bench,
+                format!("{CLIENTS} clients, {}", self.name),
+                value,
+                unit,
+                baseline,
+            )
         };
         Ok([
             row("requests", taken.per_second(), "1/s", floor.per_second()),

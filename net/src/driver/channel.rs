@@ -108,7 +108,22 @@ impl Channel {
     /// [`ChannelError::TooLong`] when the frame is longer than the kind allows: nothing was sent and the channel
     /// goes on. Any other error ends it; where the peer has refused the channel, the error says why.
     pub async fn send(&mut self, frame: &[u8]) -> Result<(), ChannelError> {
-        match self.send.send(frame).await {
+        let sent = self.send.send(frame).await;
+        self.explain(sent).await
+    }
+
+    /// As [`Channel::send`], without a copy of the frame where the transport and the limits allow it: for bulk.
+    ///
+    /// # Errors
+    /// Those of [`Channel::send`].
+    pub async fn send_bytes(&mut self, frame: Bytes) -> Result<(), ChannelError> {
+        let sent = self.send.send_bytes(frame).await;
+        self.explain(sent).await
+    }
+
+    /// A refusal says more than that the channel is lost.
+    async fn explain(&mut self, sent: Result<(), ChannelError>) -> Result<(), ChannelError> {
+        match sent {
             Err(lost @ ChannelError::Lost { .. }) => {
                 match tokio::time::timeout(REFUSAL_PATIENCE, self.receive.receive()).await {
                     Ok(Err(refused @ ChannelError::Refused { .. })) => Err(refused),
@@ -182,16 +197,38 @@ impl SendHalf {
     /// [`ChannelError::TooLong`] when the frame is longer than the kind allows: nothing was sent and the channel
     /// goes on. Any other error ends it.
     pub async fn send(&mut self, frame: &[u8]) -> Result<(), ChannelError> {
-        let Ends {
-            peer,
-            kind,
-            ref counters,
-            ref limits,
-            ..
-        } = *self.ends;
-        let size = ByteSize(frame.len() as u64);
-        if size > kind.frame_max {
-            let max = kind.frame_max;
+        self.begin(frame.len())?;
+        let class = self.ends.kind.class;
+        let limits = &self.ends.limits;
+        let written = if limits.holds_up(class) {
+            self.writer.write_within(frame, limits, class).await
+        } else {
+            limits.send(class, frame.len()).await;
+            self.writer.write(frame).await
+        };
+        self.end(frame.len(), written)
+    }
+
+    /// As [`SendHalf::send`], without a copy of the frame where the transport and the limits allow it: for bulk.
+    ///
+    /// # Errors
+    /// Those of [`SendHalf::send`].
+    pub async fn send_bytes(&mut self, frame: Bytes) -> Result<(), ChannelError> {
+        let class = self.ends.kind.class;
+        if self.ends.limits.holds_up(class) {
+            return self.send(&frame).await;
+        }
+        let size = frame.len();
+        self.begin(size)?;
+        self.ends.limits.send(class, size).await;
+        let written = self.writer.write_bytes(frame).await;
+        self.end(size, written)
+    }
+
+    fn begin(&mut self, size: usize) -> Result<(), ChannelError> {
+        let Ends { peer, kind, .. } = *self.ends;
+        let (size, max) = (ByteSize(size as u64), kind.frame_max);
+        if size > max {
             return Err(ChannelError::TooLong {
                 peer,
                 kind,
@@ -200,19 +237,19 @@ impl SendHalf {
             });
         }
         match self.state {
-            State::Open => self.state = State::Broken,
-            State::Broken => return Err(self.lost(io::Error::other("an earlier frame was not sent whole"))),
-            State::Finished => return Err(ChannelError::Finished { peer, kind }),
+            State::Open => {
+                self.state = State::Broken;
+                Ok(())
+            }
+            State::Broken => Err(self.lost(io::Error::other("an earlier frame was not sent whole"))),
+            State::Finished => Err(ChannelError::Finished { peer, kind }),
         }
-        let written = if limits.holds_up(kind.class) {
-            self.writer.write_within(frame, limits, kind.class).await
-        } else {
-            limits.send(kind.class, frame.len()).await;
-            self.writer.write(frame).await
-        };
+    }
+
+    fn end(&mut self, size: usize, written: io::Result<()>) -> Result<(), ChannelError> {
         written.map_err(|error| self.lost(error))?;
         self.state = State::Open;
-        counters.count_sent(kind.class, frame.len());
+        self.ends.counters.count_sent(self.ends.kind.class, size);
         Ok(())
     }
 

@@ -1,14 +1,14 @@
 //! Frames on a stream: a length, little endian, in four bytes, and as many bytes of payload.
 //!
 //! The length `u32::MAX` marks a refusal, which follows as a short frame and ends the stream. Reading never
-//! allocates ahead of what has arrived, and may be cancelled at any time without losing any of it.
+//! allocates far ahead of what has arrived, and may be cancelled at any time without losing any of it.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures::io::AsyncWriteExt as _;
 
 use super::limits::Limits;
 use super::stream::{ReadSide, WriteSide};
@@ -23,7 +23,7 @@ const REFUSAL_MAX: u32 = 128;
 
 /// What is read at once: at least a small message with its successor, at most what keeps a fast link busy.
 const READ_MIN: usize = 2 << 10;
-const READ_MAX: usize = 64 << 10;
+const READ_MAX: usize = 128 << 10;
 
 /// Writes frames.
 #[derive(Debug)]
@@ -43,11 +43,22 @@ impl FrameWriter {
             let mut whole = Vec::with_capacity(HEADER + frame.len());
             whole.extend(header(frame.len())?);
             whole.extend(frame);
-            self.io.write_all(&whole).await?;
+            self.io.write_bytes(whole.into()).await?;
         } else {
             self.io.write_all(&header(frame.len())?).await?;
             self.io.write_all(frame).await?;
         }
+        self.io.flush().await
+    }
+
+    /// Writes one frame without regard to limits and without a copy of it.
+    pub(crate) async fn write_bytes(&mut self, frame: Bytes) -> io::Result<()> {
+        if frame.len() <= Bucket::SLICE.as_usize() {
+            return self.write(&frame).await;
+        }
+        let header = Bytes::copy_from_slice(&header(frame.len())?);
+        self.io.write_bytes(header).await?;
+        self.io.write_bytes(frame).await?;
         self.io.flush().await
     }
 
@@ -95,9 +106,8 @@ fn header(length: usize) -> io::Result<[u8; HEADER]> {
 #[derive(Debug)]
 pub(crate) struct FrameReader {
     io: ReadSide,
+    /// What has been read and not taken.
     buffer: BytesMut,
-    /// The first bytes of the buffer, which have been read; the rest is space.
-    filled: usize,
     /// The node's limit and the class that it is asked for, once the class's kind is known.
     limits: Option<(Arc<Limits>, Class)>,
     /// Nothing is read before this.
@@ -128,7 +138,6 @@ impl FrameReader {
         Self {
             io,
             buffer: BytesMut::new(),
-            filled: 0,
             limits: None,
             resume_at: None,
         }
@@ -151,7 +160,7 @@ impl FrameReader {
                 self.resume_at = None;
             }
             if self.fill(needed).await.map_err(ReadError::Io)? == 0 {
-                return if self.filled == 0 {
+                return if self.buffer.is_empty() {
                     Ok(None)
                 } else {
                     Err(ReadError::Truncated)
@@ -161,13 +170,8 @@ impl FrameReader {
     }
 
     async fn fill(&mut self, needed: usize) -> io::Result<usize> {
-        let wanted = (needed - self.filled).clamp(READ_MIN, READ_MAX);
-        if self.buffer.len() < self.filled + wanted {
-            self.buffer.resize(self.filled + wanted, 0);
-        }
-        let space = &mut self.buffer[self.filled..self.filled + wanted];
-        let read = self.io.read(space).await?;
-        self.filled += read;
+        let wanted = (needed - self.buffer.len()).clamp(READ_MIN, READ_MAX);
+        let read = self.io.read_into(&mut self.buffer, wanted).await?;
         if let Some((limits, class)) = &self.limits {
             self.resume_at = limits.received(*class, read);
         }
@@ -186,7 +190,7 @@ impl FrameReader {
             return Err(ReadError::TooLong { size });
         }
         let needed = HEADER + size.as_usize();
-        if self.filled < needed {
+        if self.buffer.len() < needed {
             return Ok(Parsed::Needs(needed));
         }
         Ok(Parsed::Whole(Incoming::Frame(self.take(HEADER, needed))))
@@ -202,7 +206,7 @@ impl FrameReader {
             });
         }
         let needed = 2 * HEADER + ByteSize(length.into()).as_usize();
-        if self.filled < needed {
+        if self.buffer.len() < needed {
             return Ok(Parsed::Needs(needed));
         }
         let body = self.take(2 * HEADER, needed);
@@ -211,13 +215,12 @@ impl FrameReader {
     }
 
     fn word(&self, at: usize) -> Option<u32> {
-        let bytes = self.buffer[..self.filled].get(at..at + HEADER)?;
+        let bytes = self.buffer.get(at..at + HEADER)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
     }
 
     fn take(&mut self, skip: usize, end: usize) -> Bytes {
         let mut whole = self.buffer.split_to(end);
-        self.filled -= end;
         whole.advance(skip);
         whole.freeze()
     }

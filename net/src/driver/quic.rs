@@ -10,6 +10,7 @@ mod listener;
 mod message;
 mod muxer;
 mod priority;
+mod route;
 mod runtime;
 pub(crate) mod session;
 mod settings;

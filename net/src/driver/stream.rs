@@ -1,15 +1,18 @@
 //! One bidirectional stream of bytes, over whatever path there is. Knows nothing of frames.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use futures::io::{ReadHalf, WriteHalf};
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, FutureExt as _};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 use quinn::{RecvStream, SendStream, StoppedError, VarInt};
+use tokio::io::AsyncReadExt as _;
 
 use super::lane::LaneStream;
 
@@ -80,16 +83,35 @@ impl QuicWriter {
             self.stopped = None;
             return Poll::Ready(written);
         }
+        self.poll_stopped(cx).map(Err)
+    }
+
+    /// Takes from the front of `bytes` until they are all written.
+    fn poll_write_bytes(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+        while !bytes.is_empty() {
+            let chunks = std::slice::from_mut(bytes);
+            // Between two polls it holds nothing, so a new one may be made each time.
+            let Poll::Ready(written) = pin!(self.send.write_chunks(chunks)).poll(cx) else {
+                return self.poll_stopped(cx).map(Err);
+            };
+            self.stopped = None;
+            written?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Why a write that has to wait need not wait any longer.
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let send = &self.send;
         let stopped = self.stopped.get_or_insert_with(|| send.stopped().boxed());
         match ready!(stopped.poll_unpin(cx)) {
             Ok(Some(code)) => {
                 // What was not sent makes room for others.
                 let _ = self.send.reset(code);
-                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                Poll::Ready(io::ErrorKind::ConnectionReset.into())
             }
-            Ok(None) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            Err(error) => Poll::Ready(Err(error.into())),
+            Ok(None) => Poll::Ready(io::ErrorKind::BrokenPipe.into()),
+            Err(error) => Poll::Ready(error.into()),
         }
     }
 }
@@ -100,11 +122,40 @@ impl fmt::Debug for QuicWriter {
     }
 }
 
-impl AsyncRead for ReadSide {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Quic(stream) => AsyncRead::poll_read(Pin::new(stream), cx, buf),
-            Self::Lane(stream) => Pin::new(stream).poll_read(cx, buf),
+impl ReadSide {
+    /// Reads some of what has arrived, at most `wanted` bytes of it, to the end of `buffer`; none at the end of the
+    /// stream. May be cancelled without losing anything.
+    pub(crate) async fn read_into(&mut self, buffer: &mut BytesMut, wanted: usize) -> io::Result<usize> {
+        match self {
+            Self::Quic(stream) => {
+                // Into space that nobody has cleared: it is overwritten at once.
+                buffer.reserve(wanted);
+                stream.read_buf(&mut buffer.limit(wanted)).await
+            }
+            Self::Lane(stream) => {
+                poll_fn(|cx| {
+                    let filled = buffer.len();
+                    buffer.resize(filled + wanted, 0);
+                    let read = Pin::new(&mut *stream).poll_read(cx, &mut buffer[filled..]);
+                    let arrived = match &read {
+                        Poll::Ready(Ok(size)) => *size,
+                        Poll::Ready(Err(_)) | Poll::Pending => 0,
+                    };
+                    buffer.truncate(filled + arrived);
+                    read
+                })
+                .await
+            }
+        }
+    }
+}
+
+impl WriteSide {
+    /// Writes all of it, where there is a way without a copy.
+    pub(crate) async fn write_bytes(&mut self, mut bytes: Bytes) -> io::Result<()> {
+        match self {
+            Self::Quic(stream) => poll_fn(|cx| stream.poll_write_bytes(cx, &mut bytes)).await,
+            Self::Lane(stream) => stream.write_all(&bytes).await,
         }
     }
 }

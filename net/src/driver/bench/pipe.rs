@@ -71,7 +71,8 @@ impl Out {
                 .write_chunk(block.clone())
                 .await
                 .map_err(failed("write to QUIC")),
-            Self::Tcp(_) | Self::Channel(_) => self.send(block).await,
+            Self::Channel(channel) => channel.send_bytes(block.clone()).await.map_err(failed("send")),
+            Self::Tcp(_) => self.send(block).await,
         }
     }
 

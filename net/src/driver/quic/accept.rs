@@ -71,10 +71,11 @@ fn begin(quic: &Quic, incoming: Incoming, handshakes: &mut JoinSet<Result<(PeerI
         }
         return;
     }
+    let route = quic.settings.towards(incoming.remote_address());
     let config = if settings::is_bulk(&incoming.orig_dst_cid()) {
-        &quic.settings.accept_bulk
+        &route.accept_bulk
     } else {
-        &quic.settings.accept
+        &route.accept
     };
     match incoming.accept_with(Arc::clone(config)) {
         Ok(connecting) => {

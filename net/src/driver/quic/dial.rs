@@ -30,7 +30,7 @@ pub(super) async fn dial(
     expected: Option<PeerId>,
 ) -> Result<(PeerId, Muxer), Error> {
     let local = quic.local_for(remote)?;
-    let (peer, connection) = handshake(&local, quic.settings.dial.clone(), remote).await?;
+    let (peer, connection) = handshake(&local, quic.settings.towards(remote).dial.clone(), remote).await?;
     let is_expected = expected.is_none_or(|expected| expected == peer);
     let muxer = if Protocol::of(&connection) != Some(Protocol::Session) {
         if is_expected {
@@ -60,7 +60,7 @@ impl Quic {
                 .find(|local| local.socket.id() == session.socket)
                 .cloned()
         };
-        let (config, expected) = (self.settings.dial_bulk.clone(), session.peer);
+        let (config, expected) = (self.settings.towards(remote).dial_bulk.clone(), session.peer);
         Box::pin(async move {
             let local = local.ok_or_else(|| "its socket is closed".to_owned())?;
             let (peer, connection) = handshake(&local, config, remote)

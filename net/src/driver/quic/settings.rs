@@ -1,5 +1,6 @@
 //! How QUIC is set: windows, patience, limits. Each number with its reason.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use quinn::{
     TransportConfig, VarInt,
 };
 
+use super::route;
 use super::tls::Identity;
 use crate::driver::congestion::DelayCongestion;
 
@@ -52,10 +54,27 @@ const BULK_MARK: [u8; 8] = *b"lapwbulk";
 /// Of the 20 bytes that QUIC allows (RFC 9000 section 17.2).
 const CID_SIZE: usize = 20;
 
+/// The longest datagrams that are tried: where the first link carries them, a transfer costs a half or a third.
+///
+/// The first is what QUIC tries on any Ethernet, the second fits in its jumbo frames, and four of the third fill what
+/// the system takes at once. Longer ones gain nothing.
+const DATAGRAMS_MAX: [u16; 3] = [1452, 8952, 16_368];
+
+/// What we take of others: as much as UDP carries. The socket reserves the memory, and does so only once.
+const PAYLOAD_MAX: u16 = 65_527;
+
 /// Everything that an endpoint is built and dials with.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) endpoint: EndpointConfig,
+    pub(crate) accept: Arc<ServerConfig>,
+    /// For each of [`DATAGRAMS_MAX`].
+    routes: [RouteSettings; DATAGRAMS_MAX.len()],
+}
+
+/// What connections are made with, on routes whose first link carries datagrams of one length.
+#[derive(Debug)]
+pub(crate) struct RouteSettings {
     pub(crate) dial: ClientConfig,
     pub(crate) dial_bulk: ClientConfig,
     pub(crate) accept: Arc<ServerConfig>,
@@ -64,12 +83,36 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn new(identity: &Identity) -> Self {
-        let session = Arc::new(session());
-        let bulk = Arc::new(bulk());
         let mut endpoint = EndpointConfig::default();
         endpoint.supported_versions(vec![1]);
         // The bit tells packets from probes, so it may not be greased (RFC 9287).
         endpoint.grease_quic_bit(false);
+        endpoint
+            .max_udp_payload_size(PAYLOAD_MAX)
+            .expect("as long as UDP's longest");
+        let routes = DATAGRAMS_MAX.map(|datagram_max| RouteSettings::new(identity, datagram_max));
+        Self {
+            endpoint,
+            accept: Arc::clone(&routes[0].accept),
+            routes,
+        }
+    }
+
+    /// What to connect with to or from an address.
+    pub(crate) fn towards(&self, remote: SocketAddr) -> &RouteSettings {
+        let carried = route::datagram_max(remote);
+        let fits = DATAGRAMS_MAX
+            .iter()
+            .rposition(|length| u32::from(*length) <= carried);
+        // The shortest where even that does not fit: probes find out what does.
+        &self.routes[fits.unwrap_or(0)]
+    }
+}
+
+impl RouteSettings {
+    fn new(identity: &Identity, datagram_max: u16) -> Self {
+        let session = Arc::new(session(datagram_max));
+        let bulk = Arc::new(bulk(datagram_max));
         let mut dial = ClientConfig::new(Arc::clone(&identity.dial) as _);
         dial.transport_config(Arc::clone(&session));
         let mut dial_bulk = ClientConfig::new(Arc::clone(&identity.dial_bulk) as _);
@@ -80,7 +123,6 @@ impl Settings {
         let mut accept_bulk = ServerConfig::with_crypto(Arc::clone(&identity.accept_bulk) as _);
         accept_bulk.transport_config(bulk);
         Self {
-            endpoint,
             dial,
             dial_bulk,
             accept: Arc::new(accept),
@@ -89,8 +131,8 @@ impl Settings {
     }
 }
 
-fn session() -> TransportConfig {
-    let mut config = base();
+fn session(datagram_max: u16) -> TransportConfig {
+    let mut config = base(datagram_max);
     config
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into())
@@ -98,8 +140,8 @@ fn session() -> TransportConfig {
     config
 }
 
-fn bulk() -> TransportConfig {
-    let mut config = base();
+fn bulk(datagram_max: u16) -> TransportConfig {
+    let mut config = base(datagram_max);
     config
         .stream_receive_window(BULK_STREAM_WINDOW.into())
         .receive_window(BULK_RECEIVE_WINDOW.into())
@@ -108,7 +150,9 @@ fn bulk() -> TransportConfig {
     config
 }
 
-fn base() -> TransportConfig {
+fn base(datagram_max: u16) -> TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(datagram_max);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
@@ -121,7 +165,7 @@ fn base() -> TransportConfig {
         ))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(RTT_INITIAL)
-        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .mtu_discovery_config(Some(discovery))
         .allow_spin(false);
     config
 }

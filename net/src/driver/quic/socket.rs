@@ -28,6 +28,9 @@ pub(crate) struct Stray {
     pub(crate) payload: Bytes,
 }
 
+/// What the system takes at once, however many datagrams it is cut into: a UDP datagram over IPv4 is no longer.
+const SEND_MAX: usize = 65_507;
+
 /// Longest probe in bytes.
 pub(crate) const PROBE_MAX: usize = 64;
 
@@ -126,6 +129,12 @@ impl Socket {
         sent
     }
 
+    fn send_at_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || {
+            self.state.send((&self.io).into(), transmit)
+        })
+    }
+
     /// Takes the probes out of what was received.
     fn sort(&self, buf: &[u8], meta: &mut RecvMeta) {
         let stride = meta.stride.max(1);
@@ -163,9 +172,20 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || {
-            self.state.send((&self.io).into(), transmit)
-        })
+        match transmit.segment_size {
+            Some(length) if transmit.contents.len() > SEND_MAX => {
+                // Where a later part has to wait, all are sent again, and the peer drops what it has.
+                for contents in transmit.contents.chunks(SEND_MAX / length.max(1) * length) {
+                    self.send_at_once(&Transmit {
+                        contents,
+                        segment_size: (contents.len() > length).then_some(length),
+                        ..*transmit
+                    })?;
+                }
+                Ok(())
+            }
+            Some(_) | None => self.send_at_once(transmit),
+        }
     }
 
     fn poll_recv(
@@ -200,8 +220,10 @@ impl AsyncUdpSocket for Socket {
         self.state.max_gso_segments()
     }
 
+    /// Room for what the system hands over at once, which is no longer than the longest datagram however many are in
+    /// it; and the endpoint's settings ask for that much room already.
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        1
     }
 }
 

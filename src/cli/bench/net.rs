@@ -1,0 +1,116 @@
+//! `lapwing bench net`: the network on this machine, or between two of them. The room measures; this file reads what
+//! is asked for.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use lapwing_base::{Multiaddr, Row};
+use lapwing_net::bench::{self, SHAPES, Server, Shape};
+
+use super::Output;
+use crate::cli::failure::Failure;
+
+/// What to measure, and between whom.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct NetFlags {
+    #[command(subcommand)]
+    command: Option<NetCommand>,
+
+    /// Seconds for which each case is measured; four times as many over a shaped link
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+    seconds: Duration,
+
+    /// Only what a full link of this kind does to the classes; repeat for several. The link is shaped in this
+    /// process, so it needs no rights [default: everything on loopback, then three such links]
+    #[arg(long, value_name = "RATE,RTT[,queue=TIME]")]
+    shape: Vec<Shape>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum NetCommand {
+    /// Answers whoever measures, until it is interrupted: for the other one of two machines
+    Serve {
+        /// Where to listen
+        #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/0.0.0.0/udp/0/quic-v1")]
+        listen: Multiaddr,
+    },
+    /// Measures what lies between this machine and one that serves
+    Run {
+        /// An address that `serve` has printed
+        #[arg(value_name = "MULTIADDR")]
+        address: Multiaddr,
+
+        /// Seconds for which each case is measured
+        #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+        seconds: Duration,
+    },
+}
+
+/// A tenth of a second fits three rounds that say a little, and an hour is more patience than anybody has.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    if (0.1..=3600.0).contains(&number) {
+        Ok(Duration::from_secs_f64(number))
+    } else {
+        Err("it is not between 0.1 and 3600".to_owned())
+    }
+}
+
+/// What was asked for. An end that only serves gives no rows: it goes on until it is interrupted.
+pub(super) async fn rows(flags: NetFlags, output: Output) -> Result<Vec<Row>, Failure> {
+    let failed = |error| Failure::new("measure the network", error);
+    match flags.command {
+        Some(NetCommand::Serve { listen }) => serve(listen, output).await,
+        Some(NetCommand::Run { address, seconds }) => bench::run(address, seconds).await.map_err(failed),
+        None => {
+            let (mut rows, mut shapes) = (Vec::new(), flags.shape);
+            if shapes.is_empty() {
+                rows = bench::rows(flags.seconds).await.map_err(failed)?;
+                shapes = SHAPES.to_vec();
+            }
+            for shape in shapes {
+                rows.extend(bench::shaped_rows(shape, flags.seconds).await.map_err(failed)?);
+            }
+            Ok(rows)
+        }
+    }
+}
+
+/// Serves until the command is interrupted, which drops it.
+async fn serve(listen: Multiaddr, output: Output) -> Result<Vec<Row>, Failure> {
+    let server = Server::start(listen)
+        .await
+        .map_err(|error| Failure::new("serve", error))?;
+    let addresses = server.addrs();
+    let told = if output.is_json() {
+        output.document(&serde_json::json!({ "addresses": addresses }))
+    } else {
+        let each = addresses.iter();
+        let lines: Vec<String> = each
+            .map(|address| format!("lapwing bench net run {address}"))
+            .collect();
+        output.line(lines.join("\n"))
+    };
+    match told {
+        // Whoever started us may not care to read on; we serve all the same.
+        Ok(()) | Err(Failure::OutputClosed) => std::future::pending().await,
+        Err(failure) => {
+            server.shutdown().await;
+            Err(failure)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_takes_a_time_that_somebody_may_wait_for() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0", "-1", "nan", "1e9", "3s"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}
