@@ -21,6 +21,7 @@ mod links;
 mod local_discovery;
 mod network;
 mod notes;
+mod pinging;
 mod port_mapping;
 mod prober;
 mod quic;
