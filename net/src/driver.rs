@@ -20,6 +20,7 @@ mod links;
 mod local_discovery;
 mod network;
 mod notes;
+mod pinging;
 mod port_mapping;
 mod prober;
 mod quic;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -566,6 +568,17 @@ impl Driver {
         self.give_up(peer, retry_at);
     }
 
+    /// A peer has answered as itself, and takes none of our channels.
+    fn on_foreign(&mut self, peer: PeerId, now: Instant) {
+        let why = "it speaks libp2p, and is no node of ours";
+        self.shared.peers().entry(peer).last_error = Some(why.to_owned());
+        // No other address of it leads to anybody else.
+        for open in self.take_pending(&peer) {
+            drop(open.reply.send(Err(ConnectFailure::Unreachable(why.to_owned()))));
+        }
+        self.unwanted(peer, now);
+    }
+
     fn is_member(&self, peer: &PeerId) -> bool {
         self.shared.is_member(peer)
     }
@@ -573,8 +586,18 @@ impl Driver {
     fn on_event(&mut self, event: SwarmEvent<ProtocolsEvent>) {
         match event {
             SwarmEvent::Behaviour(ProtocolsEvent::Identify(event)) => self.on_identify(event),
+            SwarmEvent::Behaviour(ProtocolsEvent::Ping(event)) => {
+                if let Ok(took) = event.result {
+                    self.shared.peers().entry(event.peer).pinged = Some(took);
+                }
+            }
             SwarmEvent::Behaviour(ProtocolsEvent::Upkeep(carrier)) => self.on_carrier(carrier),
             SwarmEvent::Behaviour(ProtocolsEvent::Relayed(event)) => self.on_relayed(&event, now()),
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                endpoint: ConnectedPoint::Dialer { address, .. },
+                ..
+            } => self.on_dialed(peer_id, &address, now()),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
                 peer_id: Some(peer),
@@ -618,6 +641,7 @@ impl Driver {
 
     fn on_identify(&mut self, event: identify::Event) {
         if let identify::Event::Received { peer_id, info, .. } = event {
+            self.shared.peers().entry(peer_id).set_agent(&info.agent_version);
             let addrs = info.listen_addrs.iter().map(without_peer).collect();
             self.shared.book().told(peer_id, addrs);
         }
@@ -657,8 +681,7 @@ impl Driver {
             }
             SessionEvent::Foreign(peer) => {
                 debug!(%peer, "the peer speaks libp2p, and is no node of ours");
-                self.shared.peers().entry(peer).last_error =
-                    Some("it speaks libp2p, and is no node of ours".to_owned());
+                self.on_foreign(peer, now());
             }
             SessionEvent::Closed { id, peer, why } => self.on_closed(peer, LinkId::Session(id), why),
         }

@@ -17,6 +17,9 @@ impl PeerTable {
     /// Beyond as many, peers without a connection are forgotten; connections have a bound of their own.
     pub const PEERS_MAX: usize = 4096;
 
+    /// Of what a peer says it runs, as much is kept: a name and a version.
+    pub const AGENT_MAX: usize = 64;
+
     /// The entry of a peer, made when there is none.
     pub fn entry(&mut self, peer: PeerId) -> &mut PeerEntry {
         if self.peers.len() >= Self::PEERS_MAX && !self.peers.contains_key(&peer) {
@@ -43,6 +46,10 @@ pub struct PeerEntry {
     pub connections: u32,
     /// Where the last connection led.
     pub address: Option<Multiaddr>,
+    /// What it says it runs: at most [`PeerTable::AGENT_MAX`] bytes.
+    pub agent: Option<String>,
+    /// The last round trip of libp2p's ping.
+    pub pinged: Option<Duration>,
     /// Why the path is not direct.
     pub relayed_because: Option<RelayedBecause>,
     /// Our upload to it.
@@ -56,6 +63,18 @@ pub struct PeerEntry {
 }
 
 impl PeerEntry {
+    /// The peer has said what it runs. Cut to its bound, and what a terminal would obey is left out.
+    pub fn set_agent(&mut self, said: &str) {
+        let mut agent = String::new();
+        for char in said.chars().filter(|char| !char.is_control()) {
+            if agent.len() + char.len_utf8() > PeerTable::AGENT_MAX {
+                break;
+            }
+            agent.push(char);
+        }
+        self.agent = Some(agent);
+    }
+
     /// The entry as the status document shows it, with the link that stands now.
     pub fn status(
         &self,
@@ -69,6 +88,8 @@ impl PeerEntry {
             connected: self.connections > 0,
             connections: self.connections,
             address: self.address.clone(),
+            agent: self.agent.clone(),
+            pinged: self.pinged,
             relayed_because: self.relayed_because,
             link,
             bandwidth: self.estimate.speed(now, fresh),
@@ -124,6 +145,15 @@ mod tests {
         table.entry(PeerId::random());
         assert_eq!(table.peers.len(), 2);
         assert!(table.get(&connected).is_some());
+    }
+
+    #[test]
+    fn what_a_peer_says_of_itself_is_cut_and_cannot_steer_a_terminal() {
+        let mut entry = PeerEntry::default();
+        entry.set_agent("go-libp2p\u{1b}[2J\n");
+        assert_eq!(entry.agent.as_deref(), Some("go-libp2p[2J"));
+        entry.set_agent(&"ü".repeat(1000));
+        assert_eq!(entry.agent.map(|agent| agent.len()), Some(PeerTable::AGENT_MAX));
     }
 
     #[test]

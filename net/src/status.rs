@@ -63,6 +63,11 @@ pub struct PeerStatus {
     pub connections: u32,
     /// Where the standing connection leads, or else the last one did.
     pub address: Option<Multiaddr>,
+    /// What it says it runs, as `lapwing/0.1.0` or `go-libp2p`: nobody has checked that. At most
+    /// [`crate::PeerTable::AGENT_MAX`] bytes; `None` until it has said so.
+    pub agent: Option<String>,
+    /// The last round trip of libp2p's own ping, which peers that are no nodes of ours answer too.
+    pub pinged: Option<Duration>,
     /// Why the link is not direct; `None` when it is, or when there is none.
     pub relayed_because: Option<RelayedBecause>,
     /// What the link is made of that new channels take; `None` when there is none.

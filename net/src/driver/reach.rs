@@ -46,6 +46,8 @@ pub(crate) struct Reach {
     circuits: HashMap<ListenerId, Circuit>,
     /// Relays that are to be asked for a reservation once they are connected.
     asked: BTreeSet<PeerId>,
+    /// Where relays were dialed. Those that are no nodes of ours have no link that would say so.
+    relays_dialed: HashMap<PeerId, Multiaddr>,
     /// Where relays see those peers that we reach through them.
     seen_at: HashMap<PeerId, Vec<IpAddr>>,
     /// Until when the peer's handshake is waited for, after a path was found on which the peer dials.
@@ -113,6 +115,7 @@ impl Reach {
             dials: HashMap::new(),
             circuits: HashMap::new(),
             asked: BTreeSet::new(),
+            relays_dialed: HashMap::new(),
             seen_at: HashMap::new(),
             awaited: HashMap::new(),
             mapped: None,
@@ -218,10 +221,12 @@ impl Driver {
 
     /// The way through a relay that we are connected to.
     fn circuit_through(&self, relay: &PeerId) -> Option<Multiaddr> {
-        let address = match self.shared.link(relay)? {
-            Link::Session(session) => to_multiaddr(session.remote()),
-            Link::Lane(link) if link.rung == Rung::Fallback => without_peer(&link.address),
-            Link::Lane(_) => return None,
+        let address = match self.shared.link(relay) {
+            Some(Link::Session(session)) => to_multiaddr(session.remote()),
+            Some(Link::Lane(link)) if link.rung == Rung::Fallback => without_peer(&link.address),
+            Some(Link::Lane(_)) => return None,
+            None if self.swarm.is_connected(relay) => self.reach.relays_dialed.get(relay)?.clone(),
+            None => return None,
         };
         Some(address.with(Protocol::P2p(*relay)).with(Protocol::P2pCircuit))
     }
@@ -784,6 +789,7 @@ impl Driver {
             }
         }
         for gone in before.mains.difference(&gate.mains) {
+            self.reach.relays_dialed.remove(gone);
             self.reach.reservations.forget(gone);
             self.reach.reachability.main_lost(gone);
         }
@@ -942,22 +948,7 @@ impl Driver {
                     self.want(relay, now);
                     return;
                 };
-                self.reach.asked.remove(&relay);
-                match self.swarm.listen_on(through) {
-                    Ok(id) => {
-                        let circuit = Circuit {
-                            relay,
-                            address: None,
-                            granted: false,
-                            unwanted: false,
-                        };
-                        self.reach.circuits.insert(id, circuit);
-                    }
-                    Err(error) => {
-                        debug!(%relay, %error, "no reservation can be asked for");
-                        self.reach.reservations.lost(&relay, now);
-                    }
-                }
+                self.reserve_through(relay, through, now);
             }
             ReservationAction::Release(relay) => {
                 let held = self
@@ -977,6 +968,38 @@ impl Driver {
                 self.swarm.remove_listener(id);
                 self.publish_reach(now);
             }
+        }
+    }
+
+    fn reserve_through(&mut self, relay: PeerId, through: Multiaddr, now: Instant) {
+        self.reach.asked.remove(&relay);
+        match self.swarm.listen_on(through) {
+            Ok(id) => {
+                let circuit = Circuit {
+                    relay,
+                    address: None,
+                    granted: false,
+                    unwanted: false,
+                };
+                self.reach.circuits.insert(id, circuit);
+            }
+            Err(error) => {
+                debug!(%relay, %error, "no reservation can be asked for");
+                self.reach.reservations.lost(&relay, now);
+            }
+        }
+    }
+
+    /// A dial of the swarm has led to a peer. A relay may be any that speaks libp2p's protocol: it is asked for a
+    /// reservation as soon as it is connected, whether or not it is a node of ours, with whom there will be a link.
+    pub(super) fn on_dialed(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
+        if !self.reach.asked.contains(&peer) || relay_of(address).is_some() {
+            return;
+        }
+        // One for each relay that is ever asked: as many as there are mains.
+        self.reach.relays_dialed.insert(peer, without_peer(address));
+        if let Some(through) = self.circuit_through(&peer) {
+            self.reserve_through(peer, through, now);
         }
     }
 

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::behaviour::Behaviour;
 use super::network::StartError;
+use super::pinging::Pinging;
 use super::quic::{self, Quic};
 use super::relaying::Relaying;
 use super::shared::Shared;
@@ -29,7 +30,7 @@ const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Protocols {
     pub(crate) upkeep: Behaviour,
     identify: identify::Behaviour,
-    ping: ping::Behaviour,
+    ping: Pinging,
     pub(crate) relaying: Relaying,
     relayed: relay::client::Behaviour,
 }
@@ -86,7 +87,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
     let protocols = Protocols {
         upkeep: Behaviour::new(Arc::clone(&shared)),
         identify: identify::Behaviour::new(identify),
-        ping: ping::Behaviour::new(ping),
+        ping: Pinging::new(ping),
         relaying: Relaying::new(me, shared, relays_strangers),
         relayed,
     };

@@ -4,6 +4,7 @@
 
 mod connections;
 mod exchange;
+mod foreign;
 mod identity;
 mod lifecycle;
 mod limits;
