@@ -28,13 +28,29 @@ pub(crate) fn kinds() -> Vec<Kind> {
     let kind = |name, nat, sort| Kind { name, nat, sort };
     vec![
         kind("full cone", Nat::full_cone(), Sort::Open),
-        kind("full cone, translating", Nat::full_cone().translated(), Sort::Open),
+        kind(
+            "full cone, translating",
+            Nat::full_cone().translated(),
+            Sort::Open,
+        ),
         kind("EIM + ADF", Nat::restricted(), Sort::Address),
-        kind("EIM + ADF, translating", Nat::restricted().translated(), Sort::Address),
+        kind(
+            "EIM + ADF, translating",
+            Nat::restricted().translated(),
+            Sort::Address,
+        ),
         kind("EIM + APDF", Nat::port_restricted(), Sort::Port),
-        kind("EIM + APDF, translating", Nat::port_restricted().translated(), Sort::Port),
+        kind(
+            "EIM + APDF, translating",
+            Nat::port_restricted().translated(),
+            Sort::Port,
+        ),
         kind("symmetric", Nat::symmetric(), Sort::Symmetric),
-        kind("UDP blocked", Nat::port_restricted().with_egress(Egress::Web), Sort::Blocked),
+        kind(
+            "UDP blocked",
+            Nat::port_restricted().with_egress(Egress::Web),
+            Sort::Blocked,
+        ),
     ]
 }
 

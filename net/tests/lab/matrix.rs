@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use lapwing_base::Role;
-use lapwing_netlab::{Lab, Shape};
 use lapwing_net::Path;
+use lapwing_netlab::{Lab, Shape};
 
 use crate::kinds::{Expected, Kind, Sort, expected, kinds};
 use crate::nodes::{LabNode, enrol, eventually, refresh};
@@ -33,12 +33,18 @@ fn every_pair_that_can_be_direct_becomes_direct_and_every_other_is_relayed_with_
     let mut homes = Vec::new();
     for side in ["a", "b"] {
         for (number, kind) in kinds.iter().enumerate() {
-            let router = lab.router(&format!("nat-{side}{number}"), kind.nat.clone()).unwrap();
+            let router = lab
+                .router(&format!("nat-{side}{number}"), kind.nat.clone())
+                .unwrap();
             router.link().shape(Shape::delayed(DELAY)).unwrap();
             let host = router.host(&format!("{side}{number}")).unwrap();
             if kind.sort != Sort::Blocked {
                 let found = lab.classify(&host).unwrap();
-                assert!(found.is(&kind.nat), "{}: the laboratory's NAT is {found:?}", kind.name);
+                assert!(
+                    found.is(&kind.nat),
+                    "{}: the laboratory's NAT is {found:?}",
+                    kind.name
+                );
             }
             homes.push(LabNode::start(&host, None, &[ANY]));
         }
@@ -46,20 +52,30 @@ fn every_pair_that_can_be_direct_becomes_direct_and_every_other_is_relayed_with_
     enrol(&mains, &homes);
     let begun = Instant::now();
     for (home, kind) in homes.iter().zip(kinds.iter().chain(&kinds)) {
-        eventually(&format!("{} can be reached: {:?}", home.name, home.reach()), SETTLED, || {
-            let reach = home.reach();
-            // Where UDP is blocked nobody can find out.
-            let settled = !reach.standing.provisional || kind.sort == Sort::Blocked;
-            settled && (reach.standing.role == Role::Main || reach.reservations.len() == 2)
-        });
+        eventually(
+            &format!("{} can be reached: {:?}", home.name, home.reach()),
+            SETTLED,
+            || {
+                let reach = home.reach();
+                // Where UDP is blocked nobody can find out.
+                let settled = !reach.standing.provisional || kind.sort == Sort::Blocked;
+                settled && (reach.standing.role == Role::Main || reach.reservations.len() == 2)
+            },
+        );
     }
     println!("every home can be reached after {:.1?}", begun.elapsed());
     refresh(&mains, &homes);
     for (home, kind) in homes.iter().zip(kinds.iter().chain(&kinds)) {
         let reach = home.reach();
-        println!("{:4} {:24} {:?} {:?}", home.name, kind.name, reach.standing.role, reach.nat);
+        println!(
+            "{:4} {:24} {:?} {:?}",
+            home.name, kind.name, reach.standing.role, reach.nat
+        );
     }
-    println!("\n{:25} {:25} {:8} {:>9} {:>9} {:>6}  reason", "from", "to", "path", "answered", "direct", "RTT");
+    println!(
+        "\n{:25} {:25} {:8} {:>9} {:>9} {:>6}  reason",
+        "from", "to", "path", "answered", "direct", "RTT"
+    );
     let mut wrong = Vec::new();
     let (left, right) = homes.split_at(kinds.len());
     for (a, from) in left.iter().zip(&kinds) {
@@ -88,7 +104,11 @@ fn pair(a: &LabNode, from: &Kind, b: &LabNode, to: &Kind) -> Result<(), String> 
     let mut direct = None;
     while begun.elapsed() < patience && direct.is_none() {
         let peer = a.peer(b);
-        if peer.as_ref().and_then(|peer| peer.link).is_some_and(|link| link.path == Path::Direct) {
+        if peer
+            .as_ref()
+            .and_then(|peer| peer.link)
+            .is_some_and(|link| link.path == Path::Direct)
+        {
             direct = Some(begun.elapsed());
         }
         let because = peer.and_then(|peer| peer.relayed_because);
@@ -98,14 +118,20 @@ fn pair(a: &LabNode, from: &Kind, b: &LabNode, to: &Kind) -> Result<(), String> 
         std::thread::park_timeout(Duration::from_millis(1));
     }
     let because = a.peer(b).and_then(|peer| peer.relayed_because);
-    let path = a.path(b).map_or_else(|| "none".to_owned(), |path| format!("{path:?}"));
-    let rtts = direct.map(|direct| (direct - answered_after.min(direct)).as_secs_f64() / (DELAY * 4).as_secs_f64());
+    let path = a
+        .path(b)
+        .map_or_else(|| "none".to_owned(), |path| format!("{path:?}"));
+    let rtts =
+        direct.map(|direct| (direct - answered_after.min(direct)).as_secs_f64() / (DELAY * 4).as_secs_f64());
     println!(
         "{:25} {:25} {path:8} {:>9} {:>9} {:>6}  {}",
         from.name,
         to.name,
         format!("{:.0} ms", answered_after.as_secs_f64() * 1e3),
-        direct.map_or_else(|| "-".to_owned(), |at| format!("{:.0} ms", at.as_secs_f64() * 1e3)),
+        direct.map_or_else(
+            || "-".to_owned(),
+            |at| format!("{:.0} ms", at.as_secs_f64() * 1e3)
+        ),
         rtts.map_or_else(|| "-".to_owned(), |rtts| format!("{rtts:.1}")),
         because.map_or_else(String::new, |because| because.to_string()),
     );
@@ -113,6 +139,8 @@ fn pair(a: &LabNode, from: &Kind, b: &LabNode, to: &Kind) -> Result<(), String> 
     match (expected, direct) {
         (Expected::Direct | Expected::Guessed, Some(_)) => Ok(()),
         (Expected::Relayed, None) if because.is_some() => Ok(()),
-        (expected, direct) => Err(format!("{expected:?} was expected, and it is {direct:?} {because:?}")),
+        (expected, direct) => Err(format!(
+            "{expected:?} was expected, and it is {direct:?} {because:?}"
+        )),
     }
 }

@@ -90,7 +90,11 @@ impl LabNode {
 
     pub(crate) fn peer(&self, other: &Self) -> Option<PeerStatus> {
         let id = other.id();
-        self.network.status().peers.into_iter().find(|peer| peer.peer == id)
+        self.network
+            .status()
+            .peers
+            .into_iter()
+            .find(|peer| peer.peer == id)
     }
 
     /// How the other is reached now.
@@ -98,10 +102,33 @@ impl LabNode {
         Some(self.peer(other)?.link?.path)
     }
 
+    /// Starts a future on the node's host, which ends with the node.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.as_ref().unwrap().spawn(future);
+    }
+
+    /// Tasks of its runtime that have not ended.
+    pub(crate) fn tasks(&self) -> usize {
+        self.runtime.as_ref().unwrap().metrics().num_alive_tasks()
+    }
+
+    /// How many links stand, to whomever.
+    pub(crate) fn links(&self) -> u32 {
+        self.network
+            .status()
+            .peers
+            .iter()
+            .map(|peer| peer.connections)
+            .sum()
+    }
+
     /// Runs a future on the node's host.
     pub(crate) fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
         let (done, result) = std::sync::mpsc::channel();
-        self.runtime.as_ref().unwrap().spawn(async move { done.send(future.await) });
+        self.runtime
+            .as_ref()
+            .unwrap()
+            .spawn(async move { done.send(future.await) });
         result.recv_timeout(Duration::from_secs(120)).unwrap()
     }
 

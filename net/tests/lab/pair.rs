@@ -21,8 +21,13 @@ fn two_homes_behind_common_routers_are_direct_within_three_round_trips() {
         .collect();
     let homes: Vec<_> = ["a", "b"]
         .map(|name| {
-            let router = lab.router(&format!("nat-{name}"), Nat::port_restricted()).unwrap();
-            router.link().shape(Shape::delayed(Duration::from_millis(10))).unwrap();
+            let router = lab
+                .router(&format!("nat-{name}"), Nat::port_restricted())
+                .unwrap();
+            router
+                .link()
+                .shape(Shape::delayed(Duration::from_millis(10)))
+                .unwrap();
             let host = router.host(name).unwrap();
             LabNode::start(&host, None, &["/ip4/0.0.0.0/udp/0/quic-v1"])
         })
@@ -39,6 +44,8 @@ fn two_homes_behind_common_routers_are_direct_within_three_round_trips() {
     let (a, b) = (&homes[0], &homes[1]);
     tracing::debug!("asking");
     println!("answered after {:?}", a.ask(b, Duration::from_secs(10)).unwrap());
-    let direct = eventually("the path is direct", Duration::from_secs(10), || a.path(b) == Some(Path::Direct));
+    let direct = eventually("the path is direct", Duration::from_secs(10), || {
+        a.path(b) == Some(Path::Direct)
+    });
     println!("direct {direct:?} later");
 }
