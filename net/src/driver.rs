@@ -54,7 +54,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation, Pace};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation, Rung};
 use addresses::{is_loopback, without_peer};
 use behaviour::Carrier;
 use explain::chain;
@@ -159,7 +159,9 @@ pub(crate) struct Driver {
     /// Opens that wait for a connection.
     pending: HashMap<PeerId, Vec<Waiting>>,
     pending_count: usize,
-    disconnecting: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
+    disconnecting: Vec<Disconnecting>,
+    /// Links that are closed once nothing runs over them, or at the latest then.
+    retiring: HashMap<LinkId, Instant>,
     /// When a connected peer was last dialed because it did not answer.
     suspected_at: HashMap<PeerId, Instant>,
     listeners: Vec<Listener>,
@@ -183,6 +185,13 @@ pub(crate) struct Setup<'a> {
 struct Waiting {
     deadline: Instant,
     reply: oneshot::Sender<Result<Link, ConnectFailure>>,
+}
+
+/// Somebody who wants links closed.
+struct Disconnecting {
+    /// Those that stood when it was asked for; what the peer dials afterwards is not waited for.
+    links: Vec<LinkId>,
+    done: oneshot::Sender<()>,
 }
 
 struct Listener {
@@ -275,7 +284,8 @@ impl Driver {
             known_gate: Gate::default(),
             pending: HashMap::new(),
             pending_count: 0,
-            disconnecting: HashMap::new(),
+            disconnecting: Vec::new(),
+            retiring: HashMap::new(),
             suspected_at: HashMap::new(),
             listeners,
             looked_at: now(),
@@ -420,13 +430,32 @@ impl Driver {
                 link.close("another one is preferred");
             }
         }
+        self.retire(now);
+        self.quic.tidy();
         self.publish_links();
+    }
+
+    /// Closes what is not needed any more and not used.
+    fn retire(&mut self, now: Instant) {
+        let due: Vec<_> = self
+            .retiring
+            .iter()
+            .filter(|(id, latest)| **latest <= now || self.links.get(id).is_none_or(|link| !link.in_use()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.retiring.remove(&id);
+            if let Some(link) = self.links.get(&id) {
+                debug!(peer = %link.peer(), rung = %link.rung(), "closing the path that is not needed any more");
+                link.close("a better path stands");
+            }
+        }
     }
 
     fn on_gate(&mut self) {
         let gate = self.gate.borrow_and_update().clone();
         for link in self.links.values() {
-            watch_closely(link, &gate);
+            link.watch(gate.watched.contains(&link.peer()));
         }
         let before = std::mem::replace(&mut self.known_gate, gate.clone());
         self.on_mains(&gate, &before, now());
@@ -452,15 +481,16 @@ impl Driver {
             Command::SeenAt { peer, seen } => self.on_seen_at(peer, seen, now()),
             Command::Candidates { peer, reply } => drop(reply.send(self.candidates(&peer, now()))),
             Command::Disconnect { peer, done } => {
-                if self.connections.count(&peer) == 0 {
+                let links = self.connections.of(&peer);
+                if links.is_empty() {
                     let _ = done.send(());
                 } else {
-                    for id in self.connections.of(&peer) {
-                        if let Some(link) = self.links.get(&id) {
+                    for id in &links {
+                        if let Some(link) = self.links.get(id) {
                             link.close("disconnected");
                         }
                     }
-                    self.disconnecting.entry(peer).or_default().push(done);
+                    self.disconnecting.push(Disconnecting { links, done });
                 }
             }
         }
@@ -512,6 +542,11 @@ impl Driver {
             return;
         }
         debug!(%peer, "peer does not answer, trying a second connection");
+        for id in self.connections.of(&peer) {
+            if let Some(link) = self.links.get(&id) {
+                link.suspect();
+            }
+        }
         self.suspected_at.insert(peer, now);
         let addresses = self.shared.book().addresses(&peer);
         let options = DialOpts::peer_id(peer)
@@ -785,7 +820,13 @@ impl Driver {
 
     fn on_link(&mut self, id: LinkId, link: Link, dialed: Dialed, address: &Multiaddr) {
         let (peer, now) = (link.peer(), now());
-        watch_closely(&link, &self.gate.borrow());
+        link.watch(self.gate.borrow().watched.contains(&peer));
+        // One of the two has had a reason to come anew.
+        for older in self.connections.on_rung(&peer, Rung::Direct) {
+            if let Some(older) = self.links.get(&older) {
+                older.suspect();
+            }
+        }
         self.links.insert(id, link.clone());
         let first = self.connections.established(peer, id, dialed, link.rung(), now);
         let standing = self.standing(&peer);
@@ -816,8 +857,10 @@ impl Driver {
         let Some(rung) = self.links.remove(&id).map(|link| link.rung()) else {
             return;
         };
+        self.retiring.remove(&id);
         let last = self.connections.closed(&peer, id);
         self.publish_link(&peer);
+        self.disconnected(id);
         if self.connections.on_rung(&peer, rung).is_empty() {
             self.on_path_lost(peer, rung, now());
         }
@@ -839,8 +882,19 @@ impl Driver {
             entry.last_error = Some(why);
         }
         self.suspected_at.remove(&peer);
-        for done in self.disconnecting.remove(&peer).unwrap_or_default() {
-            let _ = done.send(());
+    }
+
+    /// Tells those who wait for this link's end.
+    fn disconnected(&mut self, id: LinkId) {
+        for waiting in &mut self.disconnecting {
+            waiting.links.retain(|link| *link != id);
+        }
+        for waiting in self
+            .disconnecting
+            .extract_if(.., |waiting| waiting.links.is_empty())
+        {
+            // Whoever asked may have stopped waiting.
+            let _ = waiting.done.send(());
         }
     }
 
@@ -890,16 +944,11 @@ const RETRY: Duration = Duration::from_millis(25);
 /// A peer that has answered a second connection is slow and not gone, and is not dialed again for so long.
 const TRUST: Duration = Duration::from_secs(30);
 
+/// How long a channel may hold a path that is not needed any more: longer than any single exchange takes.
+const RETIRE_MAX: Duration = Duration::from_secs(60);
+
 /// How often surplus connections are looked for.
 const TIDY: Duration = Duration::from_secs(1);
-
-/// Some links are watched closely, others as far as is cheap.
-fn watch_closely(link: &Link, gate: &Gate) {
-    if let Link::Session(session) = link {
-        let watched = gate.watched.contains(&session.peer);
-        session.set_pace(if watched { Pace::CLOSE } else { Pace::LOOSE });
-    }
-}
 
 /// The next change of something that there may not be.
 async fn changed<T>(receiver: &mut Option<watch::Receiver<T>>) -> Option<()> {

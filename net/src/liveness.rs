@@ -2,16 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-/// Asks at an interval, and gives a link up that has been silent for too long.
+/// Asks at an interval, twice as often while an answer is missing, and gives a link up that has been silent for too
+/// long.
 ///
 /// A probe that is lost says nothing; several in a row do. A node that was itself held up (it slept, it was
 /// stopped, its processors were busy) does not blame its peers for it: what it could not ask was not refused.
 #[derive(Debug)]
 pub struct Liveness {
     pace: Pace,
+    /// There is a reason to doubt that the peer is there: watched closely until it answers.
+    suspected: bool,
     number: u64,
     due_at: Instant,
-    /// When the oldest probe was sent since the last answer, moved on by our own delays.
+    /// When the peer was last known to be there.
+    heard_at: Instant,
+    /// Since when there has been no answer, moved on by our own delays; begins with a probe.
     silent_since: Option<Instant>,
     unanswered: u32,
 }
@@ -31,7 +36,12 @@ impl Pace {
         interval: Duration::from_millis(250),
         silence: Duration::from_secs(1),
     };
-    /// All others: a partner that is gone holds nobody up for longer than an exchange is given.
+    /// Links over which something is under way: whoever waits for it is not held up for longer.
+    pub const USED: Self = Self {
+        interval: Duration::from_millis(750),
+        silence: Duration::from_secs(3),
+    };
+    /// All others: nobody waits, and who opens a channel makes it a used one.
     pub const LOOSE: Self = Self {
         interval: Duration::from_millis(1500),
         silence: Duration::from_secs(6),
@@ -50,16 +60,19 @@ pub enum Beat {
     Dead(Duration),
 }
 
-/// Fewer probes without an answer may have been lost by chance: at a loss of 5 %, one link in 160,000 at any time.
-const UNANSWERED_MIN: u32 = 4;
+/// Fewer probes without an answer may have been lost by chance: at a loss of 5 % each way six in a row are once in
+/// a million, every few days of one link.
+const UNANSWERED_MIN: u32 = 6;
 
 impl Liveness {
     /// A link that is alive at `now`.
     pub fn new(pace: Pace, now: Instant) -> Self {
         Self {
             pace,
+            suspected: false,
             number: 0,
             due_at: now + pace.interval,
+            heard_at: now,
             silent_since: None,
             unanswered: 0,
         }
@@ -73,34 +86,58 @@ impl Liveness {
         }
     }
 
+    /// Something makes it doubtful that the peer is still there: it is asked at once, and has to answer as soon as on
+    /// the links that are watched most closely.
+    pub fn suspect(&mut self, now: Instant) {
+        if !self.suspected {
+            self.suspected = true;
+            self.due_at = now;
+        }
+    }
+
     /// Looks at the link, whose round trip takes `rtt`.
     pub fn poll(&mut self, rtt: Duration, now: Instant) -> Beat {
-        if now < self.due_at {
-            return Beat::Wait(self.due_at);
-        }
-        let late = now - self.due_at;
-        if late > self.pace.interval
+        let pace = if self.suspected { Pace::CLOSE } else { self.pace };
+        let patience = pace.silence.max(rtt * 4);
+        let late = now.saturating_duration_since(self.due_at);
+        if late > pace.interval
             && let Some(since) = &mut self.silent_since
         {
             *since += late;
             // Answers may wait to be read: the peer gets as many probes again.
             self.unanswered = 0;
         }
-        if let Some(since) = self.silent_since {
-            let silent = now.saturating_duration_since(since);
-            if self.unanswered >= UNANSWERED_MIN && silent >= self.pace.silence.max(rtt * 4) {
-                return Beat::Dead(silent);
-            }
+        let dead_at = self
+            .silent_since
+            .filter(|_| self.unanswered >= UNANSWERED_MIN)
+            .map(|since| since + patience);
+        if dead_at.is_some_and(|at| at <= now) {
+            let silent = self
+                .silent_since
+                .map_or(patience, |since| now.saturating_duration_since(since));
+            return Beat::Dead(silent);
         }
-        self.due_at = now + self.pace.interval;
-        self.silent_since.get_or_insert(now);
+        if now < self.due_at {
+            return Beat::Wait(dead_at.map_or(self.due_at, |at| at.min(self.due_at)));
+        }
+        let interval = if self.unanswered > 0 {
+            pace.interval / 2
+        } else {
+            pace.interval
+        };
+        self.due_at = now + interval;
+        // Silence counts from the last answer, as far as it was asked for another in time.
+        let asked_in_time = now.checked_sub(pace.interval).unwrap_or(now);
+        self.silent_since.get_or_insert(self.heard_at.max(asked_in_time));
         self.unanswered = self.unanswered.saturating_add(1);
         self.number += 1;
         Beat::Probe(self.number)
     }
 
     /// A probe of ours was answered. Late answers count too: whoever answers is there.
-    pub const fn answered(&mut self) {
+    pub const fn answered(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.suspected = false;
         self.silent_since = None;
         self.unanswered = 0;
     }
@@ -120,19 +157,42 @@ mod tests {
         for number in 1..100 {
             now += Pace::CLOSE.interval;
             assert_eq!(liveness.poll(RTT, now), Beat::Probe(number));
-            liveness.answered();
+            liveness.answered(now);
         }
     }
 
     #[test]
-    fn silence_is_noticed_within_a_second_and_an_interval() {
+    fn silence_is_noticed_a_second_after_the_last_answer() {
         let begun = Instant::now();
         let mut liveness = Liveness::new(Pace::CLOSE, begun);
-        let noticed = silence(&mut liveness, RTT, begun);
-        assert!(
-            noticed >= Duration::from_secs(1) && noticed <= Duration::from_millis(1500),
-            "{noticed:?}"
-        );
+        assert_eq!(silence(&mut liveness, RTT, begun), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_suspected_link_is_asked_at_once_and_watched_closely_until_it_answers() {
+        let mut now = Instant::now();
+        let mut liveness = Liveness::new(Pace::LOOSE, now);
+        now += Duration::from_millis(100);
+        liveness.suspect(now);
+        assert_eq!(liveness.poll(RTT, now), Beat::Probe(1));
+        liveness.answered(now);
+        assert_eq!(liveness.poll(RTT, now), Beat::Wait(now + Pace::CLOSE.interval));
+        now += Pace::CLOSE.interval;
+        let _ = liveness.poll(RTT, now);
+        liveness.answered(now);
+        assert_eq!(liveness.poll(RTT, now), Beat::Wait(now + Pace::LOOSE.interval));
+        liveness.suspect(now);
+        let noticed = silence(&mut liveness, RTT, now);
+        assert!(noticed <= Pace::CLOSE.silence, "{noticed:?}");
+    }
+
+    #[test]
+    fn every_pace_has_asked_often_enough_by_the_time_it_gives_up() {
+        for pace in [Pace::CLOSE, Pace::USED, Pace::LOOSE] {
+            let begun = Instant::now();
+            let mut liveness = Liveness::new(pace, begun);
+            assert_eq!(silence(&mut liveness, RTT, begun), pace.silence, "{pace:?}");
+        }
     }
 
     #[test]

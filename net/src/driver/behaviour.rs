@@ -26,10 +26,18 @@ use tracing::debug;
 /// The part that the swarm owns.
 pub(crate) struct Behaviour {
     shared: Arc<Shared>,
-    connections: HashMap<ConnectionId, PeerId>,
-    of_peer: HashMap<PeerId, usize>,
+    connections: HashMap<ConnectionId, (PeerId, Sort)>,
+    of_peer: HashMap<PeerId, [usize; 2]>,
     /// At most one for each connection.
     carriers: VecDeque<Carrier>,
+}
+
+/// Relayed and fallback connections must not keep out the direct one that replaces them, so each sort has its own
+/// share.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Sort {
+    Direct,
+    Other,
 }
 
 /// A substream that is to carry a lane.
@@ -66,16 +74,17 @@ impl Behaviour {
         dialed: Dialed,
         address: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        let with_peer = self.of_peer.entry(peer).or_default();
-        if *with_peer >= Connections::<ConnectionId>::PER_PEER_MAX
+        // QUIC to the peer itself has sessions.
+        let rung = Rung::of(address).filter(|rung| *rung != Rung::Direct);
+        let sort = if rung.is_none() { Sort::Direct } else { Sort::Other };
+        let of_sort = self.of_peer.get(&peer).map_or(0, |counts| counts[sort as usize]);
+        if of_sort >= Connections::<ConnectionId>::PER_PEER_MAX / 2
             || self.connections.len() >= CONNECTIONS_MAX
         {
             return Err(ConnectionDenied::new(TooManyConnections));
         }
-        *with_peer += 1;
-        self.connections.insert(id, peer);
-        // QUIC to the peer itself has sessions.
-        let rung = Rung::of(address).filter(|rung| *rung != Rung::Direct);
+        self.of_peer.entry(peer).or_default()[sort as usize] += 1;
+        self.connections.insert(id, (peer, sort));
         Ok(Handler {
             peer,
             shared: Arc::clone(&self.shared),
@@ -141,11 +150,11 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ListenFailure(event) => event.connection_id,
             _ => return,
         };
-        if let Some(peer) = self.connections.remove(&id)
-            && let Some(with_peer) = self.of_peer.get_mut(&peer)
+        if let Some((peer, sort)) = self.connections.remove(&id)
+            && let Some(counts) = self.of_peer.get_mut(&peer)
         {
-            *with_peer -= 1;
-            if *with_peer == 0 {
+            counts[sort as usize] -= 1;
+            if *counts == [0; 2] {
                 self.of_peer.remove(&peer);
             }
         }

@@ -19,7 +19,7 @@ use super::lane::{Lane, LaneConfig, LaneStream};
 use super::quic::{Session, SessionId};
 use super::shared::Shared;
 use super::stream::{Opened, Stream};
-use crate::{Dialed, LaneSide, LinkStatus, Packets, Path, Rung, Transport};
+use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport};
 use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
@@ -93,6 +93,22 @@ impl Link {
         match self {
             Self::Session(session) => Some(session.rtt()),
             Self::Lane(link) => link.lane.figures().rtt,
+        }
+    }
+
+    /// Watches the peer more or less closely from now on.
+    pub(crate) fn watch(&self, closely: bool) {
+        match self {
+            Self::Session(session) => session.set_pace(if closely { Pace::CLOSE } else { Pace::LOOSE }),
+            // A lost segment holds up everything behind it: two in a row already take a second.
+            Self::Lane(link) => link.lane.set_pace(if closely { Pace::USED } else { Pace::LOOSE }),
+        }
+    }
+
+    /// Asks at once whether the peer is still there, where that is not sure.
+    pub(crate) fn suspect(&self) {
+        if let Self::Session(session) = self {
+            session.suspect();
         }
     }
 

@@ -376,17 +376,19 @@ async fn open_before(
             Some(link) => link,
             None => connect(shared, peer, kind, deadline).await?,
         };
-        let opened = async {
-            let opened = link.open(kind.class).await?;
-            let hello = Hello::new(shared.acceptor.gate().cluster, &kind).to_bytes();
-            Channel::outbound(peer, kind, opened, &hello, shared).await
-        };
-        match opened.await {
+        match open_over(shared, &link, kind).await {
             Ok(channel) => return Ok(channel),
             Err(error) => tracing::trace!(%peer, %kind, %error, "a stream was lost before its hello"),
         }
         tokio::time::sleep(ATTEMPT_PAUSE).await;
     }
+}
+
+/// Opens a channel over one link.
+pub(crate) async fn open_over(shared: &Shared, link: &Link, kind: Kind) -> io::Result<Channel> {
+    let opened = link.open(kind.class).await?;
+    let hello = Hello::new(shared.acceptor.gate().cluster, &kind).to_bytes();
+    Channel::outbound(link.peer(), kind, opened, &hello, shared).await
 }
 
 async fn connect(

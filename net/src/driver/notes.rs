@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 use tracing::trace;
 
 use super::channel::{Channel, ChannelError};
-use super::network::{RequestError, open, request};
+use super::links::Link;
+use super::network::{RequestError, open, open_over, request};
 use super::shared::Shared;
 use crate::{Access, Kind, PunchMessage, WitnessMessage, decode, encode};
 use lapwing_base::{ByteSize, Class, PeerId};
@@ -150,6 +151,23 @@ pub(crate) async fn tell(shared: Arc<Shared>, peer: PeerId, kind: Kind, body: Ve
     };
     if let Err(error) = telling.await {
         trace!(%peer, %kind, %error, "a message was not sent");
+    }
+}
+
+/// Says something to a peer over this link.
+pub(crate) async fn tell_over(shared: Arc<Shared>, link: Link, kind: Kind, body: Vec<u8>) {
+    let peer = link.peer();
+    let telling = async {
+        let mut channel = open_over(&shared, &link, kind)
+            .await
+            .map_err(|source| ChannelError::Lost { peer, kind, source })?;
+        channel.send(&body).await?;
+        channel.finish().await
+    };
+    match tokio::time::timeout(PATIENCE, telling).await {
+        Ok(Ok(())) => (),
+        Ok(Err(error)) => trace!(%peer, %kind, %error, "a message was not sent"),
+        Err(_) => trace!(%peer, %kind, "a message was not sent in time"),
     }
 }
 

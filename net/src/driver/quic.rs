@@ -31,6 +31,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -41,6 +42,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::now;
 use super::shared::{Shared, lock};
 use crate::{Dialed, SocketId};
 use lapwing_base::{Keypair, Multiaddr, PeerId};
@@ -87,9 +89,14 @@ pub(crate) struct Quic {
 struct Local {
     /// The listener that bound it; none of one that only dials.
     listener: Option<ListenerId>,
+    /// When it was kept for a path that was found from it; it is closed when that has ended.
+    adopted: Option<Instant>,
     socket: Arc<Socket>,
     endpoint: Endpoint,
 }
+
+/// How long a socket may wait for the connection that it was kept for: the longest handshake, and some.
+const ADOPTED_UNUSED: Duration = Duration::from_secs(10);
 
 /// What the driver gives and takes.
 #[derive(Debug)]
@@ -132,10 +139,15 @@ impl Quic {
     /// Binds a socket and begins to use it.
     fn bind(&self, address: SocketAddr, listener: Option<ListenerId>) -> io::Result<Local> {
         let socket = Socket::bind(self.socket_id(), address, self.probes.clone())?;
-        self.begin_on(socket, listener)
+        self.begin_on(socket, listener, None)
     }
 
-    fn begin_on(&self, socket: Socket, listener: Option<ListenerId>) -> io::Result<Local> {
+    fn begin_on(
+        &self,
+        socket: Socket,
+        listener: Option<ListenerId>,
+        adopted: Option<Instant>,
+    ) -> io::Result<Local> {
         let socket = Arc::new(socket);
         let server = listener.map(|_| (*self.settings.accept).clone());
         let endpoint = Endpoint::new_with_abstract_socket(
@@ -146,6 +158,7 @@ impl Quic {
         )?;
         let local = Local {
             listener,
+            adopted,
             socket,
             endpoint,
         };
@@ -313,9 +326,25 @@ impl Quic {
             && let Some(socket) = spares.take(id)
         {
             let socket = Socket::adopt(id, socket?, self.probes.clone())?;
-            self.begin_on(socket, None)?;
+            self.begin_on(socket, None, Some(now()))?;
         }
         Ok(())
+    }
+
+    /// Closes the sockets that were kept for paths which have ended since.
+    pub(crate) fn tidy(&self) {
+        let dialed = lock(&self.preferred);
+        self.locals().retain(|local| {
+            let used = local.adopted.is_none_or(|adopted| {
+                local.endpoint.open_connections() > 0
+                    || now().saturating_duration_since(adopted) < ADOPTED_UNUSED
+                    || dialed.values().any(|socket| *socket == local.socket.id())
+            });
+            if !used {
+                local.endpoint.close(CLOSED, b"");
+            }
+            used
+        });
     }
 
     /// The next dial to an address goes from this socket.

@@ -17,12 +17,13 @@ use super::links::Link;
 use super::notes::{self, Note};
 use super::quic::{Quic, Stray, to_multiaddr};
 use super::relaying::RESERVATION_LIFETIME;
-use super::{Command, Driver, explain};
+use super::{Command, Driver, RETIRE_MAX, explain};
 use crate::{
     CandidateKind, CandidateSource, CandidateTable, Change, DialId, Family, Gate, Here, Kind, Ladder,
     LadderAction, NatType, NetworkPrint, Observation, Observations, Presence, Probe, PunchAction, PunchError,
-    Punches, ReachAction, ReachStatus, Reachability, RelayedBecause, ReservationAction, ReservationRefusal,
-    Reservations, Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Witness, WitnessAction,
+    PunchMessage, Punches, ReachAction, ReachStatus, Reachability, RelayedBecause, ReservationAction,
+    ReservationRefusal, Reservations, Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Witness,
+    WitnessAction,
 };
 use lapwing_base::{Multiaddr, PeerId, Role};
 
@@ -292,11 +293,9 @@ impl Driver {
             }
             LadderAction::Retire(rung) => {
                 for id in self.connections.on_rung(&peer, rung) {
-                    if let Some(link) = self.links.get(&id) {
-                        debug!(%peer, %rung, "closing the path that is not needed any more");
-                        link.close("a better path stands");
-                    }
+                    self.retiring.entry(id).or_insert(now + RETIRE_MAX);
                 }
+                self.retire(now);
             }
             LadderAction::Saw(udp) => self.saw(peer, udp, now),
             LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at),
@@ -314,8 +313,15 @@ impl Driver {
         let after = self.reach.verdicts.udp(network, now);
         if after != before {
             info!(udp = ?after, "what is known of this network has changed");
-            for climb in self.reach.climbs.values_mut() {
-                climb.ladder.set_udp(after);
+            let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
+            for peer in &peers {
+                if let Some(climb) = self.reach.climbs.get_mut(peer) {
+                    climb.ladder.set_udp(after);
+                }
+            }
+            // The one whose ladder has said so is being driven.
+            for other in peers.into_iter().filter(|other| *other != peer) {
+                self.drive(other, now);
             }
             self.publish_reach(now);
         }
@@ -471,6 +477,15 @@ impl Driver {
                 climb.ladder.want(false, now);
             }
             climb.ladder.lost(rung, now);
+            if climb.ladder.best().is_none()
+                && let Some(link) = self.preferred(&peer)
+                && let Some(climb) = self.reach.climbs.get_mut(&peer)
+            {
+                // What was about to be let go is needed again.
+                self.retiring
+                    .retain(|id, _| self.links.get(id).is_none_or(|link| link.peer() != peer));
+                climb.ladder.connected(link.rung(), None, now);
+            }
             self.drive(peer, now);
         }
         self.pump(now);
@@ -494,23 +509,41 @@ impl Driver {
 
     /// Asks a relay where it sees a peer, unless that is known.
     fn ask_where(&mut self, relay: PeerId, peer: PeerId) {
-        if self.reach.seen_at.contains_key(&peer) || relay == self.shared.me {
-            return;
+        if !self.reach.seen_at.contains_key(&peer) && self.ask_again(relay, peer) {
+            // Replaced by the answer; until then nobody asks again.
+            self.reach.seen_at.insert(peer, Vec::new());
         }
-        // Replaced by the answer; until then nobody asks again.
-        self.reach.seen_at.insert(peer, Vec::new());
+    }
+
+    /// Asks a relay where it sees a peer now; says whether the question is on its way.
+    fn ask_again(&self, relay: PeerId, peer: PeerId) -> bool {
+        if relay == self.shared.me {
+            return false;
+        }
         let shared = Arc::clone(&self.shared);
         self.spawn_note(async move {
             let seen = notes::ask_where(&shared, relay, peer).await;
             // The driver is gone when it does not take it.
             let _ = shared.commands.send(Command::SeenAt { peer, seen }).await;
-        });
+        })
+    }
+
+    /// The relay of the path on which a peer stands, where there is one.
+    fn relay_towards(&self, peer: &PeerId) -> Option<PeerId> {
+        let lanes = self.connections.on_rung(peer, Rung::Relayed);
+        match lanes.last().and_then(|id| self.links.get(id))? {
+            Link::Lane(lane) => relay_of(&lane.address),
+            Link::Session(_) => None,
+        }
     }
 
     pub(super) fn on_seen_at(&mut self, peer: PeerId, seen: Vec<IpAddr>, now: Instant) {
         trace!(%peer, ?seen, "where the relay sees the peer");
         if seen.is_empty() {
-            self.reach.seen_at.remove(&peer);
+            // An older answer is better than none.
+            if self.reach.seen_at.get(&peer).is_some_and(Vec::is_empty) {
+                self.reach.seen_at.remove(&peer);
+            }
         } else {
             self.reach.seen_at.insert(peer, seen);
         }
@@ -524,6 +557,9 @@ impl Driver {
     }
 
     fn punch(&mut self, peer: PeerId, now: Instant) {
+        if let Some(relay) = self.relay_towards(&peer) {
+            self.ask_where(relay, peer);
+        }
         let there = self.there(&peer);
         if there.seen_at.is_empty()
             && let Some(climb) = self.reach.climbs.get_mut(&peer)
@@ -626,6 +662,14 @@ impl Driver {
         match note {
             Note::Punch(peer, message) => {
                 trace!(%peer, ?message, "punch message");
+                if matches!(message, PunchMessage::Offer { .. }) {
+                    // The peer has no direct path to us any more.
+                    for id in self.connections.on_rung(&peer, Rung::Direct) {
+                        if let Some(link) = self.links.get(&id) {
+                            link.suspect();
+                        }
+                    }
+                }
                 let (here, there) = (self.here(now), self.there(&peer));
                 self.reach.punches.on_message(peer, message, here, there, now);
             }
@@ -681,18 +725,36 @@ impl Driver {
     }
 
     fn tell(&self, peer: PeerId, kind: Kind, body: Vec<u8>) {
-        self.spawn_note(notes::tell(Arc::clone(&self.shared), peer, kind, body));
+        if !self.spawn_note(notes::tell(Arc::clone(&self.shared), peer, kind, body)) {
+            trace!(%peer, %kind, "a message was not sent, since too many are on their way");
+        }
+    }
+
+    /// Says something of punching: it is about the direct path, which may be dead where it still stands, and so goes
+    /// beside it.
+    fn tell_beside(&self, peer: PeerId, body: Vec<u8>) {
+        let lanes = self.connections.on_rung(&peer, Rung::Relayed);
+        let Some(link) = lanes.last().and_then(|id| self.links.get(id)) else {
+            return self.tell(peer, notes::PUNCH, body);
+        };
+        let telling = notes::tell_over(Arc::clone(&self.shared), link.clone(), notes::PUNCH, body);
+        if !self.spawn_note(telling) {
+            trace!(%peer, "a message was not sent, since too many are on their way");
+        }
     }
 
     /// Notes are short and few; beyond their bound they are lost, and sent again if they matter.
-    fn spawn_note(&self, note: impl Future<Output = ()> + Send + 'static) {
-        if let Ok(permit) = Arc::clone(&self.notes_under_way).try_acquire_owned() {
-            let stop = self.stop.clone();
-            self.tracker.spawn(async move {
-                stop.run_until_cancelled(note).await;
-                drop(permit);
-            });
-        }
+    /// Says whether this one is on its way.
+    fn spawn_note(&self, note: impl Future<Output = ()> + Send + 'static) -> bool {
+        let Ok(permit) = Arc::clone(&self.notes_under_way).try_acquire_owned() else {
+            return false;
+        };
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            stop.run_until_cancelled(note).await;
+            drop(permit);
+        });
+        true
     }
 
     /// Someone has told where it sees us.
@@ -719,8 +781,14 @@ impl Driver {
                 Change::Mapping { family, mapping } => {
                     info!(?family, ?mapping, "what is known of the NAT has changed")
                 }
-                Change::Rebound { from, to, .. } => {
-                    info!(%from, %to, "the NAT has given this node another address")
+                Change::Rebound { socket, from, to } => {
+                    info!(%from, %to, "the NAT has given this node another address");
+                    // Whoever has dialed us knows the old one only.
+                    for link in self.links.values() {
+                        if matches!(link, Link::Session(session) if session.socket == *socket) {
+                            link.suspect();
+                        }
+                    }
                 }
                 Change::External | Change::Recheck => (),
             }
@@ -792,6 +860,8 @@ impl Driver {
             self.reach.relays_dialed.remove(gone);
             self.reach.reservations.forget(gone);
             self.reach.reachability.main_lost(gone);
+            self.reserve(ReservationAction::Release(*gone), now);
+            self.forget_asked(*gone, now);
         }
         // Whoever joins has somebody to ask; whoever founds has nobody.
         let alone = gate.cluster.is_some() && gate.mains.iter().all(|main| *main == me);
@@ -832,11 +902,23 @@ impl Driver {
                     self.reach.reachability.sent(session.remote(), now);
                 }
             }
+            let given_up: Vec<_> = self
+                .reach
+                .asked
+                .iter()
+                .filter(|relay| !self.reach.reservations.asks(relay))
+                .copied()
+                .collect();
+            for relay in given_up {
+                self.forget_asked(relay, now);
+            }
             let climbs = &mut self.reach.climbs;
             let (connections, pending) = (&self.connections, &self.pending);
             climbs.retain(|peer, climb| {
                 climb.due_at.is_some() || connections.count(peer) > 0 || pending.contains_key(peer)
             });
+            // Asked for a dial that came to nothing.
+            self.reach.seen_at.retain(|peer, _| climbs.contains_key(peer));
         }
         self.pump(now);
     }
@@ -864,7 +946,7 @@ impl Driver {
     fn punch_action(&mut self, action: PunchAction, now: Instant) {
         match action {
             PunchAction::Observed(said) => self.on_observed(said, now),
-            PunchAction::Tell { peer, message } => self.tell(peer, notes::PUNCH, message.to_bytes()),
+            PunchAction::Tell { peer, message } => self.tell_beside(peer, message.to_bytes()),
             PunchAction::Send(datagram) => {
                 self.reach.reachability.sent(datagram.to, now);
                 let sent = self
@@ -908,6 +990,10 @@ impl Driver {
             } => {
                 debug!(%peer, %why, "no direct path was found");
                 self.reach.candidates.punched(peer, &probed, Some(why), now, now);
+                // It may have moved: the next attempt is to know.
+                if let Some(relay) = self.relay_towards(&peer) {
+                    self.ask_again(relay, peer);
+                }
                 if let Some(climb) = self.reach.climbs.get_mut(&peer) {
                     climb.ladder.punch_failed(why, retry_at);
                     self.drive(peer, now);
@@ -926,6 +1012,7 @@ impl Driver {
         self.reach.dials.insert(connection, Dial::Punch(peer));
         if let Err(error) = self.swarm.dial(options) {
             self.dial_failed(connection, peer, &error, now);
+            self.drive(peer, now);
         }
     }
 
@@ -1000,6 +1087,16 @@ impl Driver {
         self.reach.relays_dialed.insert(peer, without_peer(address));
         if let Some(through) = self.circuit_through(&peer) {
             self.reserve_through(peer, through, now);
+        }
+    }
+
+    /// No reservation is wanted of a relay any more, so that it need not be reached.
+    fn forget_asked(&mut self, relay: PeerId, now: Instant) {
+        if self.reach.asked.remove(&relay)
+            && !self.pending.contains_key(&relay)
+            && self.connections.count(&relay) == 0
+        {
+            self.unwanted(relay, now);
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::reach::scope::Scope;
 use crate::{Family, RelayedBecause, Udp};
-use lapwing_base::{Multiaddr, Protocol};
+use lapwing_base::{Multiaddr, PeerId, Protocol};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
@@ -111,6 +111,8 @@ pub struct Ladder {
     /// Whether the last connection was direct, so that a relay is not asked at once.
     was_direct: bool,
     failures: u32,
+    /// Connections in a row that were lost as soon as they stood.
+    flaps: u32,
     next: Next,
     punch_at: Option<Instant>,
     punching: bool,
@@ -155,6 +157,7 @@ impl Ladder {
             told: None,
             was_direct: false,
             failures: 0,
+            flaps: 0,
             next: Next::Rest,
             punch_at: None,
             punching: false,
@@ -188,7 +191,11 @@ impl Ladder {
         for address in addresses {
             if let Some(rung) = Rung::of(&address) {
                 let list: &mut Vec<Multiaddr> = &mut by_rung[rung.index()];
-                if list.len() < ADDRESSES_MAX && !list.contains(&address) {
+                // Every address of one relay leads to the same circuit.
+                let known = |other: &Multiaddr| {
+                    *other == address || (rung == Rung::Relayed && relay_of(other) == relay_of(&address))
+                };
+                if list.len() < ADDRESSES_MAX && !list.iter().any(known) {
                     list.push(address);
                 }
             }
@@ -257,21 +264,25 @@ impl Ladder {
 
     /// The last connection on a rung is gone.
     pub fn lost(&mut self, rung: Rung, now: Instant) {
-        self.stands[rung.index()] = None;
+        if let Some(since) = self.stands[rung.index()].take() {
+            let brief = now.saturating_duration_since(since) < BRIEF;
+            self.flaps = if brief { self.flaps.saturating_add(1) } else { 0 };
+        }
         if self.best().is_none() {
             self.punching = false;
             self.because = RelayedBecause::NotTriedYet;
         }
+        let again_at = now + self.flap_pause();
         if self.wanted && rung == Rung::Direct {
             // A mapping has run out or a router was restarted: what was learned about punching may not hold.
-            self.punch_at = None;
-            self.punch_soon(now);
+            self.punching = false;
+            self.punch_at = Some(again_at);
         }
         if self.wanted {
             self.next = match self.best() {
-                None => Next::Climb(now),
+                None => Next::Climb(again_at),
                 Some(Rung::Direct) => Next::Rest,
-                Some(_) => Next::Upgrade(now),
+                Some(_) => Next::Upgrade(again_at),
             };
         }
         self.tell();
@@ -417,6 +428,11 @@ impl Ladder {
         if rung == Rung::Direct {
             addresses = staggered(addresses);
         }
+        let stagger = if rung == Rung::Relayed {
+            RELAYED_STAGGER
+        } else {
+            STAGGER
+        };
         let mut at = now + after;
         for address in addresses {
             let under_way = self.dials.iter().any(|dial| dial.address == address);
@@ -432,7 +448,7 @@ impl Ladder {
                 at,
                 started: false,
             });
-            at += STAGGER;
+            at += stagger;
         }
     }
 
@@ -468,6 +484,14 @@ impl Ladder {
         } else {
             Next::Rest
         };
+    }
+
+    /// Until the next attempt after a loss: none, unless what stood was lost at once and more than once.
+    fn flap_pause(&self) -> Duration {
+        match self.flaps.checked_sub(2) {
+            None => Duration::ZERO,
+            Some(more) => FLAP_MIN.saturating_mul(1 << more.min(16)).min(FLAP_MAX),
+        }
     }
 
     fn punch_soon(&mut self, now: Instant) {
@@ -521,6 +545,19 @@ impl Ladder {
     }
 }
 
+/// The relay that a circuit goes through; `None` where the address does not say.
+fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    let mut relay = None;
+    for part in address {
+        match part {
+            Protocol::P2p(peer) => relay = Some(peer),
+            Protocol::P2pCircuit => return relay,
+            _ => (),
+        }
+    }
+    None
+}
+
 /// Addresses in the order in which they are dialed: nearer networks first, IPv6 before IPv4 and in turn (RFC 8305),
 /// otherwise as they came.
 fn staggered(addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
@@ -550,6 +587,9 @@ fn staggered(addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
 
 /// Between two dials of one climb: an address that works answers within this on most networks.
 const STAGGER: Duration = Duration::from_millis(50);
+/// Between two relays: a circuit and the handshakes through it take several round trips, and each that stands besides
+/// the first is for nothing.
+const RELAYED_STAGGER: Duration = Duration::from_millis(250);
 /// How long QUIC goes ahead of the fallback. Drawn, so that the homes of one main do not fall back together.
 const FALLBACK_LEAD: std::ops::Range<Duration> = Duration::from_millis(250)..Duration::from_millis(400);
 /// How long a direct dial goes ahead of the relay where the last connection was direct.
@@ -563,6 +603,10 @@ const QUIC_PATIENCE: Duration = Duration::from_secs(4);
 /// Until the channels have moved: what they had in flight is acknowledged within seconds or sent again.
 const RETIRE_AFTER: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// What is lost sooner was no use: the peer closes it, or the path does not carry.
+const BRIEF: Duration = Duration::from_secs(5);
+const FLAP_MIN: Duration = Duration::from_millis(500);
+const FLAP_MAX: Duration = Duration::from_secs(60);
 /// A peer that comes back is found within this.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// As many addresses of each rung as a peer may have without being a nuisance.
@@ -740,6 +784,45 @@ mod tests {
             .map(|(_, at, address)| (*at, address.as_str()))
             .collect();
         assert_eq!(order, [(0, V4), (200, RELAYED)]);
+    }
+
+    #[test]
+    fn a_relay_with_several_addresses_is_asked_once_and_another_a_little_later() {
+        let relay = |number: u8, via: &str| {
+            let key = lapwing_base::Keypair::ed25519_from_bytes([number; 32]).unwrap();
+            format!("{via}/p2p/{}/p2p-circuit", key.public().to_peer_id())
+        };
+        let addresses = [
+            relay(1, "/ip4/198.51.100.1/udp/4001/quic-v1"),
+            relay(1, "/ip4/198.51.100.1/tcp/443/tls/ws"),
+            relay(2, "/ip4/198.51.100.2/udp/4001/quic-v1"),
+        ];
+        let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+        let mut peer = climbing(&addresses);
+        let dialed = peer.dials_until(Duration::from_secs(1));
+        let order: Vec<_> = dialed
+            .iter()
+            .map(|(_, at, address)| (*at, address.as_str()))
+            .collect();
+        assert_eq!(order, [(0, addresses[0]), (250, addresses[2])]);
+    }
+
+    #[test]
+    fn a_direct_path_that_is_lost_as_soon_as_it_stands_is_looked_for_ever_more_patiently() {
+        let mut peer = climbing(&[RELAYED]);
+        let dialed = peer.dials_until(Duration::ZERO);
+        peer.ladder.connected(Rung::Relayed, Some(dialed[0].0), peer.now);
+        let _ = peer.drain();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            peer.ladder.connected(Rung::Direct, None, peer.now);
+            peer.ladder.lost(Rung::Direct, peer.now);
+            let since = peer.now;
+            while peer.next() != LadderAction::Punch {}
+            waits.push(peer.now - since);
+        }
+        assert_eq!(waits[..2], [Duration::ZERO, FLAP_MIN], "once may be an accident");
+        assert_eq!(waits.last(), Some(&FLAP_MAX));
     }
 
     #[test]

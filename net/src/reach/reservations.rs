@@ -257,6 +257,12 @@ impl Reservations {
         states.min()
     }
 
+    /// Whether a relay's answer is waited for.
+    pub fn asks(&self, peer: &PeerId) -> bool {
+        let relay = self.relays.get(peer);
+        relay.is_some_and(|relay| matches!(relay.state, State::Asked { .. }))
+    }
+
     /// The reservations that stand.
     pub fn held(&self) -> impl Iterator<Item = Reservation> + '_ {
         self.relays.iter().filter_map(|(peer, relay)| match relay.state {

@@ -3,7 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 #![expect(clippy::disallowed_methods, reason = "tests of real time")]
 
+mod counting;
+mod fallback;
+mod faults;
 mod kinds;
+mod latency;
 mod matrix;
 mod nodes;
 mod pair;
+mod world;

@@ -103,6 +103,26 @@ impl LabNode {
         Some(self.peer(other)?.link?.path)
     }
 
+    /// Starts a future on the node's host, which ends with the node.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.as_ref().unwrap().spawn(future);
+    }
+
+    /// Tasks of its runtime that have not ended.
+    pub(crate) fn tasks(&self) -> usize {
+        self.runtime.as_ref().unwrap().metrics().num_alive_tasks()
+    }
+
+    /// How many links stand, to whomever.
+    pub(crate) fn links(&self) -> u32 {
+        self.network
+            .status()
+            .peers
+            .iter()
+            .map(|peer| peer.connections)
+            .sum()
+    }
+
     /// Runs a future on the node's host.
     pub(crate) fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
         let (done, result) = std::sync::mpsc::channel();

@@ -57,7 +57,7 @@ fn take_in(
     let mut wakers = Vec::new();
     let taken = shared.with(|state| {
         let now = now();
-        state.heard_at = now;
+        state.heard_at = Some(now);
         let mut events = Vec::new();
         let taken = state.mux.receive(bytes, now, &mut |event| events.push(event));
         for event in events {

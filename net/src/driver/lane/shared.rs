@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::OpenLaneStreamError;
-use crate::{ChannelId, LaneError, LaneEvent, Mux};
+use crate::{ChannelId, LaneError, LaneEvent, Mux, Pace};
 use lapwing_base::Class;
 
 /// The runtime's clock, which tests can set.
@@ -32,8 +32,10 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) mux: Mux,
     wakers: HashMap<ChannelId, Wakers>,
-    /// When anything arrived last.
-    pub(super) heard_at: Instant,
+    /// How closely the peer is watched while nothing is under way.
+    pub(super) pace: Pace,
+    /// When anything arrived last, until whoever watches has seen it.
+    pub(super) heard_at: Option<Instant>,
     pub(super) end: Option<LaneEnd>,
 }
 
@@ -53,7 +55,7 @@ pub enum LaneEnd {
     /// The peer has ended it.
     #[error("the peer closed it")]
     Closed,
-    /// Nothing has arrived for a long time, pings were not answered.
+    /// Nothing has arrived for too long, and pings were not answered.
     #[error("the peer is silent")]
     Silent,
     /// The peer does not keep to the rules: do not come back to it soon.
@@ -83,7 +85,8 @@ impl Shared {
             state: Mutex::new(State {
                 mux,
                 wakers: HashMap::new(),
-                heard_at: now(),
+                pace: Pace::LOOSE,
+                heard_at: None,
                 end: None,
             }),
             to_send: Notify::new(),

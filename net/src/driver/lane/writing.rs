@@ -9,13 +9,7 @@ use futures::io::{AsyncWrite, AsyncWriteExt as _, WriteHalf};
 
 use super::Toll;
 use super::shared::{LaneEnd, Shared, now};
-use crate::Turn;
-
-/// How often the peer is asked for an answer: as often as a connection is kept alive.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long the peer may be silent: three pings, as long as a QUIC connection may be idle.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+use crate::{Beat, Liveness, Pace, Turn};
 
 /// How long the last bytes of a lane that ends here may take.
 const CLOSE_MAX: Duration = Duration::from_millis(500);
@@ -32,35 +26,38 @@ pub(super) async fn run<T: AsyncWrite>(mut io: WriteHalf<T>, shared: Arc<Shared>
 
 async fn write<T: AsyncWrite>(io: &mut WriteHalf<T>, shared: &Shared, toll: Option<&Toll>) -> LaneEnd {
     let mut out = BytesMut::new();
-    let mut ping_at = now() + PING_INTERVAL;
+    let mut liveness = Liveness::new(Pace::LOOSE, now());
     loop {
-        let now = now();
-        if now >= ping_at {
-            ping_at = now + PING_INTERVAL;
-            let silent = shared.with(|state| {
-                state.mux.ping(now);
-                now.saturating_duration_since(state.heard_at) > SILENCE_MAX
-            });
-            if silent {
-                return LaneEnd::Silent;
-            }
-        }
+        let mut look_at = match look(shared, &mut liveness) {
+            Beat::Wait(at) => at,
+            Beat::Probe(_) => continue,
+            Beat::Dead(_) => return LaneEnd::Silent,
+        };
         out.clear();
-        match transmit(shared, toll, now, &mut out) {
+        match transmit(shared, toll, now(), &mut out) {
             Turn::Wrote => {
                 let written = async {
                     io.write_all(&out).await?;
                     io.flush().await
                 };
-                match tokio::time::timeout(SILENCE_MAX, written).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return LaneEnd::Io(Arc::new(error)),
-                    // The peer takes nothing, not even one slice.
-                    Err(_) => return LaneEnd::Silent,
+                let mut written = std::pin::pin!(written);
+                loop {
+                    tokio::select! {
+                        result = &mut written => match result {
+                            Ok(()) => break,
+                            Err(error) => return LaneEnd::Io(Arc::new(error)),
+                        },
+                        // A stream that takes nothing does not hide that the peer is gone.
+                        () = tokio::time::sleep_until(look_at.into()) => match look(shared, &mut liveness) {
+                            Beat::Wait(at) => look_at = at,
+                            Beat::Probe(_) => {}
+                            Beat::Dead(_) => return LaneEnd::Silent,
+                        },
+                    }
                 }
             }
             Turn::Wait(at) => {
-                let at = at.map_or(ping_at, |at| at.min(ping_at));
+                let at = at.map_or(look_at, |at| at.min(look_at));
                 tokio::select! {
                     () = shared.to_send.notified() => {}
                     () = tokio::time::sleep_until(at.into()) => {}
@@ -68,6 +65,25 @@ async fn write<T: AsyncWrite>(io: &mut WriteHalf<T>, shared: &Shared, toll: Opti
             }
         }
     }
+}
+
+/// Whether the peer is still there: whatever arrives says so, and a ping asks. On a reliable stream one ping under way
+/// is enough, so that the next ones only count.
+fn look(shared: &Shared, liveness: &mut Liveness) -> Beat {
+    let now = now();
+    shared.with(|state| {
+        if let Some(heard_at) = state.heard_at.take() {
+            liveness.answered(heard_at);
+        }
+        // Where something is under way, somebody waits for it.
+        let used = state.mux.channels() > 0 && state.pace.interval > Pace::USED.interval;
+        liveness.set_pace(if used { Pace::USED } else { state.pace }, now);
+        let beat = liveness.poll(state.mux.rtt().unwrap_or_default(), now);
+        if matches!(beat, Beat::Probe(_)) {
+            state.mux.ping(now);
+        }
+        beat
+    })
 }
 
 fn transmit(shared: &Shared, toll: Option<&Toll>, now: Instant, out: &mut BytesMut) -> Turn {

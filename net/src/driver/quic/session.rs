@@ -55,6 +55,7 @@ pub(crate) struct Session {
     bulk: watch::Sender<Bulk>,
     bulk_wanted: Notify,
     pace: watch::Sender<Pace>,
+    suspected: Notify,
     /// When the bulk lane last failed to open, as a count, so that waiters see a failure that is theirs.
     failures: AtomicU64,
     /// Cloned into every channel.
@@ -113,6 +114,7 @@ impl Session {
             bulk: watch::Sender::new(Bulk::None),
             bulk_wanted: Notify::new(),
             pace: watch::Sender::new(Pace::LOOSE),
+            suspected: Notify::new(),
             failures: AtomicU64::new(0),
             usage: Arc::default(),
         }
@@ -185,6 +187,11 @@ impl Session {
     pub(crate) fn set_pace(&self, pace: Pace) {
         self.pace
             .send_if_modified(|current| std::mem::replace(current, pace) != pace);
+    }
+
+    /// Asks at once whether the peer is still there: something else says that it may not be.
+    pub(crate) fn suspect(&self) {
+        self.suspected.notify_one();
     }
 
     /// Ends it, and says why in the peer's log.
@@ -305,6 +312,7 @@ impl Task {
         self.tell(Message::greeting(self.quic.incarnation));
         loop {
             self.tell_observed();
+            self.set_pace(*pace.borrow_and_update());
             let wake_at = match self.liveness.poll(control.rtt(), now()) {
                 Beat::Wait(at) => at,
                 Beat::Probe(number) => {
@@ -372,13 +380,18 @@ impl Task {
                         }
                     }
                 }
-                _ = pace.changed() => {
-                    let pace = *pace.borrow_and_update();
-                    self.liveness.set_pace(pace, now());
-                }
+                _ = pace.changed() => (),
+                () = session.suspected.notified() => self.liveness.suspect(now()),
                 () = tokio::time::sleep_until(wake_at.into()) => (),
             }
         }
+    }
+
+    /// Where something is under way, somebody waits for it.
+    fn set_pace(&mut self, pace: Pace) {
+        let used = self.session.in_use() && pace.interval > Pace::USED.interval;
+        self.liveness
+            .set_pace(if used { Pace::USED } else { pace }, now());
     }
 
     async fn report(&self, event: SessionEvent) {
@@ -435,7 +448,7 @@ impl Task {
     fn on_datagram(&mut self, datagram: &Bytes) {
         match read_beat(datagram) {
             Some((PROBE, number)) => drop(self.session.control.send_datagram(beat(ANSWER, number))),
-            Some((ANSWER, _)) => self.liveness.answered(),
+            Some((ANSWER, _)) => self.liveness.answered(now()),
             _ => trace!(peer = %self.session.peer, "a datagram is not understood"),
         }
     }
