@@ -930,7 +930,12 @@ impl Driver {
     fn reserve(&mut self, action: ReservationAction, now: Instant) {
         match action {
             ReservationAction::Reserve(relay) => {
-                if let Some(circuit) = self.reach.circuits.values_mut().find(|circuit| circuit.relay == relay) {
+                if let Some(circuit) = self
+                    .reach
+                    .circuits
+                    .values_mut()
+                    .find(|circuit| circuit.relay == relay)
+                {
                     // It is renewed by libp2p, which tells.
                     circuit.unwanted = false;
                     return;
@@ -944,7 +949,11 @@ impl Driver {
                 self.reserve_through(relay, through, now);
             }
             ReservationAction::Release(relay) => {
-                let held = self.reach.circuits.iter_mut().find(|(_, circuit)| circuit.relay == relay);
+                let held = self
+                    .reach
+                    .circuits
+                    .iter_mut()
+                    .find(|(_, circuit)| circuit.relay == relay);
                 let Some((id, circuit)) = held else {
                     return;
                 };
@@ -1044,7 +1053,11 @@ impl Driver {
             if !renewal {
                 info!(%relay, "this node can be reached through a relay");
             }
-            let circuit = self.reach.circuits.values_mut().find(|circuit| circuit.relay == *relay);
+            let circuit = self
+                .reach
+                .circuits
+                .values_mut()
+                .find(|circuit| circuit.relay == *relay);
             if let Some(circuit) = circuit {
                 circuit.granted = true;
                 if std::mem::take(&mut circuit.unwanted) {
