@@ -3,7 +3,7 @@
 #
 #   scripts/get-interop-peers.sh FOLDER
 #
-# Needs pip and node (20 or later) with npm, and the internet; what is there already is not fetched again.
+# Needs Python with pip and venv, node (20 or later) with npm, and the internet; what is there already is not fetched again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)/tests/interop
 to=${1:?name the folder to install into}
@@ -38,4 +38,12 @@ if ! cmp -s "$here/package-lock.json" "$to/js/installed"; then
     printf 'js-libp2p %s\n' "$(cd "$to/js" && node -p 'require("./node_modules/libp2p/package.json").version')" \
         >"$to/js-libp2p.version"
     cp "$here/package-lock.json" "$to/js/installed"
+fi
+
+# py-libp2p, in an environment of its own.
+python=0.8.1
+if [ "$(cat "$to/py-libp2p.version" 2>/dev/null)" != "py-libp2p $python" ]; then
+    python3 -m venv "$to/py"
+    "$to/py/bin/pip" install --quiet "libp2p==$python"
+    printf 'py-libp2p %s\n' "$python" >"$to/py-libp2p.version"
 fi

@@ -417,7 +417,7 @@ impl Driver {
         self.looked_at = now;
         let waiting: Vec<_> = self.pending.keys().copied().collect();
         for peer in waiting {
-            self.prune(&peer, now);
+            self.prune(&peer);
             if !self.pending.contains_key(&peer) && self.connections.count(&peer) == 0 {
                 self.unwanted(peer, now);
             }
@@ -515,11 +515,11 @@ impl Driver {
         self.want(peer, now);
     }
 
-    /// Drops opens that nobody waits for any more.
-    fn prune(&mut self, peer: &PeerId, now: Instant) {
+    /// Drops opens that nobody waits for any more. Whoever waits keeps the deadline, and knows best what to say then.
+    fn prune(&mut self, peer: &PeerId) {
         if let Some(opens) = self.pending.get_mut(peer) {
             let before = opens.len();
-            opens.retain(|open| !open.reply.is_closed() && open.deadline > now);
+            opens.retain(|open| !open.reply.is_closed());
             self.pending_count -= before - opens.len();
             if opens.is_empty() {
                 self.pending.remove(peer);

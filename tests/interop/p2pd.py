@@ -147,6 +147,12 @@ class Connection:
             data += more
         return data
 
+    def write(self, data):
+        try:
+            self.socket.sendall(data)
+        except ConnectionError as error:
+            raise Refused("the stream has ended") from error
+
     def read_delimited(self):
         head = b""
         while not head or head[-1] > 0x7F:
@@ -155,7 +161,7 @@ class Connection:
 
     def ask(self, kind, *rest):
         body = field(1, kind) + b"".join(rest)
-        self.socket.sendall(varint(len(body)) + body)
+        self.write(varint(len(body)) + body)
         answer = fields(self.read_delimited())
         if answer[1] != [0]:
             raise Refused(fields(answer[2][0])[1][0].decode())
@@ -203,7 +209,7 @@ class Daemon:
             asked_at = time.monotonic()
             for _ in range(3):
                 said = os.urandom(32)
-                stream.socket.sendall(said)
+                stream.write(said)
                 if stream.read(32) != said:
                     raise Refused("something else came back")
             return (time.monotonic() - asked_at) * 1e3 / 3

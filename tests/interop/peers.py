@@ -40,6 +40,9 @@ def until(what, condition, patience=PATIENCE):
 class Process:
     """A child, whose errors are kept in a file. It is to be made `ready` before it is asked anything."""
 
+    # Whether it can be asked for what a peer says of itself.
+    identifies = True
+
     def __init__(self, name, command, folder):
         self.name = name
         self.log = open(os.path.join(folder, f"{name}.log"), "wb")
@@ -214,13 +217,10 @@ class Go(Process):
         until(f"{self.name} holds a reservation", held)
 
 
-class Js(Liner):
-    """js-libp2p, by a node of its own."""
+class Scripted(Liner):
+    """A node that is a script of ours around their library."""
 
-    kind, agent, host = "js-libp2p", "js-libp2p", PRIVATE
-
-    def __init__(self, name, folder, install, relay=None):
-        command = ["node", os.path.join(install, "js", "js_peer.mjs")]
+    def __init__(self, name, folder, command, relay):
         super().__init__(name, command + [anywhere(self.host)] + ([f"{relay}/p2p-circuit"] if relay else []), folder)
 
     def ready(self):
@@ -250,3 +250,26 @@ class Js(Liner):
             return any(f"{relay}/p2p-circuit" in address for address in self.ask("status")["circuits"])
 
         until(f"{self.name} holds a reservation", held)
+
+
+class Js(Scripted):
+    """js-libp2p."""
+
+    kind, agent, host = "js-libp2p", "js-libp2p", PRIVATE
+
+    def __init__(self, name, folder, install, relay=None):
+        super().__init__(name, folder, ["node", os.path.join(install, "js", "js_peer.mjs")], relay)
+
+
+class Py(Scripted):
+    """py-libp2p."""
+
+    kind, agent, host = "py-libp2p", "py-libp2p", PRIVATE
+    # Whoever answers identify stops reading, and py-libp2p 0.8.1 takes that for the end of both directions (RFC 9000
+    # section 3.5 has it for one): it loses the answer, by whatever library of Rust it was sent.
+    identifies = False
+
+    def __init__(self, name, folder, install, relay=None):
+        here = os.path.dirname(os.path.abspath(__file__))
+        python = os.path.join(install, "py", "bin", "python")
+        super().__init__(name, folder, [python, os.path.join(here, "py_peer.py")], relay)

@@ -17,7 +17,7 @@ import time
 import traceback
 
 from p2pd import PING, Refused
-from peers import PRIVATE, PUBLIC, Failed, Go, Js, Ours, until
+from peers import PRIVATE, PUBLIC, Failed, Go, Js, Ours, Py, until
 
 # Streams for protocols that nobody speaks, opened at once.
 STREAMS = 300
@@ -67,9 +67,10 @@ def they_dial_us(world):
     ours, theirs = world.ours("home"), world.theirs()
     theirs.dial(ours.id, ours.address)
     took = theirs.ping(ours.id)
-    agent, protocols = theirs.identify(ours.id)
-    expect(f"we are identified as {agent!r}", agent.startswith("lapwing/"))
-    expect(f"no ping among {protocols}", PING in protocols)
+    if theirs.identifies:
+        agent, protocols = theirs.identify(ours.id)
+        expect(f"we are identified as {agent!r}", agent.startswith("lapwing/"))
+        expect(f"no ping among {protocols}", PING in protocols)
     ours.met(theirs.id, theirs.agent)
     return "ping " + milliseconds(took)
 
@@ -100,7 +101,15 @@ def unknown_protocols_do_no_harm(world):
     theirs.dial(ours.id, ours.address)
     refused = theirs.flood(ours.id, STREAMS)
     expect(f"only {refused} of {STREAMS} streams were refused", refused == STREAMS)
-    took = theirs.ping(ours.id)
+
+    def pinged():
+        # A node waits for pings on the newest stream only, which for a while may be one of those left half open.
+        try:
+            return theirs.ping(ours.id) or 0.01
+        except Refused:
+            return None
+
+    took = until("a ping is answered", pinged)
     other.learn(ours.id, ours.address)
     other.echo(ours.id)
     return f"{refused} refused, ping {milliseconds(took)}"
@@ -133,15 +142,15 @@ def we_are_reached_through_them(world):
     return f"echo {milliseconds(ours)} to ours, ping {milliseconds(dialer.ping(home.id))} to theirs"
 
 
-TESTS = [
+DIRECT = [
     we_dial_them,
     they_dial_us,
     they_refuse_us_for_another,
     we_refuse_them_for_another,
     unknown_protocols_do_no_harm,
-    they_are_reached_through_us,
-    we_are_reached_through_them,
 ]
+RELAYED = [they_are_reached_through_us, we_are_reached_through_them]
+TESTS = [(Go, DIRECT + RELAYED), (Js, DIRECT + RELAYED), (Py, DIRECT)]
 
 
 ALONE = ["--pid", "--fork", "--kill-child"]
@@ -175,10 +184,10 @@ def main():
     shutil.copy(os.path.join(here, "js_peer.mjs"), os.path.join(installed, "js"))
     failures = 0
     print(f"{'peer':<28} {'test':<32} {'took':>7}  result")
-    for kind in (Go, Js):
+    for kind, tests in TESTS:
         with open(os.path.join(installed, f"{kind.kind}.version")) as file:
             version = file.read().strip()
-        for test in TESTS:
+        for test in tests:
             if wanted and not {kind.kind, test.__name__} & set(wanted):
                 continue
             started_at = time.monotonic()
