@@ -215,11 +215,11 @@ impl Driver {
 
     /// The way through a relay that we are connected to.
     fn circuit_through(&self, relay: &PeerId) -> Option<Multiaddr> {
-        let address = match self.shared.link(relay)? {
-            Link::Session(session) => to_multiaddr(session.remote()),
-            Link::Lane(link) if link.rung == Rung::Fallback => without_peer(&link.address),
-            Link::Lane(_) => return None,
-        };
+        let link = self
+            .shared
+            .link(relay)
+            .filter(|link| link.rung() != Rung::Relayed)?;
+        let address = link.address();
         Some(address.with(Protocol::P2p(*relay)).with(Protocol::P2pCircuit))
     }
 
@@ -654,11 +654,7 @@ impl Driver {
                 trace!(%peer, ?message, "punch message");
                 if matches!(message, PunchMessage::Offer { .. }) {
                     // The peer has no direct path to us any more.
-                    for id in self.connections.on_rung(&peer, Rung::Direct) {
-                        if let Some(link) = self.links.get(&id) {
-                            link.suspect();
-                        }
-                    }
+                    self.suspect(&peer);
                 }
                 let (here, there) = (self.here(now), self.there(&peer));
                 self.reach.punches.on_message(peer, message, here, there, now);
