@@ -54,7 +54,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation, Rung};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation};
 use addresses::{is_loopback, without_peer};
 use behaviour::Carrier;
 use explain::chain;
@@ -542,11 +542,7 @@ impl Driver {
             return;
         }
         debug!(%peer, "peer does not answer, trying a second connection");
-        for id in self.connections.of(&peer) {
-            if let Some(link) = self.links.get(&id) {
-                link.suspect();
-            }
-        }
+        self.suspect(&peer);
         self.suspected_at.insert(peer, now);
         let addresses = self.shared.book().addresses(&peer);
         let options = DialOpts::peer_id(peer)
@@ -555,6 +551,15 @@ impl Driver {
             .build();
         if let Err(error) = self.swarm.dial(options) {
             trace!(%peer, %error, "no second connection");
+        }
+    }
+
+    /// Asks on every link to a peer whether it is still there.
+    fn suspect(&self, peer: &PeerId) {
+        for id in self.connections.of(peer) {
+            if let Some(link) = self.links.get(&id) {
+                link.suspect();
+            }
         }
     }
 
@@ -822,11 +827,7 @@ impl Driver {
         let (peer, now) = (link.peer(), now());
         link.watch(self.gate.borrow().watched.contains(&peer));
         // One of the two has had a reason to come anew.
-        for older in self.connections.on_rung(&peer, Rung::Direct) {
-            if let Some(older) = self.links.get(&older) {
-                older.suspect();
-            }
-        }
+        self.suspect(&peer);
         self.links.insert(id, link.clone());
         let first = self.connections.established(peer, id, dialed, link.rung(), now);
         let standing = self.standing(&peer);
@@ -866,8 +867,15 @@ impl Driver {
         }
         if !last {
             let standing = self.standing(&peer);
-            self.shared.peers().entry(peer).connections = standing;
+            let address = self.preferred(&peer).map(|link| link.address());
+            let mut peers = self.shared.peers();
+            let entry = peers.entry(peer);
+            entry.connections = standing;
+            entry.address = address;
             debug!(%peer, ?id, reason = why, "link closed, another one stands");
+            drop(peers);
+            // What has ended this one may have ended them too.
+            self.suspect(&peer);
             return;
         }
         if self.is_member(&peer) {

@@ -139,6 +139,12 @@ impl Lane {
         self.shared.to_send.notify_one();
     }
 
+    /// Asks at once whether the peer is still there: something else says that it may not be.
+    pub fn suspect(&self) {
+        self.shared.with(|state| state.suspected = true);
+        self.shared.to_send.notify_one();
+    }
+
     /// What it does at the moment.
     pub fn figures(&self) -> LaneFigures {
         self.shared.with(|state| {

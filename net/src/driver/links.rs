@@ -13,10 +13,10 @@ use tokio_util::task::TaskTracker;
 use tracing::trace;
 
 use super::acceptor::HELLO_TIMEOUT;
-use super::addresses::ip_of;
+use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
 use super::lane::{Lane, LaneConfig, LaneStream};
-use super::quic::{Session, SessionId};
+use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::Shared;
 use super::stream::{Opened, Stream};
 use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport};
@@ -64,6 +64,14 @@ impl Link {
         }
     }
 
+    /// Where it leads.
+    pub(crate) fn address(&self) -> Multiaddr {
+        match self {
+            Self::Session(session) => to_multiaddr(session.remote()),
+            Self::Lane(link) => without_peer(&link.address),
+        }
+    }
+
     /// Where the peer's packets come from; `None` through a relay.
     pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
         match self {
@@ -107,8 +115,9 @@ impl Link {
 
     /// Asks at once whether the peer is still there, where that is not sure.
     pub(crate) fn suspect(&self) {
-        if let Self::Session(session) = self {
-            session.suspect();
+        match self {
+            Self::Session(session) => session.suspect(),
+            Self::Lane(link) => link.lane.suspect(),
         }
     }
 

@@ -223,9 +223,8 @@ impl Driver {
     /// The way through a relay that we are connected to.
     fn circuit_through(&self, relay: &PeerId) -> Option<Multiaddr> {
         let address = match self.shared.link(relay) {
-            Some(Link::Session(session)) => to_multiaddr(session.remote()),
-            Some(Link::Lane(link)) if link.rung == Rung::Fallback => without_peer(&link.address),
-            Some(Link::Lane(_)) => return None,
+            Some(link) if link.rung() == Rung::Relayed => return None,
+            Some(link) => link.address(),
             None if self.swarm.is_connected(relay) => self.reach.relays_dialed.get(relay)?.clone(),
             None => return None,
         };
@@ -664,11 +663,7 @@ impl Driver {
                 trace!(%peer, ?message, "punch message");
                 if matches!(message, PunchMessage::Offer { .. }) {
                     // The peer has no direct path to us any more.
-                    for id in self.connections.on_rung(&peer, Rung::Direct) {
-                        if let Some(link) = self.links.get(&id) {
-                            link.suspect();
-                        }
-                    }
+                    self.suspect(&peer);
                 }
                 let (here, there) = (self.here(now), self.there(&peer));
                 self.reach.punches.on_message(peer, message, here, there, now);

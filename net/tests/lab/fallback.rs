@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lapwing_net::Transport;
+use lapwing_net::{CandidateOutcome, Transport};
 use lapwing_netlab::{Egress, Nat};
 
 use crate::counting::{Answering, Counting};
@@ -44,6 +44,11 @@ fn where_udp_is_blocked_mains_are_reached_over_websocket_and_quic_takes_over_onc
         "{again:?}"
     );
 
+    eventually("no dial over QUIC is under way", Duration::from_secs(20), || {
+        let (network, peer) = (home.network.clone(), mains[0].id());
+        let rows = home.run(async move { network.candidates(peer).await });
+        rows.iter().all(|row| row.outcome != CandidateOutcome::Trying)
+    });
     let requests = Requests::start(home, &mains[0]);
     router.restrict(Egress::Any).unwrap();
     let migrated = eventually("QUIC is probed again and taken", Duration::from_secs(75), || {

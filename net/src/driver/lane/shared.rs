@@ -34,6 +34,8 @@ pub(super) struct State {
     wakers: HashMap<ChannelId, Wakers>,
     /// How closely the peer is watched while nothing is under way.
     pub(super) pace: Pace,
+    /// Something makes it doubtful that the peer is still there, until whoever watches has asked.
+    pub(super) suspected: bool,
     /// When anything arrived last, until whoever watches has seen it.
     pub(super) heard_at: Option<Instant>,
     pub(super) end: Option<LaneEnd>,
@@ -86,6 +88,7 @@ impl Shared {
                 mux,
                 wakers: HashMap::new(),
                 pace: Pace::LOOSE,
+                suspected: false,
                 heard_at: None,
                 end: None,
             }),

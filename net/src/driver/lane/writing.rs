@@ -75,6 +75,9 @@ fn look(shared: &Shared, liveness: &mut Liveness) -> Beat {
         if let Some(heard_at) = state.heard_at.take() {
             liveness.answered(heard_at);
         }
+        if std::mem::take(&mut state.suspected) {
+            liveness.suspect(now);
+        }
         // Where something is under way, somebody waits for it.
         let used = state.mux.channels() > 0 && state.pace.interval > Pace::USED.interval;
         liveness.set_pace(if used { Pace::USED } else { state.pace }, now);
