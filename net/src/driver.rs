@@ -603,6 +603,7 @@ impl Driver {
                 endpoint: ConnectedPoint::Dialer { address, .. },
                 ..
             } => self.on_dialed(peer_id, &address, now()),
+            SwarmEvent::Behaviour(ProtocolsEvent::Relaying(event)) => self.on_relaying(&event),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
                 peer_id: Some(peer),

@@ -18,7 +18,7 @@ use libp2p::swarm::{
 };
 
 use super::shared::Shared;
-use crate::{Connections, Dialed, Rung};
+use crate::{Connections, Dialed, Rung, Unwelcome};
 use either::Either;
 use lapwing_base::{Multiaddr, PeerId};
 use tracing::debug;
@@ -26,10 +26,19 @@ use tracing::debug;
 /// The part that the swarm owns.
 pub(crate) struct Behaviour {
     shared: Arc<Shared>,
-    connections: HashMap<ConnectionId, PeerId>,
+    connections: HashMap<ConnectionId, Known>,
+    strangers: usize,
     of_peer: HashMap<PeerId, usize>,
     /// At most one for each connection.
     carriers: VecDeque<Carrier>,
+}
+
+/// Whose connection it is.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    peer: PeerId,
+    /// Whether it was none of ours when it came.
+    stranger: bool,
 }
 
 /// A substream that is to carry a lane.
@@ -49,11 +58,15 @@ const LANE: StreamProtocol = StreamProtocol::new("/lapwing/lane/1");
 /// Connections at most, in both directions: ten thousand homes at one main, and room for strangers.
 const CONNECTIONS_MAX: usize = 16 << 10;
 
+/// Of these, with strangers: whoever makes up identities takes no member's place.
+const STRANGERS_MAX: usize = 4 << 10;
+
 impl Behaviour {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
             connections: HashMap::new(),
+            strangers: 0,
             of_peer: HashMap::new(),
             carriers: VecDeque::new(),
         }
@@ -66,14 +79,18 @@ impl Behaviour {
         dialed: Dialed,
         address: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        let with_peer = self.of_peer.entry(peer).or_default();
-        if *with_peer >= Connections::<ConnectionId>::PER_PEER_MAX
+        let stranger = dialed == Dialed::ByThem && !self.shared.is_member(&peer);
+        let with_peer = self.of_peer.get(&peer).copied().unwrap_or(0);
+        if with_peer >= Connections::<ConnectionId>::PER_PEER_MAX
             || self.connections.len() >= CONNECTIONS_MAX
+            || (stranger && self.strangers >= STRANGERS_MAX)
         {
+            self.shared.refused.count(Unwelcome::Connection);
             return Err(ConnectionDenied::new(TooManyConnections));
         }
-        *with_peer += 1;
-        self.connections.insert(id, peer);
+        self.of_peer.insert(peer, with_peer + 1);
+        self.strangers += usize::from(stranger);
+        self.connections.insert(id, Known { peer, stranger });
         // QUIC to the peer itself has sessions.
         let rung = Rung::of(address).filter(|rung| *rung != Rung::Direct);
         Ok(Handler {
@@ -107,6 +124,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         if self.connections.len() >= CONNECTIONS_MAX {
+            self.shared.refused.count(Unwelcome::Connection);
             return Err(ConnectionDenied::new(TooManyConnections));
         }
         Ok(())
@@ -141,9 +159,11 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ListenFailure(event) => event.connection_id,
             _ => return,
         };
-        if let Some(peer) = self.connections.remove(&id)
-            && let Some(with_peer) = self.of_peer.get_mut(&peer)
-        {
+        let Some(Known { peer, stranger }) = self.connections.remove(&id) else {
+            return;
+        };
+        self.strangers -= usize::from(stranger);
+        if let Some(with_peer) = self.of_peer.get_mut(&peer) {
             *with_peer -= 1;
             if *with_peer == 0 {
                 self.of_peer.remove(&peer);

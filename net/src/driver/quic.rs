@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::shared::{Shared, lock};
-use crate::{Dialed, SocketId};
+use crate::{Dialed, SocketId, Unwelcome};
 use lapwing_base::{Keypair, Multiaddr, PeerId};
 use listener::Listener;
 use muxer::Muxer;
@@ -236,6 +236,7 @@ impl Quic {
                 return;
             }
         }
+        self.shared.refused.count(Unwelcome::BulkLane);
         lane.close(REFUSED, b"a bulk lane needs a session");
     }
 
