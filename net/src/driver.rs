@@ -243,11 +243,16 @@ impl Driver {
                 .map(|(chain, key)| CertificateFiles { chain, key }),
             proxy,
         })?;
-        let interfaces = interfaces::watch_interfaces(&tracker, stop.clone())
-            .await
-            .map_err(|source| StartError::Interfaces { source })?;
-        // What only this machine can use needs nobody's help, and nobody else can say what it is.
+        // What only this machine can use needs nobody's help, and nobody else can say what it is; nor does it matter
+        // which networks the machine is in.
         let only_loopback = !listen.is_empty() && listen.iter().all(is_loopback);
+        let interfaces = if only_loopback {
+            watch::channel(Interfaces::default()).1
+        } else {
+            interfaces::watch_interfaces(&tracker, stop.clone())
+                .await
+                .map_err(|source| StartError::Interfaces { source })?
+        };
         let role = config.role.or(only_loopback.then_some(Role::Main));
         let mut listeners = Vec::new();
         for asked in listen {
@@ -638,6 +643,7 @@ impl Driver {
                 endpoint: ConnectedPoint::Dialer { address, .. },
                 ..
             } => self.on_dialed(peer_id, &address, now()),
+            SwarmEvent::Behaviour(ProtocolsEvent::Relaying(event)) => self.on_relaying(&event),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
                 peer_id: Some(peer),

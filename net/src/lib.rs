@@ -7,6 +7,7 @@
 //! This room knows nothing of rounds, logs or models: it moves frames between peers, by class.
 
 mod address_book;
+mod allowance;
 mod bucket;
 mod codec;
 mod connections;
@@ -27,6 +28,7 @@ mod status;
 mod driver;
 
 pub use address_book::AddressBook;
+pub use allowance::Allowance;
 pub use bucket::Bucket;
 pub use codec::{DecodeError, decode, encode};
 pub use connections::{Connections, Dialed};
@@ -47,7 +49,7 @@ pub use reach::{
     Vetting, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
 };
 pub use refusal::Refusal;
-pub use refused::{Refused, RefusedCounters};
+pub use refused::{Refused, RefusedCounters, Unwelcome};
 pub use send::{
     AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
     Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler,

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tracing::{debug, trace};
 
 use super::channel::Channel;
-use super::frames::{FrameReader, FrameWriter, Incoming};
+use super::frames::{FrameReader, FrameWriter, Incoming, ReadError};
 use super::shared::{Shared, lock};
 use super::stream::Opened;
-use crate::{Gate, Hello, Kind, Refusal};
+use crate::{Gate, Hello, Kind, Refusal, Unwelcome};
 use lapwing_base::{ByteSize, Class, PeerId};
 
 /// A stream that has not said hello after this long is dropped.
@@ -22,8 +22,22 @@ pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Channels of one kind that one peer may have open with us at once.
 pub(crate) const PER_PEER_AND_KIND_MAX: usize = 256;
 
+/// The same for a peer that is no member: it joins, or finds out how it can be reached.
+const PER_STRANGER_AND_KIND_MAX: usize = 8;
+
 /// Inbound channels at once over all peers and kinds; each costs a few KiB until somebody reads it.
 const CHANNELS_MAX: usize = 8192;
+
+/// What became of a stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Accepted {
+    /// It is a channel, or was told why not.
+    Answered,
+    /// It ended without having said anything whole.
+    Ended,
+    /// It is none of ours.
+    NotOurs,
+}
 
 /// Knows who may open what, and who waits for it.
 #[derive(Debug, Default)]
@@ -92,15 +106,21 @@ impl Acceptor {
     }
 
     /// Takes one stream through to its queue, or refuses it.
-    pub(crate) async fn accept(&self, peer: PeerId, class: Class, opened: Opened, shared: &Shared) {
+    pub(crate) async fn accept(
+        &self,
+        peer: PeerId,
+        class: Class,
+        opened: Opened,
+        shared: &Shared,
+    ) -> Accepted {
         let (reader, writer) = opened.stream.split();
         let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
         let hello = match reader.next(ByteSize(Hello::SIZE_MAX as u64)).await {
             Ok(Some(Incoming::Frame(bytes))) => bytes,
-            Ok(None) => return,
+            Ok(None) | Err(ReadError::Io(_)) => return Accepted::Ended,
             other => {
                 debug!(%peer, %class, ?other, "a stream did not begin with a hello");
-                return;
+                return Accepted::NotOurs;
             }
         };
         let verdict = match Hello::parse(&hello) {
@@ -109,7 +129,7 @@ impl Acceptor {
                 debug!(%peer, %class, %error, "a stream began with a hello that is not ours");
                 match error.refusal() {
                     Some(refusal) => Err(refusal),
-                    None => return,
+                    None => return Accepted::NotOurs,
                 }
             }
         };
@@ -128,10 +148,12 @@ impl Acceptor {
             }
             Err(refusal) => {
                 debug!(%peer, %class, ?refusal, "channel refused");
+                shared.refused.count(Unwelcome::Channel);
                 // The opener may be gone already.
                 let _ = writer.refuse(refusal).await;
             }
         }
+        Accepted::Answered
     }
 
     fn admit(
@@ -158,7 +180,12 @@ impl Acceptor {
         };
         let key = (peer, class, kind.name);
         let taken = state.seats.get(&key).copied().unwrap_or(0);
-        if taken >= PER_PEER_AND_KIND_MAX || state.seats_taken >= CHANNELS_MAX {
+        let max = if state.gate.members.contains(&peer) {
+            PER_PEER_AND_KIND_MAX
+        } else {
+            PER_STRANGER_AND_KIND_MAX
+        };
+        if taken >= max || state.seats_taken >= CHANNELS_MAX {
             return Err(Refusal::Busy);
         }
         state.seats.insert(key, taken + 1);

@@ -1,6 +1,6 @@
 //! Questions about addresses. Knows no peers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libp2p::multiaddr::Protocol;
 
@@ -48,4 +48,18 @@ pub(crate) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
         }
     }
     None
+}
+
+/// What one customer has at least: a /24 of IPv4, a /48 of IPv6 (RFC 6177).
+pub(crate) fn prefix(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            Ipv4Addr::new(a, b, c, 0).into()
+        }
+        IpAddr::V6(ip) => {
+            let [a, b, c, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into()
+        }
+    }
 }

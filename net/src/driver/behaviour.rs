@@ -18,7 +18,7 @@ use libp2p::swarm::{
 };
 
 use super::shared::Shared;
-use crate::{Connections, Dialed, Rung};
+use crate::{Connections, Dialed, Rung, Unwelcome};
 use either::Either;
 use lapwing_base::{Multiaddr, PeerId};
 use tracing::debug;
@@ -26,7 +26,8 @@ use tracing::debug;
 /// The part that the swarm owns.
 pub(crate) struct Behaviour {
     shared: Arc<Shared>,
-    connections: HashMap<ConnectionId, (PeerId, Sort)>,
+    connections: HashMap<ConnectionId, Known>,
+    strangers: usize,
     of_peer: HashMap<PeerId, [usize; 2]>,
     /// At most one for each connection.
     carriers: VecDeque<Carrier>,
@@ -38,6 +39,15 @@ pub(crate) struct Behaviour {
 enum Sort {
     Direct,
     Other,
+}
+
+/// Whose connection it is.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    peer: PeerId,
+    sort: Sort,
+    /// Whether it was none of ours when it came.
+    stranger: bool,
 }
 
 /// A substream that is to carry a lane.
@@ -57,11 +67,15 @@ const LANE: StreamProtocol = StreamProtocol::new("/lapwing/lane/1");
 /// Connections at most, in both directions: ten thousand homes at one main, and room for strangers.
 const CONNECTIONS_MAX: usize = 16 << 10;
 
+/// Of these, with strangers: whoever makes up identities takes no member's place.
+const STRANGERS_MAX: usize = 4 << 10;
+
 impl Behaviour {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
             connections: HashMap::new(),
+            strangers: 0,
             of_peer: HashMap::new(),
             carriers: VecDeque::new(),
         }
@@ -78,13 +92,17 @@ impl Behaviour {
         let rung = Rung::of(address).filter(|rung| *rung != Rung::Direct);
         let sort = if rung.is_none() { Sort::Direct } else { Sort::Other };
         let of_sort = self.of_peer.get(&peer).map_or(0, |counts| counts[sort as usize]);
+        let stranger = dialed == Dialed::ByThem && !self.shared.is_member(&peer);
         if of_sort >= Connections::<ConnectionId>::PER_PEER_MAX / 2
             || self.connections.len() >= CONNECTIONS_MAX
+            || (stranger && self.strangers >= STRANGERS_MAX)
         {
+            self.shared.refused.count(Unwelcome::Connection);
             return Err(ConnectionDenied::new(TooManyConnections));
         }
         self.of_peer.entry(peer).or_default()[sort as usize] += 1;
-        self.connections.insert(id, (peer, sort));
+        self.strangers += usize::from(stranger);
+        self.connections.insert(id, Known { peer, sort, stranger });
         Ok(Handler {
             peer,
             shared: Arc::clone(&self.shared),
@@ -116,6 +134,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         if self.connections.len() >= CONNECTIONS_MAX {
+            self.shared.refused.count(Unwelcome::Connection);
             return Err(ConnectionDenied::new(TooManyConnections));
         }
         Ok(())
@@ -150,9 +169,11 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ListenFailure(event) => event.connection_id,
             _ => return,
         };
-        if let Some((peer, sort)) = self.connections.remove(&id)
-            && let Some(counts) = self.of_peer.get_mut(&peer)
-        {
+        let Some(Known { peer, sort, stranger }) = self.connections.remove(&id) else {
+            return;
+        };
+        self.strangers -= usize::from(stranger);
+        if let Some(counts) = self.of_peer.get_mut(&peer) {
             counts[sort as usize] -= 1;
             if *counts == [0; 2] {
                 self.of_peer.remove(&peer);

@@ -12,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::trace;
 
-use super::acceptor::HELLO_TIMEOUT;
+use super::acceptor::{Accepted, HELLO_TIMEOUT};
 use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
 use super::lane::{Lane, LaneConfig, LaneStream};
 use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::Shared;
 use super::stream::{Opened, Stream};
-use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport};
+use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport, Unwelcome};
 use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
@@ -263,8 +263,10 @@ async fn run(
                 let (opened, shared, peer) = (link.opened(stream), Arc::clone(&shared), link.peer);
                 tracker.spawn(async move {
                     let accepting = shared.acceptor.accept(peer, class, opened, &shared);
-                    if tokio::time::timeout(HELLO_TIMEOUT, accepting).await.is_err() {
-                        trace!(%peer, %class, "a stream said nothing");
+                    let accepted = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
+                    if matches!(accepted, Err(_) | Ok(Accepted::NotOurs)) {
+                        trace!(%peer, %class, "a stream said nothing of ours");
+                        shared.refused.count(Unwelcome::Stream);
                     }
                 });
             }

@@ -271,7 +271,7 @@ impl Network {
             peer: shared.me,
             listen: shared.listen(),
             reach: shared.reach().borrow().clone(),
-            refused: shared.refused.get(),
+            refused: shared.refused(),
             peers,
         }
     }

@@ -42,7 +42,7 @@ pub(crate) const WHERE: Kind = Kind {
 /// Of each kind, waiting to be taken: more of them are refused, and sent again if they matter.
 pub(crate) const QUEUE: usize = 64;
 
-/// Being read or answered at the same time.
+/// Of each kind, being read or answered at the same time.
 const AT_ONCE: usize = 64;
 
 /// Addresses that a relay may see one peer at: one of each family.
@@ -77,25 +77,33 @@ impl Inboxes {
     }
 }
 
-/// Reads what comes and hands it to the driver, and answers what needs no driver, until the queues end.
-pub(crate) async fn take(shared: Arc<Shared>, mut inboxes: Inboxes, notes: mpsc::Sender<Note>) {
-    let mut reading = JoinSet::new();
+/// Reads what comes and hands it to the driver, and answers what needs no driver, until the queues end. Each kind has
+/// its own places, since strangers may fill those of one.
+pub(crate) async fn take(shared: Arc<Shared>, inboxes: Inboxes, notes: mpsc::Sender<Note>) {
+    let Inboxes {
+        punch,
+        witness,
+        places,
+    } = inboxes;
+    tokio::join!(
+        each(punch, |channel| read(channel, notes.clone())),
+        each(witness, |channel| read(channel, notes.clone())),
+        each(places, |channel| answer(channel, Arc::clone(&shared))),
+    );
+}
+
+async fn each<F>(mut inbox: mpsc::Receiver<Channel>, handle: impl Fn(Channel) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut handling = JoinSet::new();
     loop {
-        let room = reading.len() < AT_ONCE;
         tokio::select! {
-            channel = inboxes.punch.recv(), if room => match channel {
-                Some(channel) => drop(reading.spawn(read(channel, notes.clone()))),
+            channel = inbox.recv(), if handling.len() < AT_ONCE => match channel {
+                Some(channel) => drop(handling.spawn(handle(channel))),
                 None => break,
             },
-            channel = inboxes.witness.recv(), if room => match channel {
-                Some(channel) => drop(reading.spawn(read(channel, notes.clone()))),
-                None => break,
-            },
-            channel = inboxes.places.recv(), if room => match channel {
-                Some(channel) => drop(reading.spawn(answer(channel, Arc::clone(&shared)))),
-                None => break,
-            },
-            Some(_) = reading.join_next() => (),
+            Some(_) = handling.join_next() => (),
         }
     }
 }

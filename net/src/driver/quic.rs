@@ -44,7 +44,7 @@ use tokio_util::task::TaskTracker;
 
 use super::now;
 use super::shared::{Shared, lock};
-use crate::{Dialed, SocketId};
+use crate::{Dialed, SocketId, Unwelcome};
 use lapwing_base::{Keypair, Multiaddr, PeerId};
 use listener::Listener;
 use muxer::Muxer;
@@ -249,6 +249,7 @@ impl Quic {
                 return;
             }
         }
+        self.shared.refused.count(Unwelcome::BulkLane);
         lane.close(REFUSED, b"a bulk lane needs a session");
     }
 

@@ -22,8 +22,8 @@ use crate::{
     CandidateKind, CandidateSource, CandidateTable, Change, DialId, Family, Gate, Here, Kind, Ladder,
     LadderAction, NatType, NetworkPrint, Observation, Observations, Presence, Probe, PunchAction, PunchError,
     PunchMessage, Punches, ReachAction, ReachStatus, Reachability, RelayedBecause, ReservationAction,
-    ReservationRefusal, Reservations, Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Witness,
-    WitnessAction,
+    ReservationRefusal, Reservations, Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Unwelcome,
+    Witness, WitnessAction,
 };
 use lapwing_base::{Multiaddr, PeerId, Role};
 
@@ -936,6 +936,12 @@ impl Driver {
                 }
             }
         }
+        let reach = &self.reach;
+        self.shared.refused.set_reach(
+            reach.punches.refused(),
+            reach.punches.forged(),
+            reach.witness.refused(),
+        );
     }
 
     fn punch_action(&mut self, action: PunchAction, now: Instant) {
@@ -1162,6 +1168,28 @@ impl Driver {
             self.reach.reservations.granted(*relay, RESERVATION_LIFETIME, now);
             self.publish_reach(now);
             self.pump(now);
+        }
+    }
+
+    /// The relay service has refused somebody, or done something.
+    pub(super) fn on_relaying(&self, event: &relay::Event) {
+        let refused = &self.shared.refused;
+        match event {
+            relay::Event::ReservationReqDenied {
+                src_peer_id: peer, ..
+            } => {
+                debug!(%peer, "no reservation beyond the quota");
+                refused.count(Unwelcome::Reservation);
+            }
+            relay::Event::CircuitReqDenied {
+                src_peer_id: from,
+                dst_peer_id: to,
+                status,
+            } => {
+                debug!(%from, %to, ?status, "circuit refused");
+                refused.count(Unwelcome::Circuit);
+            }
+            event => trace!(?event, "relay"),
         }
     }
 

@@ -20,8 +20,9 @@ use lapwing_base::{Multiaddr, PeerId};
 /// Reservations at once: as many homes as one main is planned for.
 const RESERVATIONS_MAX: usize = 10_000;
 
-/// A home needs one; a second may overlap while the first is replaced.
-const RESERVATIONS_PER_PEER_MAX: usize = 2;
+/// A home needs one; a second may overlap while the first is replaced. libp2p-relay 0.22 looks at how many there are
+/// before it adds one, and so gives one more than it is told.
+const RESERVATIONS_PER_PEER_MAX: usize = 1;
 
 /// Of the reservation; clients renew it well before. What libp2p's relays give.
 pub(crate) const RESERVATION_LIFETIME: Duration = Duration::from_secs(3600);
@@ -79,8 +80,7 @@ impl Relaying {
     fn door(&self, peer: PeerId, inner: THandler<relay::Behaviour>) -> Door {
         Door {
             peer,
-            inner,
-            shut: Either::Right(dummy::ConnectionHandler),
+            inner: Box::new(inner),
             shared: Arc::clone(&self.shared),
             open: self.open,
         }
@@ -136,9 +136,8 @@ type Inner = THandler<relay::Behaviour>;
 /// Of one connection: takes the relay protocol only from whom it is for, at the moment that it is asked.
 pub(crate) struct Door {
     peer: PeerId,
-    inner: Inner,
-    /// Takes nothing.
-    shut: Inner,
+    /// Apart, since most of a node's connections never use it, and it is moved about with them.
+    inner: Box<Inner>,
     shared: Arc<Shared>,
     open: bool,
 }
@@ -155,7 +154,8 @@ impl ConnectionHandler for Door {
         if self.open || self.shared.is_member(&self.peer) {
             self.inner.listen_protocol()
         } else {
-            self.shut.listen_protocol()
+            let shut: Inner = Either::Right(dummy::ConnectionHandler);
+            shut.listen_protocol()
         }
     }
 

@@ -9,8 +9,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::acceptor::Acceptor;
 use super::limits::Limits;
 use super::links::Link;
+use super::websocket;
 use super::{Command, now};
-use crate::{AddressBook, Counters, Estimate, PeerTable, ReachStatus, RefusedCounters};
+use crate::{AddressBook, Counters, Estimate, PeerTable, ReachStatus, Refused, RefusedCounters};
 use lapwing_base::{Bandwidth, Multiaddr, PeerId};
 
 /// One network's shared state.
@@ -21,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) acceptor: Acceptor,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refused: RefusedCounters,
+    /// What the WebSocket transport has turned away.
+    pub(crate) websockets: Arc<websocket::Counters>,
     pub(crate) probe_interval: Duration,
     /// Woken when there may be a link to probe.
     pub(crate) probe_wanted: Notify,
@@ -50,6 +53,7 @@ impl Shared {
             acceptor: Acceptor::default(),
             limits: Arc::new(limits),
             refused: RefusedCounters::default(),
+            websockets: Arc::default(),
             probe_interval,
             probe_wanted: Notify::new(),
             book: Mutex::default(),
@@ -66,6 +70,17 @@ impl Shared {
 
     pub(crate) fn peers(&self) -> MutexGuard<'_, PeerTable> {
         lock(&self.peers)
+    }
+
+    /// What was turned away so far.
+    pub(crate) fn refused(&self) -> Refused {
+        let websockets = &self.websockets;
+        Refused {
+            websockets: websockets.refused_crowded()
+                + websockets.refused_prefix()
+                + websockets.failed_handshakes(),
+            ..self.refused.get()
+        }
     }
 
     pub(crate) fn counters(&self, peer: PeerId) -> Arc<Counters> {

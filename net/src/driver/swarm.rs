@@ -19,11 +19,15 @@ use super::pinging::Pinging;
 use super::quic::{self, Quic};
 use super::relaying::Relaying;
 use super::shared::Shared;
-use super::websocket::{self, Counters, Proxy, WebSocketConfig};
+use super::websocket::{self, Proxy, WebSocketConfig};
 use lapwing_base::{Keypair, PeerId};
 
 /// Connections with peers that are not members close after this much idleness.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A main has thousands of connections, and links know by themselves how far their peers are: this is for those that
+/// are no nodes of ours.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Everything that is spoken over a connection.
 #[derive(NetworkBehaviour)]
@@ -67,8 +71,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         certificate,
         ..WebSocketConfig::default()
     };
-    let turned_away = Arc::new(Counters::default());
-    let websocket = websocket::transport(keypair, &config, &turned_away)
+    let websocket = websocket::transport(keypair, &config, &shared.websockets)
         .map_err(|error| StartError::WebSocket { source: error.into() })?;
     let transport = quic::Transport::new(quic)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -82,7 +85,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         .with_agent_version(agent)
         .with_push_listen_addr_updates(true);
     let ping = ping::Config::new()
-        .with_interval(Duration::from_secs(5))
+        .with_interval(PING_INTERVAL)
         .with_timeout(Duration::from_secs(10));
     let protocols = Protocols {
         upkeep: Behaviour::new(Arc::clone(&shared)),

@@ -5,6 +5,7 @@
 mod connections;
 mod exchange;
 mod foreign;
+mod hostile;
 mod identity;
 mod lifecycle;
 mod limits;

@@ -42,7 +42,7 @@ enum Addresses {
     /// Bound to one, which has not been told yet.
     One(Option<Multiaddr>),
     /// Bound to all interfaces.
-    Every(IfWatcher),
+    Every(Box<IfWatcher>),
 }
 
 impl Listener {
@@ -54,7 +54,7 @@ impl Listener {
     ) -> io::Result<Self> {
         let local = socket.local();
         let addresses = if local.ip().is_unspecified() {
-            Addresses::Every(IfWatcher::new()?)
+            Addresses::Every(Box::new(IfWatcher::new()?))
         } else {
             Addresses::One(Some(to_multiaddr(local)))
         };

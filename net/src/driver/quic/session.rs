@@ -7,9 +7,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, OptionFuture};
@@ -20,18 +20,35 @@ use tracing::{debug, trace};
 use super::Quic;
 use super::message::{Message, SIZE_MAX};
 use super::muxer::Substream;
-use super::priority;
-use crate::driver::acceptor::HELLO_TIMEOUT;
+use super::settings::STREAMS_AT_FIRST;
+use super::{priority, settings};
+use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT};
 use crate::driver::now;
+use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::{Dialed, LinkStatus, Packets, Path, SocketId, Transport, decode, encode};
+use crate::{Allowance, Dialed, LinkStatus, Packets, Path, SocketId, Transport, Unwelcome, decode, encode};
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
 /// Why a connection was closed, for the other end's log.
 pub(crate) const CLOSED: VarInt = VarInt::from_u32(0);
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(1);
 const SILENT: VarInt = VarInt::from_u32(2);
+const MISBEHAVED: VarInt = VarInt::from_u32(3);
+
+/// Streams and messages that are none may happen, as between versions; a peer that goes on with them wants to keep us
+/// busy.
+const OFFENCES: Allowance = Allowance::new(64, Duration::from_secs(1));
+
+/// Messages about the session: a peer sends a handful in its lifetime, and a few whenever it moves or wants bulk.
+const MESSAGES: Allowance = Allowance::new(32, Duration::from_millis(500));
+
+/// How often the peer is asked for a bulk lane at most, however many channels wait for it.
+const BULK_ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A bulk lane that has carried nothing for so long is closed: a main would keep one for each of thousands of homes,
+/// and another one costs a round trip.
+const BULK_IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// How long an opener of a bulk stream waits for the lane; the handshake has a shorter patience of its own.
 const BULK_PATIENCE: Duration = Duration::from_secs(5);
@@ -60,6 +77,9 @@ pub(crate) struct Session {
     failures: AtomicU64,
     /// Cloned into every channel.
     usage: Arc<()>,
+    /// The same of those on the bulk lane.
+    bulk_usage: Arc<()>,
+    offences: Mutex<Allowance>,
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +137,8 @@ impl Session {
             suspected: Notify::new(),
             failures: AtomicU64::new(0),
             usage: Arc::default(),
+            bulk_usage: Arc::default(),
+            offences: Mutex::new(OFFENCES),
         }
     }
 
@@ -134,14 +156,18 @@ impl Session {
         send.set_priority(priority::of(class)).map_err(io::Error::other)?;
         // It leaves with the first frame.
         send.write_all(&[tag(class)]).await?;
-        Ok(self.opened(send, receive))
+        Ok(self.opened(class, send, receive))
     }
 
-    fn opened(&self, send: SendStream, receive: RecvStream) -> Opened {
+    fn opened(&self, class: Class, send: SendStream, receive: RecvStream) -> Opened {
         Opened {
             stream: Stream::quic(send, receive),
-            usage: Arc::clone(&self.usage),
+            usage: Arc::clone(self.usage_of(priority::is_bulk(class))),
         }
+    }
+
+    const fn usage_of(&self, bulk: bool) -> &Arc<()> {
+        if bulk { &self.bulk_usage } else { &self.usage }
     }
 
     async fn bulk_lane(&self) -> io::Result<Connection> {
@@ -180,7 +206,22 @@ impl Session {
 
     /// Whether any channel is open over it.
     pub(crate) fn in_use(&self) -> bool {
-        Arc::strong_count(&self.usage) > 1
+        Arc::strong_count(&self.usage) > 1 || Arc::strong_count(&self.bulk_usage) > 1
+    }
+
+    /// Channels that are open over one of its connections.
+    fn channels(&self, bulk: bool) -> u32 {
+        u32::try_from(Arc::strong_count(self.usage_of(bulk)) - 1).unwrap_or(u32::MAX)
+    }
+
+    /// The peer has done what no node of ours does. Ends the session when it goes on with it.
+    fn offend(&self, quic: &Quic, what: Unwelcome) {
+        quic.shared.refused.count(what);
+        if !lock(&self.offences).take(now()) && self.control.close_reason().is_none() {
+            debug!(peer = %self.peer, "peer misbehaves, closing the session");
+            quic.shared.refused.count(Unwelcome::Session);
+            self.control.close(MISBEHAVED, b"too much that is not understood");
+        }
     }
 
     /// Watches the peer more or less closely from now on.
@@ -274,6 +315,10 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         substreams,
         messages,
         observed: None,
+        allowed: MESSAGES,
+        bulk_asked_at: None,
+        bulk_idle: None,
+        streams: Streams::default(),
         liveness: Liveness::new(*session.pace.borrow(), now()),
     };
     let ended = task.run(inbox).await;
@@ -299,7 +344,36 @@ struct Task {
     messages: mpsc::Sender<Message>,
     /// What the peer was last told of where we see it.
     observed: Option<SocketAddr>,
+    /// Messages that the peer may send.
+    allowed: Allowance,
+    /// When the peer was last asked for a bulk lane.
+    bulk_asked_at: Option<Instant>,
+    /// How much the bulk lane had carried when it was last seen idle, and since when that has not changed.
+    bulk_idle: Option<(u64, Instant)>,
+    streams: Streams,
     liveness: Liveness,
+}
+
+/// How many streams the peer may have open on one connection.
+///
+/// Each has its place in two tables as soon as it is allowed, some 90 bytes, so most peers are allowed few; members
+/// that use half of theirs are given more.
+struct Streams(u32);
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self(STREAMS_AT_FIRST)
+    }
+}
+
+impl Streams {
+    fn make_room(&mut self, connection: &Connection, session: &Session, quic: &Quic, bulk: bool) {
+        let is_short = session.channels(bulk) >= self.0 / 2;
+        if is_short && self.0 < settings::STREAMS_MAX && quic.shared.is_member(&session.peer) {
+            self.0 = (self.0 * 4).min(settings::STREAMS_MAX);
+            connection.set_max_concurrent_bi_streams(self.0.into());
+        }
+    }
 }
 
 impl Task {
@@ -316,6 +390,7 @@ impl Task {
             let wake_at = match self.liveness.poll(control.rtt(), now()) {
                 Beat::Wait(at) => at,
                 Beat::Probe(number) => {
+                    self.rest_bulk();
                     // Where datagrams are not to be had, the transport's own idle timeout is left.
                     let _ = control.send_datagram(beat(PROBE, number));
                     continue;
@@ -328,11 +403,15 @@ impl Task {
             };
             tokio::select! {
                 stream = control.accept_bi() => match stream {
-                    Ok((send, receive)) => self.route(send, receive),
+                    Ok((send, receive)) => {
+                        self.streams.make_room(control, &session, &self.quic, false);
+                        self.route(send, receive);
+                    }
                     Err(error) => return error,
                 },
                 stream = control.accept_uni() => match stream {
-                    Ok(receive) => self.read_message(receive),
+                    Ok(receive) if self.allowed.take(now()) => self.read_message(receive),
+                    Ok(_) => session.offend(&self.quic, Unwelcome::Message),
                     Err(error) => return error,
                 },
                 datagram = control.read_datagram() => match datagram {
@@ -362,7 +441,7 @@ impl Task {
                             dialing_now = true;
                             dialing = Some(self.quic.dial_bulk(&session, control.remote_address())).into();
                         }
-                        Dialed::ByThem if !up => self.tell(Message::BulkWanted),
+                        Dialed::ByThem if !up => self.ask_bulk(now()),
                         Dialed::ByUs | Dialed::ByThem => (),
                     }
                 }
@@ -392,6 +471,37 @@ impl Task {
         let used = self.session.in_use() && pace.interval > Pace::USED.interval;
         self.liveness
             .set_pace(if used { Pace::USED } else { pace }, now());
+    }
+
+    fn ask_bulk(&mut self, now: Instant) {
+        if self.bulk_asked_at.is_none_or(|at| now >= at + BULK_ASK_INTERVAL) {
+            self.bulk_asked_at = Some(now);
+            self.tell(Message::BulkWanted);
+        }
+    }
+
+    /// Closes the bulk lane when nobody uses it. That is for the one who dialed it: two would do it at once.
+    fn rest_bulk(&mut self) {
+        let session = &self.session;
+        let lane = match &*session.bulk.borrow() {
+            Bulk::Up(lane) if session.dialed == Dialed::ByUs && session.channels(true) == 0 => lane.clone(),
+            _ => {
+                self.bulk_idle = None;
+                return;
+            }
+        };
+        let stats = lane.stats();
+        let (carried, now) = (stats.frame_tx.stream + stats.frame_rx.stream, now());
+        match self.bulk_idle {
+            Some((before, since)) if before == carried => {
+                if now >= since + BULK_IDLE_MAX {
+                    trace!(peer = %session.peer, "closing the bulk lane, which is idle");
+                    lane.close(CLOSED, b"idle");
+                    self.bulk_idle = None;
+                }
+            }
+            _ => self.bulk_idle = Some((carried, now)),
+        }
     }
 
     async fn report(&self, event: SessionEvent) {
@@ -431,16 +541,21 @@ impl Task {
     }
 
     fn read_message(&self, mut receive: RecvStream) {
-        let (messages, peer) = (self.messages.clone(), self.session.peer);
+        let messages = self.messages.clone();
+        let (session, quic) = (Arc::clone(&self.session), Arc::clone(&self.quic));
         self.quic.tracker.spawn(async move {
+            let peer = session.peer;
             let read = tokio::time::timeout(HELLO_TIMEOUT, receive.read_to_end(SIZE_MAX)).await;
             let Ok(Ok(bytes)) = read else {
-                return;
+                return session.offend(&quic, Unwelcome::Message);
             };
             match decode::<Message>(&bytes) {
                 Ok(message) => drop(messages.send(message).await),
                 // A later version may say more than we know.
-                Err(error) => debug!(%peer, %error, "a message about the session is not understood"),
+                Err(error) => {
+                    debug!(%peer, %error, "a message about the session is not understood");
+                    session.offend(&quic, Unwelcome::Message);
+                }
             }
         });
     }
@@ -490,6 +605,7 @@ async fn route(
             }
             Announced::Class(class) => {
                 debug!(peer = %session.peer, %class, "a stream of bulk came outside the bulk lane");
+                session.offend(&quic, Unwelcome::Stream);
                 let _ = send.reset(REFUSED);
             }
             Announced::Libp2p => {
@@ -499,21 +615,26 @@ async fn route(
             }
             Announced::Nothing => {
                 debug!(peer = %session.peer, first = first[0], "a stream is of no known kind");
+                session.offend(&quic, Unwelcome::Stream);
                 let _ = send.reset(REFUSED);
             }
         }
     };
     // A stream that says nothing for so long is half-open and dropped.
-    let _ = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
+    if tokio::time::timeout(HELLO_TIMEOUT, accepting).await.is_err() {
+        quic.shared.refused.count(Unwelcome::Stream);
+    }
 }
 
 /// Takes the streams of a bulk lane until it ends.
 pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Connection) {
+    let mut streams = Streams::default();
     let why = loop {
         let (mut send, mut receive) = match lane.accept_bi().await {
             Ok(stream) => stream,
             Err(error) => break error,
         };
+        streams.make_room(&lane, &session, &quic, true);
         let (session, quic_of_stream) = (Arc::clone(&session), Arc::clone(&quic));
         quic.tracker.spawn(async move {
             let accepting = async {
@@ -527,11 +648,14 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
                     }
                     _ => {
                         debug!(peer = %session.peer, first = first[0], "the bulk lane carries nothing but bulk");
+                        session.offend(&quic_of_stream, Unwelcome::Stream);
                         let _ = send.reset(REFUSED);
                     }
                 }
             };
-            let _ = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
+            if tokio::time::timeout(HELLO_TIMEOUT, accepting).await.is_err() {
+                quic_of_stream.shared.refused.count(Unwelcome::Stream);
+            }
         });
     };
     trace!(peer = %session.peer, %why, "bulk lane ended");
@@ -547,9 +671,12 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
 async fn accept(session: &Session, quic: &Quic, class: Class, send: SendStream, receive: RecvStream) {
     // Answers travel as urgently as what they answer. It fails where the stream has ended, which the first use tells.
     let _ = send.set_priority(priority::of(class));
-    let opened = session.opened(send, receive);
-    quic.shared
+    let opened = session.opened(class, send, receive);
+    let accepting = quic
+        .shared
         .acceptor
-        .accept(session.peer, class, opened, &quic.shared)
-        .await;
+        .accept(session.peer, class, opened, &quic.shared);
+    if accepting.await == Accepted::NotOurs {
+        session.offend(quic, Unwelcome::Stream);
+    }
 }

@@ -23,9 +23,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(12);
 /// Before anything was measured. Half of the default: the first loss costs 300 ms and not a second.
 const RTT_INITIAL: Duration = Duration::from_millis(100);
 
-/// Streams that one peer may have open with us over one connection: two kinds' worth of channels, and as many on
+/// Streams that a member may have open with us over one connection: two kinds' worth of channels, and as many on
 /// their way.
-const STREAMS_MAX: u32 = 1024;
+pub(super) const STREAMS_MAX: u32 = 1024;
+
+/// What everybody may have open before any is used: libp2p's own substreams, and enough for a request to each kind.
+pub(super) const STREAMS_AT_FIRST: u32 = 32;
 
 /// Messages about the session itself; each is short and read at once.
 const UNI_STREAMS_MAX: u32 = 8;
@@ -155,7 +158,7 @@ fn base(datagram_max: u16) -> TransportConfig {
     discovery.upper_bound(datagram_max);
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_bidi_streams(STREAMS_AT_FIRST.into())
         .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)

@@ -14,7 +14,7 @@ use socket2::{Domain, SockRef, Socket as RawSocket, Type};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
-use crate::SocketId;
+use crate::{Probe, SocketId};
 
 /// The kernel's buffer in each direction: 60 ms of a gigabit. Memory is used only while packets wait.
 const BUFFER: usize = 8 << 20;
@@ -110,10 +110,7 @@ impl Socket {
     /// What the system says of the destination.
     pub(crate) fn send_priming(&self, to: SocketAddr, payload: &[u8], hops: u32) -> io::Result<()> {
         let raw = SockRef::from(&self.io);
-        let (read, write): (
-            fn(&SockRef<'_>) -> io::Result<u32>,
-            fn(&SockRef<'_>, u32) -> io::Result<()>,
-        ) = if self.local.is_ipv4() {
+        let (read, write): (ReadHops, WriteHops) = if self.local.is_ipv4() {
             (|raw| raw.ttl_v4(), |raw, hops| raw.set_ttl_v4(hops))
         } else {
             (
@@ -143,7 +140,7 @@ impl Socket {
         for datagram in received.chunks(stride) {
             if is_quic(datagram) {
                 all_probes = false;
-            } else if datagram.len() <= PROBE_MAX {
+            } else if Probe::is_ours(datagram) {
                 let _ = self.probes.try_send(Stray {
                     socket: self.id,
                     from: meta.addr,
@@ -157,6 +154,9 @@ impl Socket {
         // Otherwise QUIC sees a probe of the same length among its packets, and drops it.
     }
 }
+
+type ReadHops = fn(&SockRef<'_>) -> io::Result<u32>;
+type WriteHops = fn(&SockRef<'_>, u32) -> io::Result<()>;
 
 /// Every packet of QUIC version 1 has its "fixed bit" set (RFC 9000 section 17).
 fn is_quic(datagram: &[u8]) -> bool {

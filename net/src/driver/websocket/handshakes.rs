@@ -1,7 +1,9 @@
 //! Who may be half-way in: a bound on handshakes, in all and from one network. Has no sockets and no clock.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::driver::addresses::prefix;
 
 /// Handshakes in progress.
 ///
@@ -94,20 +96,6 @@ impl Handshakes {
             if *count == 0 {
                 self.per_prefix.remove(&prefix);
             }
-        }
-    }
-}
-
-/// What one customer has at least: a /24 of IPv4, a /48 of IPv6 (RFC 6177).
-fn prefix(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            let [a, b, c, _] = ip.octets();
-            Ipv4Addr::new(a, b, c, 0).into()
-        }
-        IpAddr::V6(ip) => {
-            let [a, b, c, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into()
         }
     }
 }
