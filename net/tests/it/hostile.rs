@@ -63,6 +63,7 @@ async fn half_open_streams_are_few_and_given_up() {
         why = raw.is_alive() => panic!("the session has ended: {why}"),
     }
     // Others may take their places.
+    drop(streams);
     raw.connection.open_bi().await.unwrap();
 }
 
