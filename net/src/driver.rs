@@ -253,7 +253,7 @@ impl Driver {
                 .await
                 .map_err(|source| StartError::Interfaces { source })?
         };
-        let role = config.role.or(only_loopback.then_some(Role::Main));
+        let role = config.role.or_else(|| only_loopback.then_some(Role::Main));
         let mut listeners = Vec::new();
         for asked in listen {
             match swarm.listen_on(asked.clone()) {
@@ -449,6 +449,10 @@ impl Driver {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
+            if let LinkId::Lane(connection) = id {
+                // libp2p keeps the connections of members, and without its lane this one is of no use.
+                self.swarm.close_connection(connection);
+            }
             self.retiring.remove(&id);
             if let Some(link) = self.links.get(&id) {
                 debug!(peer = %link.peer(), rung = %link.rung(), "closing the path that is not needed any more");
@@ -864,6 +868,10 @@ impl Driver {
         let Some(rung) = self.links.remove(&id).map(|link| link.rung()) else {
             return;
         };
+        if let LinkId::Lane(connection) = id {
+            // libp2p keeps the connections of members, and without its lane this one is of no use.
+            self.swarm.close_connection(connection);
+        }
         self.retiring.remove(&id);
         let last = self.connections.closed(&peer, id);
         self.publish_link(&peer);

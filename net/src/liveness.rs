@@ -128,7 +128,8 @@ impl Liveness {
         self.due_at = now + interval;
         // Silence counts from the last answer, as far as it was asked for another in time.
         let asked_in_time = now.checked_sub(pace.interval).unwrap_or(now);
-        self.silent_since.get_or_insert(self.heard_at.max(asked_in_time));
+        let since = self.heard_at.max(asked_in_time);
+        self.silent_since = self.silent_since.or(Some(since));
         self.unanswered = self.unanswered.saturating_add(1);
         self.number += 1;
         Beat::Probe(self.number)

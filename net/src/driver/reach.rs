@@ -634,7 +634,10 @@ impl Driver {
         };
         There {
             seen_at,
-            rtt: link.as_ref().and_then(Link::rtt).or(to_relay.map(|rtt| rtt * 2)),
+            rtt: link
+                .as_ref()
+                .and_then(Link::rtt)
+                .or_else(|| to_relay.map(|rtt| rtt * 2)),
         }
     }
 

@@ -111,8 +111,8 @@ fn the_homes_of_a_relay_that_is_killed_turn_to_others() {
                 let gone = home.peer(killed).is_none_or(|peer| !peer.connected);
                 let held = home.reach().reservations;
                 let moved = held.len() == 2 && held.iter().all(|(relay, _)| *relay != killed.id());
-                noticed[number] = noticed[number].or(gone.then(|| since.elapsed()));
-                elsewhere[number] = elsewhere[number].or(moved.then(|| since.elapsed()));
+                noticed[number] = noticed[number].or_else(|| gone.then(|| since.elapsed()));
+                elsewhere[number] = elsewhere[number].or_else(|| moved.then(|| since.elapsed()));
             }
             noticed.iter().chain(&elsewhere).all(Option::is_some)
         },
@@ -172,7 +172,7 @@ fn whatever_befalls_an_uplink_sessions_come_back_and_nothing_grows() {
     let (router, host) = (&world.routers[0], &world.home_hosts[0]);
     let shape = Shape::delayed(DELAY);
     let slow = Shape::delayed(Duration::from_millis(295));
-    let befall: [(&str, Box<dyn Fn()>, Duration, Box<dyn Fn()>); 6] = [
+    let befall: [Fault<'_>; 6] = [
         (
             "another address outside",
             Box::new(|| {
@@ -266,6 +266,9 @@ fn whatever_befalls_an_uplink_sessions_come_back_and_nothing_grows() {
     println!("before {before:?}\nafter  {after:?}");
     assert!(after.fits(&before));
 }
+
+/// What happens, how it begins, how long it lasts and how it ends.
+type Fault<'a> = (&'a str, Box<dyn Fn() + 'a>, Duration, Box<dyn Fn() + 'a>);
 
 /// What nodes hold.
 #[derive(Debug)]
