@@ -689,7 +689,7 @@ impl Driver {
         }
     }
 
-    fn on_identify(&mut self, event: identify::Event) {
+    fn on_identify(&self, event: identify::Event) {
         if let identify::Event::Received { peer_id, info, .. } = event {
             self.shared.peers().entry(peer_id).set_agent(&info.agent_version);
             let addrs = info.listen_addrs.iter().map(without_peer).collect();
@@ -770,7 +770,7 @@ impl Driver {
             LocalDiscoveryConfig::default(),
             self.announced.subscribe(),
             self.interfaces.clone(),
-            StdRng::from_rng(&mut rand::rng()),
+            StdRng::from_seed(rand::random()),
             &self.tracker,
             self.stop.clone(),
         );

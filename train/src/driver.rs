@@ -653,7 +653,7 @@ impl Driver {
     fn on_served(&mut self, served: Served) {
         match served {
             Served::Done => (),
-            Served::Opened(peer, Ok(Opening::Offered(offered))) => self.on_offered(peer, offered),
+            Served::Opened(peer, Ok(Opening::Offered(offered))) => self.on_offered(peer, *offered),
             Served::Opened(peer, Ok(Opening::Withdrawn { job, round })) => {
                 self.on_withdrawn(peer, job, round)
             }

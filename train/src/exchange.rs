@@ -81,8 +81,12 @@ pub(crate) enum Decline {
 /// What a partner opened a channel for.
 #[derive(Debug)]
 pub(crate) enum Opening {
-    Offered(Offered),
-    Withdrawn { job: JobId, round: Round },
+    /// Boxed: it is many times the size of the other.
+    Offered(Box<Offered>),
+    Withdrawn {
+        job: JobId,
+        round: Round,
+    },
 }
 
 /// A partner's channel, up to and including its offer.
@@ -98,7 +102,7 @@ pub(crate) async fn accept(mut channel: Channel, patience: Duration) -> Result<O
         .await
         .map_err(|_| ExchangeError::Late)??;
     match greeting(frame)? {
-        Greeting::Offer(offer) => Ok(Opening::Offered(Offered { channel, offer })),
+        Greeting::Offer(offer) => Ok(Opening::Offered(Box::new(Offered { channel, offer }))),
         Greeting::Withdrawn { job, round } => Ok(Opening::Withdrawn { job, round }),
         Greeting::Declined(reason) => Err(ExchangeError::Declined(reason)),
     }

@@ -106,6 +106,7 @@ impl Direction {
 pub(super) type UnderWay = VecDeque<(Instant, Vec<u8>)>;
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
     use super::*;
 

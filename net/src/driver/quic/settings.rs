@@ -117,7 +117,9 @@ impl Settings {
 
 impl RouteSettings {
     fn new(identity: &Identity, datagram_max: u16) -> Self {
-        let session = Arc::new(session(datagram_max));
+        // A session's datagrams stay short: a probe as long as the first window would hold up what may not wait, and
+        // even the close frame.
+        let session = Arc::new(session());
         let bulk = Arc::new(bulk(datagram_max));
         let mut dial = ClientConfig::new(Arc::clone(&identity.dial) as _);
         dial.transport_config(Arc::clone(&session));
@@ -137,8 +139,8 @@ impl RouteSettings {
     }
 }
 
-fn session(datagram_max: u16) -> TransportConfig {
-    let mut config = base(datagram_max);
+fn session() -> TransportConfig {
+    let mut config = base(DATAGRAMS_MAX[0]);
     config
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into())
