@@ -158,6 +158,33 @@ pub(crate) fn render(status: &StatusDocument) -> String {
         "Peers with a connection to this node.",
     );
     text.sample("lapwing_peers_connected", &none, connected);
+    let relayed = status.network.peers.iter();
+    let relayed = relayed
+        .filter(|peer| peer.path == Some(lapwing_net::Path::Relayed))
+        .count();
+    text.family(
+        "lapwing_peers_relayed",
+        "gauge",
+        "Peers that are reached through a relay.",
+    );
+    text.sample("lapwing_peers_relayed", &none, relayed);
+    text.family(
+        "lapwing_reservations",
+        "gauge",
+        "Relays that accept circuits for this node; a main needs none.",
+    );
+    text.sample("lapwing_reservations", &none, status.network.reservations.len());
+    text.family(
+        "lapwing_network_refused_total",
+        "counter",
+        "What was turned away at the door since the process started, by what it was.",
+    );
+    if let Ok(serde_json::Value::Object(refused)) = serde_json::to_value(status.network.refused) {
+        for (what, count) in refused {
+            let count = count.as_u64().unwrap_or(0);
+            text.sample("lapwing_network_refused_total", &[("what", &what)], count);
+        }
+    }
     // Summed over peers: a label for each peer would grow without bound in a large cluster.
     text.family(
         "lapwing_network_payload_bytes_total",

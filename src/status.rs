@@ -3,7 +3,7 @@
 
 use lapwing_base::{ByteSize, CLASSES, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
-use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, Transport};
+use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, Refused, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -158,6 +158,8 @@ pub struct NetworkSection {
     pub nat: NatType,
     /// Relays that accept circuits for it.
     pub reservations: Vec<ReservationSection>,
+    /// What was turned away since the start, by what it was.
+    pub refused: Refused,
     /// Everybody it knows.
     pub peers: Vec<PeerSection>,
 }
@@ -352,6 +354,7 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
         state,
         listen: network.listen,
         external: network.reach.advertised,
+        refused: network.refused,
         nat: network.reach.nat,
         reservations: network
             .reach

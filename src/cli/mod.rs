@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(
             names,
             [
-                "demo", "doctor", "gateway", "node", "status", "peers", "job", "cluster", "bench"
+                "demo", "gateway", "node", "status", "peers", "job", "cluster", "doctor", "bench"
             ]
         );
     }
