@@ -635,7 +635,7 @@ impl Mux {
     }
 }
 
-/// Channels of each side: the exchanges of a thousand peers over one gateway, and 16 MiB of [`WINDOW_MIN`].
+/// Channels of each side: the exchanges of a thousand peers over one gateway, and 16 MiB of their smallest windows.
 pub const CHANNELS_MAX: usize = 1024;
 
 /// Bytes that may be sent on a channel before its reader has read any: one slice.
