@@ -11,6 +11,7 @@ mod channel;
 mod congestion;
 mod explain;
 mod frames;
+mod fused;
 mod http;
 mod identity;
 mod interfaces;

@@ -15,6 +15,7 @@ use tracing::trace;
 use super::acceptor::{Accepted, HELLO_TIMEOUT};
 use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
+use super::fused::Fused;
 use super::lane::{Lane, LaneConfig, LaneStream};
 use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::Shared;
@@ -182,7 +183,7 @@ impl LaneLink {
             ..LaneConfig::default()
         };
         let stop = stop.child_token();
-        let (lane, inbound) = Lane::start(stream, side, config, tracker, &stop);
+        let (lane, inbound) = Lane::start(Fused::new(stream), side, config, tracker, &stop);
         let link = Arc::new(Self {
             id,
             peer,
