@@ -869,8 +869,11 @@ impl Driver {
         let Some(rung) = self.links.remove(&id).map(|link| link.rung()) else {
             return;
         };
-        if let LinkId::Lane(connection) = id {
-            // libp2p keeps the connections of members, and without its lane this one is of no use.
+        if let LinkId::Lane(connection) = id
+            && self.is_member(&peer)
+        {
+            // libp2p keeps the connections of members, and without its lane this one is of no use. Those of others,
+            // who may speak libp2p's protocols only, end when they are idle.
             self.swarm.close_connection(connection);
         }
         self.retiring.remove(&id);
