@@ -23,6 +23,7 @@ mod scope;
 mod strategy;
 mod udp_verdicts;
 mod vetting;
+mod whereabouts;
 mod witness;
 
 #[cfg(test)]
@@ -44,4 +45,5 @@ pub use scope::Scope;
 pub use strategy::Strategy;
 pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
 pub use vetting::Vetting;
+pub use whereabouts::Whereabouts;
 pub use witness::{Stance, Witness, WitnessAction, WitnessMessage, WitnessRefusal};

@@ -23,7 +23,7 @@ use crate::{
     LadderAction, NatType, NetworkPrint, Observation, Observations, Presence, Probe, PunchAction, PunchError,
     PunchMessage, Punches, ReachAction, ReachStatus, Reachability, RelayedBecause, ReservationAction,
     ReservationRefusal, Reservations, Rung, SocketId, Stance, Standing, There, Udp, UdpVerdicts, Unwelcome,
-    Witness, WitnessAction,
+    Whereabouts, Witness, WitnessAction,
 };
 use lapwing_base::{Multiaddr, PeerId, Role};
 
@@ -50,7 +50,7 @@ pub(crate) struct Reach {
     /// Where relays were dialed. Those that are no nodes of ours have no link that would say so.
     relays_dialed: HashMap<PeerId, Multiaddr>,
     /// Where relays see those peers that we reach through them.
-    seen_at: HashMap<PeerId, Vec<IpAddr>>,
+    seen_at: Whereabouts,
     /// Until when the peer's handshake is waited for, after a path was found on which the peer dials.
     awaited: HashMap<PeerId, Instant>,
     /// What a router forwards to us.
@@ -117,7 +117,7 @@ impl Reach {
             circuits: HashMap::new(),
             asked: BTreeSet::new(),
             relays_dialed: HashMap::new(),
-            seen_at: HashMap::new(),
+            seen_at: Whereabouts::default(),
             awaited: HashMap::new(),
             mapped: None,
             standing: None,
@@ -336,7 +336,7 @@ impl Driver {
             .candidates
             .trying(peer, address.clone(), kind, CandidateSource::Learned, now);
         if let Some(relay) = relay_of(&address) {
-            self.ask_where(relay, peer);
+            self.ask_where(relay, peer, now);
         }
         if let Some(to) = socket_address(&address) {
             self.reach.reachability.sent(to, now);
@@ -432,7 +432,7 @@ impl Driver {
         if let Link::Lane(lane) = link
             && let Some(relay) = relay_of(&lane.address)
         {
-            self.ask_where(relay, peer);
+            self.ask_where(relay, peer, now);
         }
         let is_main = self.gate.borrow().mains.contains(&peer);
         if is_main {
@@ -464,7 +464,7 @@ impl Driver {
         let last = self.connections.count(&peer) == 0;
         if last {
             self.reach.punches.disconnected(&peer);
-            self.reach.seen_at.remove(&peer);
+            self.reach.seen_at.forget(&peer);
         }
         if rung == Rung::Direct {
             self.reach.reachability.main_lost(&peer);
@@ -507,16 +507,16 @@ impl Driver {
     }
 
     /// Asks a relay where it sees a peer, unless that is known.
-    fn ask_where(&mut self, relay: PeerId, peer: PeerId) {
-        if !self.reach.seen_at.contains_key(&peer) && self.ask_again(relay, peer) {
-            // Replaced by the answer; until then nobody asks again.
-            self.reach.seen_at.insert(peer, Vec::new());
+    fn ask_where(&mut self, relay: PeerId, peer: PeerId, now: Instant) {
+        if self.reach.seen_at.is_due(&peer, now) && self.ask_again(relay, peer) {
+            self.reach.seen_at.asked(peer);
         }
     }
 
     /// Asks a relay where it sees a peer now; says whether the question is on its way.
     fn ask_again(&self, relay: PeerId, peer: PeerId) -> bool {
-        if relay == self.shared.me {
+        // A relay without a link is not there yet, or is no node of ours and cannot say: it is not dialed for this.
+        if relay == self.shared.me || self.shared.link(&relay).is_none() {
             return false;
         }
         let shared = Arc::clone(&self.shared);
@@ -538,14 +538,7 @@ impl Driver {
 
     pub(super) fn on_seen_at(&mut self, peer: PeerId, seen: Vec<IpAddr>, now: Instant) {
         trace!(%peer, ?seen, "where the relay sees the peer");
-        if seen.is_empty() {
-            // An older answer is better than none.
-            if self.reach.seen_at.get(&peer).is_some_and(Vec::is_empty) {
-                self.reach.seen_at.remove(&peer);
-            }
-        } else {
-            self.reach.seen_at.insert(peer, seen);
-        }
+        self.reach.seen_at.answered(peer, seen, now);
         if let Some(climb) = self.reach.climbs.get_mut(&peer)
             && std::mem::take(&mut climb.asking)
         {
@@ -557,13 +550,12 @@ impl Driver {
 
     fn punch(&mut self, peer: PeerId, now: Instant) {
         if let Some(relay) = self.relay_towards(&peer) {
-            self.ask_where(relay, peer);
+            self.ask_where(relay, peer, now);
         }
         let there = self.there(&peer);
         if there.seen_at.is_empty()
             && let Some(climb) = self.reach.climbs.get_mut(&peer)
-            && !climb.asking
-            && self.reach.seen_at.contains_key(&peer)
+            && self.reach.seen_at.is_awaited(&peer)
         {
             // The relay's answer is on its way.
             climb.asking = true;
@@ -622,7 +614,7 @@ impl Driver {
     }
 
     fn there(&self, peer: &PeerId) -> There {
-        let mut seen_at = self.reach.seen_at.get(peer).cloned().unwrap_or_default();
+        let mut seen_at = self.reach.seen_at.of(peer).to_vec();
         let link = self.shared.link(peer);
         seen_at.extend(link.as_ref().and_then(Link::remote_ip));
         // A circuit is seldom old enough to have been measured; what is known is our half of it.
@@ -916,7 +908,7 @@ impl Driver {
                 climb.due_at.is_some() || connections.count(peer) > 0 || pending.contains_key(peer)
             });
             // Asked for a dial that came to nothing.
-            self.reach.seen_at.retain(|peer, _| climbs.contains_key(peer));
+            self.reach.seen_at.retain(|peer| climbs.contains_key(peer));
         }
         self.pump(now);
     }
