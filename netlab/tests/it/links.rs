@@ -127,7 +127,10 @@ fn five_percent_of_loss_is_five_percent() {
     let lost = 100.0 * (1.0 - heard.len() as f64 / f64::from(sent));
     println!("5 % asked, {lost:.2} % lost");
     assert!((3.5..6.5).contains(&lost), "{lost}");
-    assert!(heard.is_sorted());
+    // The link keeps the order (the pipe's own tests); beyond it the kernel queues by processor, so that a packet may
+    // overtake another where the scheduler moves a thread in between.
+    let overtaken = heard.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    assert!(overtaken <= 10, "{overtaken} of {sent}");
     let up = client.link().counters(Way::Up);
     assert!(up.lost >= u64::from(sent) - heard.len() as u64, "{up:?}");
 }
