@@ -11,8 +11,10 @@ use clap::Args;
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
+use super::documents;
 use super::failure::Failure;
 use super::running::{self, Running};
 
@@ -243,9 +245,14 @@ impl Admins {
 
 impl AdminClient {
     /// Asks for a document.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, AdminError> {
         let response = self.send(Method::GET, path, None).await?;
         self.read(response).await
+    }
+
+    /// Asks for a document and reads it.
+    pub(crate) async fn get_document<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
+        documents::read(self.get(path).await?).map_err(|error| self.not_understood(&error))
     }
 
     /// Asks the node to do something.
@@ -302,10 +309,14 @@ impl AdminClient {
         let body = self.body(response).await?;
         // An answer without a body stands for "done".
         let body = if body.is_empty() { b"null" } else { body.as_slice() };
-        serde_json::from_slice(body).map_err(|error| AdminError::NotUnderstood {
+        serde_json::from_slice(body).map_err(|error| self.not_understood(&error))
+    }
+
+    fn not_understood(&self, error: &serde_json::Error) -> AdminError {
+        AdminError::NotUnderstood {
             address: self.address.clone(),
             problem: error.to_string(),
-        })
+        }
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, AdminError> {

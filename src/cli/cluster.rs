@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::admin_client::{AdminClient, Target};
-use super::documents::MembersDocument;
+use super::documents::{self, MembersDocument};
 use super::failure::Failure;
 use super::output::{Align, Output, Table, or_dash};
 
@@ -101,7 +101,7 @@ async fn members(client: &AdminClient, output: Output) -> Result<(), Failure> {
         return output.document(&document);
     }
     let document: MembersDocument =
-        serde_json::from_value(document).map_err(|error| Failure::new("read the list of members", error))?;
+        documents::read(document).map_err(|error| Failure::new("read the list of members", error))?;
     output.line(table(&document))?;
     output.line(format!(
         "cluster {}, term {}, leader {}",

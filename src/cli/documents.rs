@@ -6,30 +6,23 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct StatusDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) version: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) peer_id: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) name: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) role: String,
     pub(crate) cluster_id: Option<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) uptime_seconds: f64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) node: NodeSection,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) raft: RaftSection,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) training: TrainingSection,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) network: NetworkSection,
 }
 
@@ -37,7 +30,6 @@ pub(crate) struct StatusDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NodeSection {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
 }
@@ -46,20 +38,13 @@ pub(crate) struct NodeSection {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RaftSection {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) state: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) term: u64,
     pub(crate) leader: Option<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) voters: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) learners: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) last_log_index: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) committed_index: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) applied_index: u64,
 }
 
@@ -67,12 +52,9 @@ pub(crate) struct RaftSection {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct TrainingSection {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) state: String,
     pub(crate) job: Option<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) round: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) rounds: u64,
     pub(crate) partner: Option<String>,
     pub(crate) loss: Option<f64>,
@@ -80,9 +62,7 @@ pub(crate) struct TrainingSection {
     pub(crate) averaged_accuracy: Option<f64>,
     /// Why the node takes no useful part, when it cannot.
     pub(crate) problem: Option<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) sent_bytes: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) received_bytes: u64,
 }
 
@@ -90,11 +70,8 @@ pub(crate) struct TrainingSection {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NetworkSection {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) state: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) listen: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) peers: Vec<PeerSection>,
 }
 
@@ -102,7 +79,6 @@ pub(crate) struct NetworkSection {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct PeerSection {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) peer_id: String,
     pub(crate) name: Option<String>,
     pub(crate) path: Option<String>,
@@ -110,9 +86,7 @@ pub(crate) struct PeerSection {
     pub(crate) address: Option<String>,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) bandwidth_mbit_s: Option<f64>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) sent_bytes: BTreeMap<String, u64>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) received_bytes: BTreeMap<String, u64>,
 }
 
@@ -121,10 +95,8 @@ pub(crate) struct PeerSection {
 #[serde(default)]
 pub(crate) struct MembersDocument {
     pub(crate) cluster_id: Option<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) term: u64,
     pub(crate) leader: Option<String>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) members: Vec<MemberSection>,
 }
 
@@ -132,19 +104,12 @@ pub(crate) struct MembersDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct MemberSection {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) id: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) peer_id: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) name: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) role: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) state: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) voter: bool,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) addrs: Vec<String>,
 }
 
@@ -152,7 +117,6 @@ pub(crate) struct MemberSection {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct JobsDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) jobs: Vec<JobLine>,
 }
 
@@ -160,17 +124,11 @@ pub(crate) struct JobsDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct JobLine {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) id: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) phase: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) model: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) data: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) rounds: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) round: u64,
 }
 
@@ -184,18 +142,12 @@ pub(crate) struct SubmittedDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct JobDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) id: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) phase: String,
-    #[serde(deserialize_with = "lenient")]
-    pub(crate) spec: serde_json::Map<String, serde_json::Value>,
+    pub(crate) spec: serde_json::Map<String, Value>,
     pub(crate) parameters: Option<u64>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) round: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) history: Vec<RoundDocument>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) evaluations: Vec<EvaluationDocument>,
     pub(crate) manifest: Option<ManifestDocument>,
 }
@@ -208,10 +160,7 @@ impl JobDocument {
 
     /// All rounds that the job asks for.
     pub(crate) fn rounds(&self) -> u64 {
-        self.spec
-            .get("rounds")
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or(0)
+        self.spec.get("rounds").and_then(Value::as_u64).unwrap_or(0)
     }
 }
 
@@ -219,18 +168,13 @@ impl JobDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RoundDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) round: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) kind: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) pairs: Vec<[String; 2]>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) alone: Vec<String>,
     /// `None` while the round is open.
     pub(crate) merged: Option<Vec<[String; 2]>>,
     pub(crate) took_ms: Option<u64>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) nodes: Vec<NodeRoundDocument>,
 }
 
@@ -246,14 +190,10 @@ impl RoundDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NodeRoundDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) node: String,
     pub(crate) loss: Option<f64>,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) samples: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) sent_bytes: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) received_bytes: u64,
 }
 
@@ -261,15 +201,10 @@ pub(crate) struct NodeRoundDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct EvaluationDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) round: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) averaged_accuracy: f64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) local_accuracy: f64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) transferred_bytes: u64,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) local: BTreeMap<String, f64>,
 }
 
@@ -277,9 +212,7 @@ pub(crate) struct EvaluationDocument {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct ManifestDocument {
-    #[serde(deserialize_with = "lenient")]
     pub(crate) hash: String,
-    #[serde(deserialize_with = "lenient")]
     pub(crate) holders: Vec<String>,
 }
 
@@ -288,13 +221,22 @@ pub(crate) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Reads null as the default.
-fn lenient<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+/// Reads a document, with null as if the key were missing.
+pub(crate) fn read<T: DeserializeOwned>(mut document: Value) -> Result<T, serde_json::Error> {
+    drop_nulls(&mut document);
+    serde_json::from_value(document)
+}
+
+/// Takes out every key whose value is null. As deep as the parser went, which stops at 128 levels.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|_, value| !value.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => (),
+    }
 }
 
 #[cfg(test)]
@@ -305,7 +247,7 @@ mod tests {
     fn unknown_and_null_and_missing_keys_do_not_stop_a_reader() {
         let text =
             r#"{"peer_id": "x", "role": null, "raft": {"term": 3, "voters": null}, "later": {"a": 1}}"#;
-        let document: StatusDocument = serde_json::from_str(text).unwrap();
+        let document: StatusDocument = read(serde_json::from_str(text).unwrap()).unwrap();
         assert_eq!(document.peer_id, "x");
         assert_eq!(document.role, "");
         assert_eq!(document.raft.term, 3);
@@ -315,7 +257,7 @@ mod tests {
     #[test]
     fn an_open_round_is_told_from_one_that_merged_nothing() {
         let text = r#"{"history": [{"round": 1, "pairs": [["n1", "n2"]], "merged": []}, {"round": 2, "merged": null}]}"#;
-        let document: JobDocument = serde_json::from_str(text).unwrap();
+        let document: JobDocument = read(serde_json::from_str(text).unwrap()).unwrap();
         assert_eq!(document.history[0].merged, Some(Vec::new()));
         assert_eq!(document.history[1].merged, None);
     }

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::admin_client::{AdminClient, Target};
 use super::cluster::{done, escaped};
-use super::documents::{EvaluationDocument, JobDocument, JobsDocument, RoundDocument, SubmittedDocument};
+use super::documents::{
+    self, EvaluationDocument, JobDocument, JobsDocument, RoundDocument, SubmittedDocument,
+};
 use super::failure::Failure;
 use super::output::{Align, Output, Table, or_dash, percent, span};
 
@@ -94,7 +96,7 @@ async fn submit(file: &Path, client: &AdminClient, output: Output) -> Result<(),
         return output.document(&answer);
     }
     let submitted: SubmittedDocument =
-        serde_json::from_value(answer).map_err(|error| Failure::new("read the job's number", error))?;
+        documents::read(answer).map_err(|error| Failure::new("read the job's number", error))?;
     output.line(submitted.id)
 }
 
@@ -133,7 +135,7 @@ async fn list(client: &AdminClient, output: Output) -> Result<(), Failure> {
         return output.document(&document);
     }
     let document: JobsDocument =
-        serde_json::from_value(document).map_err(|error| Failure::new("read the list of jobs", error))?;
+        documents::read(document).map_err(|error| Failure::new("read the list of jobs", error))?;
     let mut table = Table::new([
         ("id", Align::Left),
         ("phase", Align::Left),
@@ -165,8 +167,7 @@ async fn show(subject: &Subject, output: Output) -> Result<(), Failure> {
     if output.is_json() {
         return output.document(&document);
     }
-    let job: JobDocument =
-        serde_json::from_value(document).map_err(|error| Failure::new("read the job", error))?;
+    let job: JobDocument = documents::read(document).map_err(|error| Failure::new("read the job", error))?;
     output.line(lines(&job).join("\n"))
 }
 
@@ -237,7 +238,7 @@ async fn watch(subject: &Subject, output: Output) -> Result<(), Failure> {
     let mut silences = 0;
     loop {
         let path = format!("{}?after={}", subject.path(), watched.closed);
-        let job: JobDocument = match client.get(&path).await {
+        let job: JobDocument = match client.get_document(&path).await {
             Ok(job) => job,
             Err(error) if error.is_temporary() && watched.seen && silences < SILENCES_MAX => {
                 silences += 1;

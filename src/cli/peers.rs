@@ -3,7 +3,7 @@
 use lapwing_base::ByteSize;
 
 use super::admin_client::Target;
-use super::documents::StatusDocument;
+use super::documents::{self, StatusDocument};
 use super::failure::Failure;
 use super::output::{Align, Output, Table, or_dash, span};
 use clap::Args;
@@ -33,7 +33,7 @@ pub(crate) async fn run(flags: &PeersFlags, output: Output) -> Result<(), Failur
             return output.document(&document);
         }
         let tried: Tried =
-            serde_json::from_value(document).map_err(|error| Failure::new("read what was tried", error))?;
+            documents::read(document).map_err(|error| Failure::new("read what was tried", error))?;
         return output.line(tried_table(&tried));
     }
     let document: serde_json::Value = client
@@ -45,7 +45,7 @@ pub(crate) async fn run(flags: &PeersFlags, output: Output) -> Result<(), Failur
         return output.document(&serde_json::json!({ "peers": peers }));
     }
     let document: StatusDocument =
-        serde_json::from_value(document).map_err(|error| Failure::new("read the peers", error))?;
+        documents::read(document).map_err(|error| Failure::new("read the peers", error))?;
     output.line(table(&document))
 }
 

@@ -1,7 +1,7 @@
 //! `lapwing status`: the status document of one node.
 
 use super::admin_client::Target;
-use super::documents::StatusDocument;
+use super::documents::{self, StatusDocument};
 use super::failure::Failure;
 use super::output::{Output, or_dash, percent, span};
 use lapwing_base::ByteSize;
@@ -17,7 +17,7 @@ pub(crate) async fn run(target: &Target, output: Output) -> Result<(), Failure> 
         return output.document(&document);
     }
     let document: StatusDocument =
-        serde_json::from_value(document).map_err(|error| Failure::new("read the status", error))?;
+        documents::read(document).map_err(|error| Failure::new("read the status", error))?;
     output.line(lines(&document).join("\n"))
 }
 

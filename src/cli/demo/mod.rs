@@ -410,7 +410,7 @@ impl Demo {
                             .await
                     }
                     // The answer may have been lost, and the job be there.
-                    Some(_) => match client.get::<JobsDocument>("/v1/jobs").await {
+                    Some(_) => match client.get_document::<JobsDocument>("/v1/jobs").await {
                         Ok(mut jobs) => match jobs.jobs.pop() {
                             Some(job) => Ok(SubmittedDocument { id: job.id }),
                             None => {
@@ -527,7 +527,7 @@ impl Demo {
     async fn ask_job(&mut self, job: &str) -> Result<bool, Failure> {
         let path = format!("/v1/jobs/{job}?after={}", self.timeline.closed());
         for client in self.clients() {
-            let Ok(document) = client.get::<JobDocument>(&path).await else {
+            let Ok(document) = client.get_document::<JobDocument>(&path).await else {
                 continue;
             };
             self.timeline.on_job(self.began.elapsed(), &document);
@@ -550,7 +550,7 @@ impl Demo {
 
     async fn ask_members(&mut self) {
         for client in self.clients() {
-            if let Ok(members) = client.get::<MembersDocument>("/v1/members").await
+            if let Ok(members) = client.get_document::<MembersDocument>("/v1/members").await
                 && !members.members.is_empty()
             {
                 self.timeline.on_members(self.began.elapsed(), &members);
@@ -574,7 +574,7 @@ impl Demo {
             .collect();
         let answers = join_all(asked.iter().map(|&index| {
             let client = self.client(index);
-            async move { client?.get::<StatusDocument>("/v1/status").await.ok() }
+            async move { client?.get_document::<StatusDocument>("/v1/status").await.ok() }
         }))
         .await;
         for (index, status) in asked.into_iter().zip(answers) {
