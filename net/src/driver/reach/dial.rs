@@ -1,0 +1,120 @@
+//! Dials of the swarm that are under way, and what becomes of them.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError};
+use tracing::trace;
+
+use crate::driver::addresses::{relay_of, socket_address, without_peer};
+use crate::driver::quic::to_multiaddr;
+use crate::driver::{Driver, explain};
+use crate::{CandidateKind, CandidateRow, CandidateSource, DialId, Rung, SocketId};
+use lapwing_base::{Multiaddr, PeerId};
+
+pub(super) enum Dial {
+    Ladder {
+        peer: PeerId,
+        id: DialId,
+        address: Multiaddr,
+    },
+    Punch(PeerId),
+}
+
+impl Driver {
+    pub(super) fn dial(&mut self, peer: PeerId, id: DialId, address: Multiaddr, now: Instant) {
+        let kind = match Rung::of(&address) {
+            Some(Rung::Relayed) => CandidateKind::Relayed,
+            Some(Rung::Fallback) => CandidateKind::Websocket,
+            Some(Rung::Direct) | None => CandidateKind::Host,
+        };
+        self.reach
+            .candidates
+            .trying(peer, address.clone(), kind, CandidateSource::Learned, now);
+        if let Some(relay) = relay_of(&address) {
+            self.ask_where(relay, peer, now);
+        }
+        if let Some(to) = socket_address(&address) {
+            self.reach.reachability.sent(to, now);
+        }
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(vec![address.clone()])
+            .build();
+        let connection = options.connection_id();
+        trace!(%peer, %address, "dialing");
+        let dial = Dial::Ladder { peer, id, address };
+        self.reach.dials.insert(connection, dial);
+        if let Err(error) = self.swarm.dial(options) {
+            self.dial_failed(connection, peer, &error, now);
+        }
+    }
+
+    pub(super) fn dial_found(&mut self, peer: PeerId, socket: SocketId, remote: SocketAddr, now: Instant) {
+        self.quic.dial_from(socket, remote);
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(vec![to_multiaddr(remote)])
+            .build();
+        let connection = options.connection_id();
+        self.reach.dials.insert(connection, Dial::Punch(peer));
+        if let Err(error) = self.swarm.dial(options) {
+            self.dial_failed(connection, peer, &error, now);
+            self.drive(peer, now);
+        }
+    }
+
+    /// A dial of the swarm has come to nothing.
+    pub(in crate::driver) fn on_dial_failure(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        error: &DialError,
+        now: Instant,
+    ) {
+        self.dial_failed(id, peer, error, now);
+        self.drive(peer, now);
+        self.pump(now);
+    }
+
+    fn dial_failed(&mut self, id: ConnectionId, peer: PeerId, error: &DialError, now: Instant) {
+        if let DialError::WrongPeerId { address, .. } = error {
+            self.shared.book().mistaken(&peer, &without_peer(address));
+        }
+        self.suspected_at.remove(&peer);
+        let why = explain::dial_error(error);
+        trace!(%peer, reason = why, "dial failed");
+        match self.reach.dials.remove(&id) {
+            Some(Dial::Ladder { peer, id, address }) => {
+                self.reach.candidates.failed(&peer, &address, &why, now);
+                if let Some(climb) = self.reach.climbs.get_mut(&peer) {
+                    climb.failures.insert(address, why);
+                    climb.ladder.dial_failed(id, now);
+                }
+            }
+            Some(Dial::Punch(peer)) => self.punch_failed(peer, now),
+            None => (),
+        }
+    }
+
+    /// What became of each address of a peer since something stood last, in one line.
+    pub(in crate::driver) fn dial_failures(&self, peer: &PeerId) -> Option<String> {
+        let failures = &self.reach.climbs.get(peer)?.failures;
+        let shown: Vec<_> = failures.values().take(FAILURES_SHOWN).cloned().collect();
+        let more = failures.len() - shown.len();
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        (!shown.is_empty()).then(|| format!("{}{more}", shown.join("; ")))
+    }
+
+    /// Every address that was tried for a peer.
+    pub(in crate::driver) fn candidates(&self, peer: &PeerId, now: Instant) -> Vec<CandidateRow> {
+        self.reach.candidates.rows(peer, now)
+    }
+}
+
+const FAILURES_SHOWN: usize = 3;

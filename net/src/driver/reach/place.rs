@@ -1,0 +1,246 @@
+//! This node's own place: what others see of it, what reaches it, its role, and what it tells of that.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use tracing::{debug, info};
+
+use crate::driver::addresses::is_loopback;
+use crate::driver::links::Link;
+use crate::driver::quic::{Quic, to_multiaddr};
+use crate::driver::{Driver, notes};
+use crate::{
+    Change, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
+    Stance, Standing, WitnessAction,
+};
+use lapwing_base::{PeerId, Role};
+
+impl Driver {
+    pub(super) fn witness(&mut self, action: WitnessAction, now: Instant) {
+        match action {
+            WitnessAction::Tell { peer, message } => self.tell(peer, notes::WITNESS, message.to_bytes()),
+            WitnessAction::Send { from, to, datagram } => {
+                let sent = match from {
+                    Stance::OtherPort => Quic::send_from_other_port(to, &datagram),
+                    Stance::ThirdParty => match self.socket_towards(to) {
+                        Some(socket) => {
+                            self.reach.reachability.sent(to, now);
+                            self.quic.send_probe(socket, to, &datagram, None)
+                        }
+                        None => return,
+                    },
+                };
+                if let Err(error) = sent {
+                    debug!(%to, %error, "a witness's datagram was not sent");
+                }
+            }
+        }
+    }
+
+    pub(super) fn connected_mains(&self) -> Vec<(PeerId, IpAddr)> {
+        let gate = self.gate.borrow();
+        let mains = gate.mains.iter();
+        mains
+            .filter_map(|main| Some((*main, self.shared.link(main)?.remote_ip()?)))
+            .collect()
+    }
+
+    fn socket_towards(&self, to: SocketAddr) -> Option<SocketId> {
+        let sockets = self.quic.sockets();
+        let mut fits = sockets
+            .iter()
+            .filter(|(_, local)| local.is_ipv4() == to.is_ipv4());
+        fits.next().map(|(socket, _)| *socket)
+    }
+
+    /// Someone has told where it sees us.
+    pub(in crate::driver) fn on_observed(&mut self, said: Observation, now: Instant) {
+        if !self.reach.observations.is_bound(said.socket) {
+            self.tell_sockets();
+        }
+        let changes = self.reach.observations.observe(said, now);
+        self.on_changes(changes, now);
+    }
+
+    fn tell_sockets(&mut self) {
+        for (socket, local) in self.quic.sockets() {
+            self.reach.observations.bound(socket, local);
+        }
+    }
+
+    pub(super) fn on_changes(&mut self, changes: Vec<Change>, now: Instant) {
+        if changes.is_empty() {
+            return;
+        }
+        for change in &changes {
+            match change {
+                Change::Mapping { family, mapping } => {
+                    info!(?family, ?mapping, "what is known of the NAT has changed")
+                }
+                Change::Rebound { socket, from, to } => {
+                    info!(%from, %to, "the NAT has given this node another address");
+                    // Whoever has dialed us knows the old one only.
+                    for link in self.links.values() {
+                        if matches!(link, Link::Session(session) if session.socket == *socket) {
+                            link.suspect();
+                        }
+                    }
+                }
+                Change::External | Change::Recheck => (),
+            }
+        }
+        self.set_targets(now);
+        self.publish_reach(now);
+        self.pump(now);
+    }
+
+    /// The addresses at which this node may be reachable by everybody.
+    fn set_targets(&mut self, now: Instant) {
+        let mut targets = self.reach.observations.to_check(now);
+        targets.extend(self.reach.mapped.map(|mapped| (mapped, false)));
+        self.reach.reachability.set_targets(targets, now);
+    }
+
+    /// A router forwards a port to us, or no longer.
+    pub(in crate::driver) fn on_mapped(&mut self, mapped: Option<SocketAddr>, now: Instant) {
+        if self.reach.mapped != mapped {
+            self.reach.mapped = mapped;
+            self.set_targets(now);
+            self.publish_reach(now);
+            self.pump(now);
+        }
+    }
+
+    /// This machine is in another network.
+    pub(in crate::driver) fn on_network(
+        &mut self,
+        network: NetworkPrint,
+        local_ips: impl IntoIterator<Item = IpAddr>,
+        now: Instant,
+    ) {
+        let moved = self.reach.network != network && self.reach.network != NetworkPrint(0);
+        self.reach.network = network;
+        self.tell_sockets();
+        let changes = self.reach.observations.set_local_ips(local_ips, now);
+        self.on_changes(changes, now);
+        if moved {
+            info!("this machine is in another network");
+            self.reach.punches.network_changed(now);
+            self.reach.reservations.network_changed(now);
+            let udp = self.reach.verdicts.udp(network, now);
+            let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
+            for peer in peers {
+                if let Some(climb) = self.reach.climbs.get_mut(&peer) {
+                    climb.ladder.set_udp(udp);
+                    climb.ladder.network_changed(now);
+                }
+                self.drive(peer, now);
+            }
+            self.pump(now);
+        }
+    }
+
+    /// The roster has changed.
+    pub(in crate::driver) fn on_mains(&mut self, gate: &Gate, before: &Gate, now: Instant) {
+        let me = self.shared.me;
+        for main in gate.mains.iter().filter(|main| **main != me) {
+            let link = self.shared.link(main);
+            self.reach
+                .reservations
+                .learn(*main, link.as_ref().and_then(Link::rtt));
+            if matches!(link, Some(Link::Session(_))) {
+                self.reach.reachability.main_connected(*main, now);
+            }
+        }
+        for gone in before.mains.difference(&gate.mains) {
+            self.reach.relays_dialed.remove(gone);
+            self.reach.reservations.forget(gone);
+            self.reach.reachability.main_lost(gone);
+            self.reserve(ReservationAction::Release(*gone), now);
+            self.forget_asked(*gone, now);
+        }
+        // Whoever joins has somebody to ask; whoever founds has nobody.
+        let alone = gate.cluster.is_some() && gate.mains.iter().all(|main| *main == me);
+        self.reach.reachability.set_alone(alone);
+        self.pump(now);
+    }
+
+    pub(super) fn on_standing(&mut self, standing: Standing, now: Instant) {
+        self.reach.standing = Some(standing);
+        if !standing.provisional {
+            info!(role = %standing.role, "how this node can be reached is known");
+        }
+        let wanted = if standing.role == Role::Home {
+            Reservations::WANTED
+        } else {
+            0
+        };
+        self.reach.reservations.set_wanted(wanted);
+        self.swarm
+            .behaviour_mut()
+            .relaying
+            .serve(standing.role == Role::Main);
+        self.publish_reach(now);
+    }
+
+    /// Tells everybody who asks where this node can be reached.
+    pub(in crate::driver) fn publish_reach(&mut self, now: Instant) {
+        let Some(standing) = self.reach.standing else {
+            return;
+        };
+        let listen = self.shared.listen();
+        let open: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
+        let external: Vec<_> = if standing.role == Role::Main && open.is_empty() {
+            // Pinned, or nobody to ask: what it listens on is what there is.
+            listen.clone()
+        } else {
+            open
+        };
+        for gone in self
+            .reach
+            .external
+            .iter()
+            .filter(|address| !external.contains(address))
+        {
+            self.swarm.remove_external_address(gone);
+        }
+        for new in external
+            .iter()
+            .filter(|address| !self.reach.external.contains(address))
+        {
+            self.swarm.add_external_address(new.clone());
+        }
+        self.reach.external.clone_from(&external);
+        let mut advertised = external;
+        let circuits = self
+            .reach
+            .circuits
+            .values()
+            .filter_map(|circuit| circuit.address.clone());
+        advertised.extend(circuits.collect::<Vec<_>>());
+        let only_loopback = listen.iter().all(is_loopback);
+        for address in listen {
+            if !advertised.contains(&address) && (only_loopback || !is_loopback(&address)) {
+                advertised.push(address);
+            }
+        }
+        advertised.truncate(ADVERTISED_MAX);
+        self.reach.advertised.clone_from(&advertised);
+        let reservations = self.reach.reservations.held();
+        let reservations = reservations
+            .map(|held| (held.relay, held.expires_at.saturating_duration_since(now)))
+            .collect();
+        let nat = self.reach.nat(Family::V4, now);
+        self.shared.set_reach(ReachStatus {
+            standing,
+            nat,
+            observed: self.reach.observations.external(),
+            reservations,
+            advertised,
+        });
+        debug!(mapping = ?nat.mapping, filtering = ?nat.filtering, "reach published");
+    }
+}
+
+/// As many as a member may have in the roster.
+const ADVERTISED_MAX: usize = 16;
