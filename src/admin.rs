@@ -13,7 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use lapwing_base::{JobId, NodeId, PeerId, Round};
+use lapwing_base::{JobId, NodeId, PeerId, Round, chain};
 use lapwing_consensus::State as ClusterState;
 use lapwing_consensus::{Applied, Command, ProposeError, ReadError};
 use serde::Deserialize;
@@ -419,13 +419,7 @@ impl Failure {
     }
 
     fn of(status: StatusCode, error: &dyn std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        Self::new(status, text)
+        Self::new(status, chain(error))
     }
 
     fn hint(self, hint: impl Into<String>) -> Self {

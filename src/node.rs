@@ -8,10 +8,10 @@
 use crate::admin;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::status::{MemberParts, Parts, StatusDocument};
-use crate::wiring::entry::{Entry, chain};
+use crate::wiring::entry::Entry;
 use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
-use lapwing_base::{Bandwidth, JobView, Multiaddr, PeerId, Role};
+use lapwing_base::{Bandwidth, JobView, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};

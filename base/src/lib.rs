@@ -5,6 +5,7 @@
 //! Everything that enters the log is free of floats, so that applying it is the same on every machine.
 
 mod bandwidths;
+mod chain;
 mod class;
 mod id;
 mod job;
@@ -15,6 +16,7 @@ mod row;
 mod units;
 
 pub use bandwidths::{Bandwidths, LinkSpeed};
+pub use chain::{chain, innermost};
 pub use class::{CLASSES, Class};
 pub use id::{ClusterId, JobId, NodeId, ParseClusterIdError};
 pub use job::{

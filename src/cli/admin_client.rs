@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use super::documents;
 use super::failure::Failure;
 use super::running::{self, Running};
+use lapwing_base::innermost;
 
 /// Which node a command speaks to.
 #[derive(Args, Clone, Debug, Default)]
@@ -346,14 +347,6 @@ impl AdminClient {
             }
         }
     }
-}
-
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 #[cfg(test)]

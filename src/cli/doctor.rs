@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
-use lapwing_base::{Keypair, Multiaddr, PeerId, Role};
+use lapwing_base::{Keypair, Multiaddr, PeerId, Role, chain};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{CandidateRow, Gate, Mapping, Network, NetworkConfig, Path, ReachStatus, Transport, Udp};
 use serde::Serialize;
@@ -220,7 +220,7 @@ async fn gateway(url: &str, keypair: &Keypair) -> (Vec<Finding>, Vec<(PeerId, Ve
     let discovered = match discovered {
         Ok(discovered) => discovered,
         Err(error) => {
-            let found = format!("{url}: {}", super::failure::chain(&error));
+            let found = format!("{url}: {}", chain(&error));
             let advice = "check the address, and that nothing between here and there blocks HTTP";
             return (vec![Finding::bad("gateway", found, advice)], Vec::new());
         }

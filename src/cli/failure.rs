@@ -2,6 +2,7 @@
 //!
 //! Commands return a [`Failure`]; `main` prints it. Nothing is printed here.
 
+use lapwing_base::chain;
 use std::error::Error;
 use std::fmt::Write as _;
 
@@ -86,21 +87,6 @@ impl Failure {
     }
 }
 
-/// An error and its sources, outermost first; a source that its parent has already quoted is not said twice.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,10 +99,6 @@ mod tests {
     #[error("cannot listen on {0}")]
     struct Listen(u16, #[source] Port);
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("the gateway stopped: {0}")]
-    struct Quoting(#[source] Port);
-
     #[test]
     fn a_failure_reads_from_the_outside_in_and_ends_with_what_to_do() {
         let failure =
@@ -126,11 +108,6 @@ mod tests {
             "lapwing: failed to start the gateway: cannot listen on 80: the port is taken\n  choose another with --port"
         );
         assert_eq!(failure.exit_status(), 1);
-    }
-
-    #[test]
-    fn a_source_that_is_quoted_already_is_not_said_twice() {
-        assert_eq!(chain(&Quoting(Port)), "the gateway stopped: the port is taken");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use self::interrupt::Interrupts;
 use self::output::Output;
 use crate::config::{Defaults, NodeFlags};
 use crate::telemetry;
+use lapwing_base::chain;
 
 pub(crate) use self::failure::Failure;
 
@@ -96,7 +97,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
                 if unreadable {
                     Failure::new("start the node", error)
                 } else {
-                    Failure::usage(failure::chain(&error))
+                    Failure::usage(chain(&error))
                 }
             })?;
             start_log(&cli.log_level, settings.log_level.as_deref(), cli.verbose, "info")?;

@@ -3,11 +3,12 @@
 use lapwing::{Node, NodeHandle, StartError};
 use lapwing_gateway::ConfigError;
 
-use super::failure::{self, Failure};
+use super::failure::Failure;
 use super::interrupt::{Interrupt, Interrupts};
 use super::output::Output;
 use super::running;
 use crate::config::NodeSettings;
+use lapwing_base::chain;
 
 /// Runs a node.
 pub(crate) async fn run(settings: NodeSettings, output: Output) -> Result<(), Failure> {
@@ -43,7 +44,7 @@ fn not_started(error: StartError) -> Failure {
         | StartError::Backend(_)
         | StartError::Name(_)
         | StartError::NobodyToAsk
-        | StartError::BootstrapBesideGateway => Failure::usage(failure::chain(&error)),
+        | StartError::BootstrapBesideGateway => Failure::usage(chain(&error)),
         error => Failure::new("start the node", error),
     }
 }

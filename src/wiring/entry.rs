@@ -9,7 +9,7 @@ use super::registration::GatewayLink;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::node::card_of;
 use crate::node::{NodeConfig, Shared};
-use lapwing_base::{ClusterId, NodeId, PeerId};
+use lapwing_base::{ClusterId, NodeId, PeerId, chain};
 use lapwing_consensus::{
     Consensus, ConsensusConfig, JoinError, JoinRequest, Start, StartError, StorageError, stored,
 };
@@ -364,20 +364,4 @@ fn random_cluster() -> Result<ClusterId, EntryError> {
         .try_fill_bytes(&mut bytes)
         .map_err(|_| EntryError::Random)?;
     Ok(ClusterId::from_bytes(bytes))
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Transparent variants repeat their source.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

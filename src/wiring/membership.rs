@@ -4,11 +4,12 @@
 //! Shutdown, in order: leadership is handed over, the trainer ends with the computation in hand, the feeds
 //! end, and consensus closes its log last.
 
-use super::entry::{announce, chain};
+use super::entry::announce;
 use super::registration::GatewayLink;
 use super::{feeds, reports, rounds};
 use crate::data_dir::DataDir;
 use crate::node::{Membership, NodeConfig, Shared};
+use lapwing_base::chain;
 use lapwing_consensus::{Consensus, JoinError, RaftState};
 use lapwing_net::Gate;
 use lapwing_train::{DataSpec, Trainer, TrainerConfig, TrainerError};

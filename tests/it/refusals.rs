@@ -2,7 +2,7 @@
 
 use crate::support::{Cluster, PATIENCE, wait_for};
 use lapwing::{DataDirError, Node, NodeConfig, StartError};
-use std::error::Error;
+use lapwing_base::chain;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use tempfile::TempDir;
@@ -406,17 +406,6 @@ async fn founded(data_dir: &Path) {
     })
     .await;
     node.shutdown().await;
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Runs a command that is expected to end by itself.

@@ -36,11 +36,6 @@ fn a_data_set_that_was_cut_is_named_with_what_to_do() {
     }
     let spec: DataSpec = format!("idx:{}", cut.path().display()).parse().unwrap();
     let error = load(&spec).unwrap_err();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
+    let text = lapwing_base::chain(&error);
     assert!(text.contains(&cut.path().display().to_string()), "{text}");
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lapwing_base::{ClusterId, Keypair, PeerId, Term};
+use lapwing_base::{ClusterId, Keypair, PeerId, Term, innermost};
 use reqwest::{Method, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -812,9 +812,9 @@ async fn fetch(
             .header(reqwest::header::CONTENT_TYPE, "application/json")
             .body(body);
     }
-    let mut response = request.send().await.map_err(|error| innermost(&error))?;
+    let mut response = request.send().await.map_err(|error| cause(&error))?;
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| innermost(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| cause(&error))? {
         if body.len() + chunk.len() > ANSWER_BYTES_MAX {
             return Err(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes"));
         }
@@ -872,16 +872,12 @@ fn worst(errors: Vec<ClientError>) -> ClientError {
     ClientError::NoAnswer { failures }
 }
 
-/// The last cause, which names what went wrong ("connection refused") where the outer ones name the request.
-fn innermost(error: &reqwest::Error) -> String {
+/// What went wrong with a request, without naming it.
+fn cause(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "timed out".to_owned();
     }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
+    innermost(error)
 }
 
 fn parse(text: &str) -> Result<Url, ConfigError> {

@@ -9,7 +9,7 @@ use libp2p::swarm::DialError;
 use super::addresses::without_peer;
 use super::network::StartError;
 use super::quic;
-use lapwing_base::Multiaddr;
+use lapwing_base::{Multiaddr, chain};
 
 /// Why an address cannot be listened on.
 pub(crate) fn start_error(address: Multiaddr, error: TransportError<io::Error>) -> StartError {
@@ -68,18 +68,4 @@ pub(crate) fn dial_error(error: &DialError) -> String {
             error.to_string()
         }
     }
-}
-
-/// An error with its sources, without repetition.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
 }

@@ -25,9 +25,10 @@ use self::terminal::Terminal;
 use self::watch::{Life, Plan, Timeline, What};
 use super::admin_client::{AdminClient, Admins, address_in};
 use super::documents::{JobDocument, JobsDocument, MembersDocument, StatusDocument, SubmittedDocument};
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::Output;
+use lapwing_base::chain;
 
 /// What can be asked of the demo.
 #[derive(Args, Clone, Debug)]

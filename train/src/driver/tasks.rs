@@ -10,7 +10,7 @@ use crate::round::Exchanged;
 use crate::worker::{Worker, WorkerError};
 use futures::StreamExt as _;
 use lapwing_base::{
-    Bandwidth, ByteSize, Evaluation, JobId, LinkSpeed, NodeId, PeerId, Ppm, Report, Round, RoundPlan,
+    Bandwidth, ByteSize, Evaluation, JobId, LinkSpeed, NodeId, PeerId, Ppm, Report, Round, RoundPlan, chain,
 };
 use lapwing_net::Network;
 use std::time::{Duration, Instant};
@@ -404,18 +404,6 @@ pub(super) fn flatten<R>(result: Result<Result<R, WorkerError>, ComputeStopped>)
         Ok(Err(error)) => Err(chain(&error)),
         Err(stopped) => Err(stopped.to_string()),
     }
-}
-
-/// An error with its causes, for a log line or the status document.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[expect(clippy::disallowed_methods, reason = "the driver times what it does")]

@@ -6,11 +6,11 @@ use libp2p::core::transport::ListenerId;
 use libp2p::relay;
 use tracing::{debug, info, trace};
 
+use crate::driver::Driver;
 use crate::driver::addresses::{relay_of, without_peer};
 use crate::driver::relaying::RESERVATION_LIFETIME;
-use crate::driver::{Driver, explain};
 use crate::{ReservationAction, ReservationRefusal, Unwelcome};
-use lapwing_base::{Multiaddr, PeerId};
+use lapwing_base::{Multiaddr, PeerId, chain};
 
 pub(super) struct Circuit {
     pub(super) relay: PeerId,
@@ -134,7 +134,7 @@ impl Driver {
         let Some(circuit) = self.reach.circuits.remove(&id) else {
             return false;
         };
-        let why = why.map_or_else(|| "closed".to_owned(), |error| explain::chain(error));
+        let why = why.map_or_else(|| "closed".to_owned(), |error| chain(error));
         debug!(relay = %circuit.relay, reason = why, "no reservation");
         // The error is hidden behind every transport that it has passed; its text is all that is left.
         let refusal = if why.contains("does not support") {

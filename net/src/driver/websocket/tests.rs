@@ -446,7 +446,7 @@ impl End {
         let dialed = self.transport.dial(address.clone(), DIAL).unwrap();
         async {
             let connected = within(dialed).await;
-            connected.map_err(|error| crate::driver::explain::chain(&error))
+            connected.map_err(|error| lapwing_base::chain(&error))
         }
     }
 
@@ -464,7 +464,7 @@ impl End {
     /// Why somebody was not let in.
     async fn refuse(&mut self) -> String {
         let error = within(self.incoming().await).await.err().unwrap();
-        crate::driver::explain::chain(&error)
+        lapwing_base::chain(&error)
     }
 }
 
