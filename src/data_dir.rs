@@ -12,7 +12,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// An open, locked data directory.
@@ -116,17 +116,11 @@ impl DataDir {
 
     /// Replaces a small file so that a crash leaves the old or the new text, never half of one.
     fn write(&self, name: &str, text: &str) -> Result<(), DataDirError> {
-        let write = || {
-            let temporary = self.root.join(format!(".{name}.new"));
-            let mut file = File::create(&temporary)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, self.root.join(name))?;
-            File::open(&self.root)?.sync_all()
-        };
-        write().map_err(|source| DataDirError::Unusable {
-            dir: self.root.clone(),
-            source,
+        lapwing_durable::write(&self.root.join(name), text.as_bytes()).map_err(|source| {
+            DataDirError::Unusable {
+                dir: self.root.clone(),
+                source,
+            }
         })
     }
 }

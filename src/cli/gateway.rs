@@ -165,10 +165,8 @@ struct AddressFile {
 impl AddressFile {
     fn write(data_dir: &Path, url: &str) -> std::io::Result<Self> {
         let path = data_dir.join("gateway.addr");
-        // Renamed into place, so that a reader sees the whole address or none.
-        let unnamed = data_dir.join(".gateway.addr");
-        fs::write(&unnamed, format!("{url}\n"))?;
-        fs::rename(&unnamed, &path)?;
+        // A reader sees the whole address or none.
+        lapwing_durable::write(&path, format!("{url}\n").as_bytes())?;
         Ok(Self { path })
     }
 }

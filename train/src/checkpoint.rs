@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use lapwing_base::{JobId, NodeId, Round, RoundReport};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic;
 use crate::layout::PARAMETERS_MAX;
 
 /// The state of one node's training at one moment.
@@ -156,7 +155,7 @@ impl Checkpoint {
     ///
     /// When the disk is full or cannot be written. The file is then as it was.
     pub fn save(&self, file: &Path) -> Result<(), SaveError> {
-        atomic::replace(file, |output| self.write(output)).map_err(|source| match source.kind() {
+        lapwing_durable::replace(file, |output| self.write(output)).map_err(|source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 SaveError::DiskFull { file: file.into() }
             }

@@ -20,8 +20,6 @@ mod round;
 mod status;
 
 #[cfg(feature = "driver")]
-mod atomic;
-#[cfg(feature = "driver")]
 mod backend;
 #[cfg(feature = "driver")]
 pub mod bench;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 
-use crate::atomic;
 use crate::layout::{Layout, Parameter};
 
 /// Why a model was not exported.
@@ -64,7 +63,7 @@ pub fn export_safetensors(
     let names: Vec<&str> = layout.iter().map(|parameter| parameter.name.as_str()).collect();
     metadata.insert(ORDER.to_owned(), names.join(","));
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(ExportError::Format)?;
-    atomic::replace(file, |output| output.write_all(&bytes)).map_err(|source| ExportError::Write {
+    lapwing_durable::write(file, &bytes).map_err(|source| ExportError::Write {
         file: file.into(),
         source,
     })

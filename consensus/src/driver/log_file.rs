@@ -375,10 +375,8 @@ fn first_orphan(directory: &Path) -> Option<PathBuf> {
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(directory: &Path) -> Result<(), StorageError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|source| StorageError::Io {
-            path: directory.to_path_buf(),
-            source,
-        })
+    lapwing_durable::sync_directory(directory).map_err(|source| StorageError::Io {
+        path: directory.to_path_buf(),
+        source,
+    })
 }

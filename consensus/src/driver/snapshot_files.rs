@@ -3,8 +3,8 @@
 //! A file is written beside its final name, synced, renamed, and its directory synced: it is there whole or
 //! not at all. Its BLAKE3 hash is checked whenever it is read, from disk or from another member.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::StorageError;
-use super::log_file::sync_directory;
 use super::types::SnapshotMeta;
 use crate::State;
 
@@ -115,17 +114,12 @@ impl SnapshotFiles {
         let index = meta.last_log_id.map_or(0, |last| last.index);
         let path = self.directory.join(format!("snapshot-{index:020}"));
         let draft = self.directory.join("snapshot.new");
-        let write_draft = || {
-            let mut file = File::create(&draft)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)
-        };
-        write_draft().map_err(|source| StorageError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        sync_directory(&self.directory)?;
+        lapwing_durable::replace_through(&draft, &path, |output| output.write_all(bytes)).map_err(
+            |source| StorageError::Io {
+                path: path.clone(),
+                source,
+            },
+        )?;
         self.set_newest(meta.clone(), path);
         let mut all = self.list()?;
         all.truncate(all.len().saturating_sub(KEPT));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -93,9 +93,5 @@ fn write(path: &Path, known: &Known) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    let draft = path.with_extension("draft");
-    let mut file = fs::File::create(&draft)?;
-    file.write_all(&serde_json::to_vec(known)?)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)
+    lapwing_durable::write(path, &serde_json::to_vec(known)?)
 }
