@@ -1,7 +1,9 @@
 //! The edge: raft on the cores, with disk, tasks, messages and the clock.
 
+mod asking;
 pub mod bench;
 mod consensus;
+mod directory;
 mod duty;
 mod join;
 mod link;
@@ -17,9 +19,9 @@ mod storage_error;
 mod types;
 mod wire;
 
-pub use consensus::{
-    Card, Consensus, ConsensusConfig, ProposeError, ReadError, Start, StartError, retire, stored,
-};
+pub use asking::{ProposeError, ReadError};
+pub use consensus::{Card, Consensus, ConsensusConfig, Start, StartError};
+pub use directory::{retire, stored};
 pub use join::{JoinError, join};
 pub use log_file::Stored;
 pub use status::{RaftState, RaftStatus};

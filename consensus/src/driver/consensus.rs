@@ -6,20 +6,22 @@
 //! Shutdown order: no new streams and questions, raft, the tasks, and last the log, so that whatever raft has
 //! written is on disk and the directory is free when [`Consensus::shutdown`] returns.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lapwing_base::{ByteSize, ClusterId, Multiaddr, NodeId, PeerId, Role, Roster};
+use lapwing_base::{ClusterId, Multiaddr, NodeId, PeerId, Role, Roster};
 use lapwing_net::Network;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::asking::{PATIENCE, ProposeError, ReadError};
+use super::directory::open_file;
 use super::duty;
 use super::link::Link;
-use super::log_file::{LogFile, Stored, sync_directory};
+use super::log_file::{LogFile, Stored};
 use super::log_store::LogStore;
 use super::observe;
 use super::raft_network::RaftNetwork;
@@ -28,7 +30,6 @@ use super::snapshot_files::SnapshotFiles;
 use super::state_machine::StateMachine;
 use super::status::{RaftState, RaftStatus};
 use super::types::{Raft, RaftNode, raft_id};
-use super::wire::{Ask, LEADER, Told};
 use super::{StorageError, draw_request_id, now};
 use crate::{Applied, Command, JoinAccepted, Pin, RefusedReason, Request, State, Timing};
 
@@ -99,7 +100,7 @@ pub(super) struct Inner {
     pub(super) tasks: TaskTracker,
     log: LogStore,
     stored: Mutex<Stored>,
-    started_at: Instant,
+    pub(super) started_at: Instant,
 }
 
 impl std::fmt::Debug for Inner {
@@ -134,106 +135,6 @@ pub enum StartError {
     Bootstrap(#[source] ProposeError),
 }
 
-/// A proposal came to nothing, as far as this node knows. Refusals are not errors: see [`Applied::Refused`].
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProposeError {
-    /// There is nobody who could commit it.
-    #[error("no leader for {}{}", in_seconds(.since), absent(.silent, *.voters))]
-    NoLeader {
-        /// For how long.
-        since: Duration,
-        /// Voters that did not answer.
-        silent: Vec<NodeId>,
-        /// How many vote.
-        voters: usize,
-    },
-    /// It was not committed in time; it may be yet.
-    #[error("not committed in {}{}", in_seconds(.after), absent(.silent, *.voters))]
-    Timeout {
-        /// How long was tried.
-        after: Duration,
-        /// Voters that did not answer.
-        silent: Vec<NodeId>,
-        /// How many vote.
-        voters: usize,
-    },
-    /// It is too long for the log.
-    #[error("a request of {size} is longer than the {max} that are allowed")]
-    TooLong {
-        /// Its size.
-        size: ByteSize,
-        /// The bound.
-        max: ByteSize,
-    },
-    /// The log refused what this node asked for itself.
-    #[error("refused: {0}")]
-    Refused(RefusedReason),
-    /// This node has been shut down.
-    #[error("this node has stopped")]
-    Stopped,
-    /// This node's disk, or its raft, has failed.
-    #[error("raft has failed on this node: {0}")]
-    Storage(String),
-}
-
-/// A linearizable read came to nothing.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReadError {
-    /// Nobody could say what is current.
-    #[error("no leader for {}{}", in_seconds(.since), absent(.silent, *.voters))]
-    NoLeader {
-        /// For how long.
-        since: Duration,
-        /// Voters that did not answer.
-        silent: Vec<NodeId>,
-        /// How many vote.
-        voters: usize,
-    },
-    /// This node did not catch up in time.
-    #[error("this node did not catch up with the leader in {}", in_seconds(.after))]
-    Behind {
-        /// How long was tried.
-        after: Duration,
-    },
-    /// This node has been shut down.
-    #[error("this node has stopped")]
-    Stopped,
-    /// This node's disk, or its raft, has failed.
-    #[error("raft has failed on this node: {0}")]
-    Storage(String),
-}
-
-fn in_seconds(time: &Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
-}
-
-fn absent(silent: &[NodeId], voters: usize) -> String {
-    if silent.is_empty() {
-        return String::new();
-    }
-    let names: Vec<String> = silent.iter().map(ToString::to_string).collect();
-    let verb = if silent.len() == 1 { "does" } else { "do" };
-    format!(
-        "; {} of {voters} voters {verb} not answer: {}",
-        silent.len(),
-        names.join(", ")
-    )
-}
-
-/// How long a proposal or a read is tried: longer than an election, shorter than a person's patience.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long the leader is given for one attempt, before it is asked again, or another one is.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a voter is given that is only asked who leads.
-const HINT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Rest between attempts.
-const RETRY_INTERVAL: Duration = Duration::from_millis(50);
-
 /// How long a leaving node waits until the others have let it go.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -242,44 +143,6 @@ const SNAPSHOT_EVERY: u64 = 1000;
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
 const ENTRIES_KEPT: u64 = 1000;
-
-/// Says what a data directory holds, without starting anything; `None` when it holds no member.
-///
-/// # Errors
-///
-/// The directory is in use by another process, damaged, or from a newer program.
-pub fn stored(data_dir: &Path) -> Result<Option<Stored>, StorageError> {
-    match LogFile::open(data_dir)? {
-        Some(file) => file.identity().map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Moves what a data directory holds of a member that is one no longer out of the way, so that the node can
-/// join as a new one. It stays beside as `raft.old`, where a person can look at it; an older one is deleted.
-///
-/// # Errors
-///
-/// The directory is in use, or the disk failed.
-pub fn retire(data_dir: &Path) -> Result<(), StorageError> {
-    if let Err(locked @ StorageError::Locked { .. }) = LogFile::open(data_dir) {
-        return Err(locked);
-    }
-    let present = LogFile::directory(data_dir);
-    let old = data_dir.join("raft.old");
-    let io_error = |source| StorageError::Io {
-        path: present.clone(),
-        source,
-    };
-    if !present.try_exists().map_err(io_error)? {
-        return Ok(());
-    }
-    if old.try_exists().map_err(io_error)? {
-        std::fs::remove_dir_all(&old).map_err(io_error)?;
-    }
-    std::fs::rename(&present, &old).map_err(io_error)?;
-    sync_directory(data_dir)
-}
 
 impl Consensus {
     /// Starts a member. A founder's cluster exists when this returns; otherwise it returns before a leader is
@@ -525,13 +388,7 @@ impl Consensus {
     ///
     /// As [`Consensus::propose`].
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), ProposeError> {
-        let inner = &self.inner;
-        let ask = || Ask::TransferLeader(to);
-        let here = || inner.hand_over(to);
-        match inner.until_led(PATIENCE, ask, here).await? {
-            Told::Failed(why) => Err(ProposeError::Storage(why)),
-            Told::Applied(_) | Told::ReadIndex(_) | Told::Done | Told::NotLeader { .. } => Ok(()),
-        }
+        self.inner.transfer_leader(to).await
     }
 
     /// Has this node write a snapshot now. Returns when it has been told to.
@@ -604,189 +461,6 @@ impl Consensus {
 }
 
 impl Inner {
-    pub(super) fn leader_silence(&self) -> Duration {
-        if self.raft.is_leader() {
-            return Duration::ZERO;
-        }
-        let since = self.link.leader_heard_at().unwrap_or(self.started_at);
-        now().saturating_duration_since(since)
-    }
-
-    pub(super) async fn propose(
-        &self,
-        request: Request,
-        patience: Duration,
-    ) -> Result<Applied, ProposeError> {
-        let size = ByteSize(lapwing_net::encode(&request).len() as u64);
-        if size > Request::SIZE_MAX {
-            let max = Request::SIZE_MAX;
-            return Err(ProposeError::TooLong { size, max });
-        }
-        let wait_ms = u32::try_from(ATTEMPT_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-        let ask = || Ask::Propose {
-            request: request.clone(),
-            wait_ms,
-        };
-        let here = || self.commit(request.clone(), ATTEMPT_TIMEOUT);
-        match self.until_led(patience, ask, here).await? {
-            Told::Applied(applied) => Ok(applied),
-            Told::Failed(why) => Err(ProposeError::Storage(why)),
-            Told::ReadIndex(_) | Told::Done | Told::NotLeader { .. } => Err(ProposeError::Storage(
-                "the leader answered another question".to_owned(),
-            )),
-        }
-    }
-
-    async fn read(&self, patience: Duration) -> Result<Arc<State>, ReadError> {
-        let began = now();
-        let here = || self.read_index();
-        let told = self.until_led(patience, || Ask::ReadIndex, here).await;
-        let index = match told {
-            Ok(Told::ReadIndex(at)) => at.map_or(0, |at| at.index),
-            Ok(Told::Failed(why)) | Err(ProposeError::Storage(why)) => return Err(ReadError::Storage(why)),
-            Err(ProposeError::Stopped) => return Err(ReadError::Stopped),
-            Ok(_) | Err(_) => {
-                let (silent, voters) = self.silent_voters();
-                return Err(ReadError::NoLeader {
-                    since: self.leader_silence(),
-                    silent,
-                    voters,
-                });
-            }
-        };
-        let left = patience.saturating_sub(now().saturating_duration_since(began));
-        let mut state = self.state.clone();
-        let caught_up = state.wait_for(|state| state.applied.0 >= index);
-        match tokio::time::timeout(left.max(RETRY_INTERVAL), caught_up).await {
-            Ok(Ok(state)) => Ok(state.clone()),
-            Ok(Err(_)) => Err(ReadError::Stopped),
-            Err(_) => Err(ReadError::Behind { after: patience }),
-        }
-    }
-
-    /// Asks whoever leads, here or elsewhere, again and again until one does and answers.
-    async fn until_led<F: Future<Output = Told>>(
-        &self,
-        patience: Duration,
-        ask: impl Fn() -> Ask,
-        here: impl Fn() -> F,
-    ) -> Result<Told, ProposeError> {
-        let began = now();
-        let mut hint: Option<PeerId> = None;
-        let mut led = false;
-        let mut attempt = 0;
-        loop {
-            if self.stop.is_cancelled() {
-                return Err(ProposeError::Stopped);
-            }
-            let left = patience.saturating_sub(now().saturating_duration_since(began));
-            if left.is_zero() {
-                let (silent, voters) = self.silent_voters();
-                return Err(if led && self.status.borrow().leader.is_some() {
-                    let after = patience;
-                    ProposeError::Timeout {
-                        after,
-                        silent,
-                        voters,
-                    }
-                } else {
-                    let since = self.leader_silence();
-                    ProposeError::NoLeader {
-                        since,
-                        silent,
-                        voters,
-                    }
-                });
-            }
-            let told = if self.raft.is_leader() {
-                led = true;
-                self.stop.run_until_cancelled(here()).await
-            } else {
-                let leader = hint.take().or_else(|| self.other_leader().map(|(peer, _)| peer));
-                led |= leader.is_some();
-                // Whoever has not heard of a new leader yet asks a voter, who has.
-                let (asked, timeout) = match leader {
-                    Some(leader) => (Some(leader), ATTEMPT_TIMEOUT),
-                    None => (self.other_voter(attempt), HINT_TIMEOUT),
-                };
-                attempt += 1;
-                match asked {
-                    Some(asked) => {
-                        let asking = self.ask_leader(asked, ask(), left.min(timeout));
-                        let told = self.stop.run_until_cancelled(asking).await;
-                        told.map(|told| told.unwrap_or(Told::NotLeader { leader: None }))
-                    }
-                    None => Some(Told::NotLeader { leader: None }),
-                }
-            };
-            match told {
-                None => return Err(ProposeError::Stopped),
-                Some(Told::NotLeader { leader }) => {
-                    if let Some((peer, addrs)) = leader.filter(|(peer, _)| *peer != self.config.peer) {
-                        self.link.network.learn(peer, addrs);
-                        hint = Some(peer);
-                    }
-                    let rest = tokio::time::sleep(RETRY_INTERVAL.min(left));
-                    if self.stop.run_until_cancelled(rest).await.is_none() {
-                        return Err(ProposeError::Stopped);
-                    }
-                }
-                Some(Told::Failed(why)) if self.stop.is_cancelled() => {
-                    tracing::debug!(%why, "raft stopped under a question");
-                    return Err(ProposeError::Stopped);
-                }
-                Some(told) => return Ok(told),
-            }
-        }
-    }
-
-    async fn ask_leader(&self, leader: PeerId, ask: Ask, timeout: Duration) -> Option<Told> {
-        let question = lapwing_net::encode(&ask);
-        let answer = match self
-            .link
-            .network
-            .request(leader, LEADER, &question, timeout)
-            .await
-        {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::debug!(%leader, %error, "the leader does not answer");
-                return None;
-            }
-        };
-        match lapwing_net::decode(&answer) {
-            // What failed there may succeed under the next leader.
-            Ok(Told::Failed(why)) => {
-                tracing::debug!(%leader, %why, "the leader failed");
-                None
-            }
-            Ok(told) => Some(told),
-            Err(error) => {
-                tracing::warn!(%leader, %error, "the leader's answer cannot be read");
-                None
-            }
-        }
-    }
-
-    /// A voter other than this node, another one in each attempt.
-    fn other_voter(&self, attempt: usize) -> Option<PeerId> {
-        let status = self.status.borrow();
-        let others: Vec<NodeId> = status
-            .voters
-            .iter()
-            .copied()
-            .filter(|id| *id != self.id)
-            .collect();
-        let id = others.get(attempt.checked_rem(others.len())?)?;
-        self.state.borrow().members.get(id).map(|member| member.peer)
-    }
-
-    fn silent_voters(&self) -> (Vec<NodeId>, usize) {
-        let status = self.status.borrow();
-        let others = status.voters.iter().copied().filter(|id| *id != self.id);
-        (self.link.silent_among(others), status.voters.len())
-    }
-
     /// Tells the network where a peer listens.
     pub(super) fn learn(&self, peer: PeerId, addrs: &[Multiaddr]) {
         if !addrs.is_empty() && peer != self.config.peer {
@@ -854,51 +528,6 @@ async fn announce(inner: Arc<Inner>) {
         }
     };
     inner.stop.run_until_cancelled(work).await;
-}
-
-/// Opens, or makes, the log that a start asks for, and makes sure that it is this node's.
-fn open_file(config: &ConsensusConfig, start: &Start) -> Result<LogFile, StorageError> {
-    let path = LogFile::directory(&config.data_dir);
-    let wanted = match start {
-        Start::Resume => None,
-        Start::Found { cluster, epoch } => Some(Stored {
-            id: NodeId::FOUNDER,
-            cluster: *cluster,
-            peer: config.peer,
-            unconfirmed: Some(*epoch),
-        }),
-        Start::Joined(accepted) => Some(Stored {
-            id: accepted.id,
-            cluster: accepted.cluster,
-            peer: config.peer,
-            unconfirmed: None,
-        }),
-    };
-    let file = match (LogFile::open(&config.data_dir)?, &wanted) {
-        (Some(file), _) => file,
-        (None, Some(wanted)) => LogFile::create(&config.data_dir, wanted)?,
-        (None, None) => return Err(StorageError::Empty { path }),
-    };
-    let found = file.identity()?;
-    if found.peer != config.peer {
-        return Err(StorageError::OtherPeer {
-            path,
-            theirs: Box::new(found.peer),
-            ours: Box::new(config.peer),
-        });
-    }
-    match wanted {
-        Some(wanted) if (wanted.cluster, wanted.id) != (found.cluster, found.id) => {
-            Err(StorageError::OtherCluster {
-                path,
-                theirs: found.cluster,
-                theirs_id: found.id,
-                ours: wanted.cluster,
-                ours_id: wanted.id,
-            })
-        }
-        _ => Ok(file),
-    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -111,7 +111,11 @@ async fn care(inner: &Inner, reconciler: &mut Reconciler) {
         tracing::debug!(?action, "caring for the members");
         let done = tokio::time::timeout(ACTION_TIMEOUT, act(inner, &state, &action)).await;
         let failure = match done {
-            Ok(Ok(())) => continue,
+            Ok(Ok(Acted::Done)) => continue,
+            Ok(Ok(Acted::HandingOver)) => {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                return;
+            }
             Ok(Err(failure)) => failure,
             Err(_) => format!("not done in {ACTION_TIMEOUT:?}"),
         };
@@ -157,13 +161,20 @@ fn decide(
     reconciler.next(&view, now)
 }
 
+/// How an action ended that did not fail.
+enum Acted {
+    Done,
+    /// Another one is about to lead; until then there is nothing else to do.
+    HandingOver,
+}
+
 /// Carries one action out, and tells of it once it is done: a leader that cannot commit tries again and again.
-async fn act(inner: &Inner, state: &State, action: &Action) -> Result<(), String> {
+async fn act(inner: &Inner, state: &State, action: &Action) -> Result<Acted, String> {
     let one = |id: NodeId| BTreeSet::from([raft_id(id)]);
     match *action {
         Action::AddLearner(id) => {
             let Some(member) = state.members.get(&id) else {
-                return Ok(());
+                return Ok(Acted::Done);
             };
             let node = RaftNode {
                 peer: Some(member.peer),
@@ -174,12 +185,11 @@ async fn act(inner: &Inner, state: &State, action: &Action) -> Result<(), String
                 inner,
                 ChangeMembers::AddNodes(BTreeMap::from([(raft_id(id), node)])),
             )
-            .await
+            .await?;
         }
         Action::Promote(id) => {
             change(inner, ChangeMembers::AddVoterIds(one(id))).await?;
             tracing::info!(member = %id, "promoted to voter");
-            Ok(())
         }
         Action::Replace { promote, demote } => {
             let both = vec![
@@ -188,33 +198,29 @@ async fn act(inner: &Inner, state: &State, action: &Action) -> Result<(), String
             ];
             change(inner, ChangeMembers::Batch(both)).await?;
             tracing::info!(%promote, %demote, "a voter is replaced");
-            Ok(())
         }
         Action::Demote(id) => {
             change(inner, ChangeMembers::RemoveVoters(one(id))).await?;
             tracing::info!(member = %id, "demoted to learner");
-            Ok(())
         }
-        Action::RemoveFromRaft(id) => change(inner, ChangeMembers::RemoveNodes(one(id))).await,
+        Action::RemoveFromRaft(id) => change(inner, ChangeMembers::RemoveNodes(one(id))).await?,
         Action::Suspect(id) => {
             commit(inner, Command::Suspect { id }).await?;
             tracing::info!(member = %id, "suspected");
-            Ok(())
         }
-        Action::Restore(id) => commit(inner, Command::Restore { id }).await,
-        Action::Activate(id) => commit(inner, Command::Activate { id }).await,
+        Action::Restore(id) => commit(inner, Command::Restore { id }).await?,
+        Action::Activate(id) => commit(inner, Command::Activate { id }).await?,
         Action::Remove(id) => {
             commit(inner, Command::Remove { id }).await?;
             tracing::info!(member = %id, "removed");
-            Ok(())
         }
         Action::TransferLeader(id) => {
             let told = inner.raft.trigger().transfer_leader(raft_id(id)).await;
             told.map_err(|fatal| fatal.to_string())?;
-            // Until it is done there is nothing else to do.
-            Err("waiting for the next leader".to_owned())
+            return Ok(Acted::HandingOver);
         }
     }
+    Ok(Acted::Done)
 }
 
 /// Changes raft's membership; demoted voters stay as learners.
