@@ -20,12 +20,15 @@ mod reachability;
 mod relayed_because;
 mod reservations;
 mod scope;
+mod sighting;
 mod strategy;
 mod udp_verdicts;
 mod vetting;
 mod whereabouts;
 mod witness;
 
+#[cfg(test)]
+mod hour_lab;
 #[cfg(test)]
 mod punch_lab;
 
@@ -42,6 +45,7 @@ pub use reachability::{ReachAction, Reachability, Standing};
 pub use relayed_because::RelayedBecause;
 pub use reservations::{Reservation, ReservationAction, ReservationRefusal, Reservations};
 pub use scope::Scope;
+pub use sighting::Sighting;
 pub use strategy::Strategy;
 pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
 pub use vetting::Vetting;

@@ -527,8 +527,8 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// A mapping that is not used runs out after 2 minutes or more (RFC 4787); those that are used are told again by
-/// mains in a third of this.
-const FRESH: Duration = Duration::from_secs(600);
+/// observers in a third of this ([`super::sighting`]).
+pub(super) const FRESH: Duration = Duration::from_secs(600);
 /// How long others have to confirm that an address has changed: a question to a main takes an RTT or two.
 const DOUBT: Duration = Duration::from_secs(20);
 /// All mains that one node talks to, a few times over; about 150 bytes each.

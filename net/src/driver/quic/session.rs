@@ -27,7 +27,9 @@ use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::{Allowance, Dialed, LinkStatus, Packets, Path, SocketId, Transport, Unwelcome, decode, encode};
+use crate::{
+    Allowance, Dialed, LinkStatus, Packets, Path, Sighting, SocketId, Transport, Unwelcome, decode, encode,
+};
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
 /// Why a connection was closed, for the other end's log.
@@ -314,7 +316,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         quic: Arc::clone(&quic),
         substreams,
         messages,
-        observed: None,
+        sighting: Sighting::default(),
         allowed: MESSAGES,
         bulk_asked_at: None,
         bulk_idle: None,
@@ -343,7 +345,7 @@ struct Task {
     substreams: mpsc::Sender<Substream>,
     messages: mpsc::Sender<Message>,
     /// What the peer was last told of where we see it.
-    observed: Option<SocketAddr>,
+    sighting: Sighting,
     /// Messages that the peer may send.
     allowed: Allowance,
     /// When the peer was last asked for a bulk lane.
@@ -531,11 +533,10 @@ impl Task {
         });
     }
 
-    /// Tells the peer where we see it, at first and when it has moved.
+    /// Tells the peer where we see it, at first, when it has moved, and before it forgets.
     fn tell_observed(&mut self) {
         let remote = self.session.control.remote_address();
-        if self.observed != Some(remote) {
-            self.observed = Some(remote);
+        if self.sighting.is_due(remote, now()) {
             self.tell(Message::Observed(remote));
         }
     }

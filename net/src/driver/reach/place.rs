@@ -86,7 +86,15 @@ impl Driver {
                         }
                     }
                 }
-                Change::External | Change::Recheck => (),
+                Change::Recheck => {
+                    // A packet to each is enough: who sees it come from elsewhere says so.
+                    for link in self.links.values() {
+                        if matches!(link, Link::Session(_)) {
+                            link.suspect();
+                        }
+                    }
+                }
+                Change::External => (),
             }
         }
         self.set_targets(now);
