@@ -55,7 +55,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint};
 use addresses::{is_loopback, without_peer};
 use behaviour::Carrier;
 use interfaces::Interfaces;
@@ -715,20 +715,7 @@ impl Driver {
                     }
                 }
             }
-            SessionEvent::Observed {
-                observer,
-                remote,
-                socket,
-                seen,
-            } => {
-                let said = Observation {
-                    socket,
-                    observer,
-                    observed_at: remote,
-                    seen,
-                };
-                self.on_observed(said, now());
-            }
+            SessionEvent::Observed(session) => self.on_word(&session, now()),
             SessionEvent::Foreign(peer) => {
                 debug!(%peer, "the peer speaks libp2p, and is no node of ours");
                 self.on_foreign(peer, now());

@@ -1,9 +1,9 @@
 //! What others see as our addresses, and what follows: the NAT's mapping, the addresses to advertise, the ports
 //! that a sequential NAT will give next. Asks nobody and sends nothing.
 //!
-//! Any observer may lie. Votes are counted by network first ([`prefix`]), then by IP address, so that one machine
-//! counts once however many identities it has; and one observer that changes its mind changes nothing until
-//! others have been asked again.
+//! Any observer may lie. Each network ([`prefix`]) has one vote, so that one machine counts once however many
+//! identities and addresses it has; only where all observers are in one network its addresses are counted. One
+//! observer that changes its mind changes nothing until others have been asked again.
 
 use crate::reach::scope::prefix;
 use crate::{Mapping, Scope};
@@ -360,11 +360,13 @@ impl Observations {
 
     /// Whether somebody in another place says the same since the doubt began.
     fn agreed_anew(&self, said: &Observation) -> bool {
-        self.seen.iter().any(|seen| {
-            !seen.suspect
-                && seen.said.socket == said.socket
-                && seen.said.seen == said.seen
-                && seen.said.observed_at.ip() != said.observed_at.ip()
+        let of_socket = || self.seen.iter().filter(|seen| seen.said.socket == said.socket);
+        let in_one_network = networks(of_socket().map(|seen| seen.said.observed_at.ip())) == 1;
+        let ip = said.observed_at.ip();
+        of_socket().any(|seen| {
+            let other = seen.said.observed_at.ip();
+            let elsewhere = prefix(other) != prefix(ip) || (in_one_network && other != ip);
+            !seen.suspect && seen.said.seen == said.seen && elsewhere
         })
     }
 
@@ -412,7 +414,7 @@ impl Observations {
 
     fn view(&self, family: Family, now: Instant) -> View {
         let mut view = View::default();
-        let mut witnesses_max = 0;
+        let mut weight_max = (0, 0);
         for (&socket, &local) in &self.sockets {
             let group = self.group(socket, family, now);
             let Some(verdict) = self.verdict(&group, local) else {
@@ -422,8 +424,8 @@ impl Observations {
                 view.external.insert(socket, address);
             }
             // The socket that most have seen speaks for the NAT.
-            if verdict.witnesses > witnesses_max {
-                witnesses_max = verdict.witnesses;
+            if verdict.weight > weight_max {
+                weight_max = verdict.weight;
                 view.mapping = verdict.mapping;
                 view.port_preserving = verdict.port_preserving;
             }
@@ -464,16 +466,21 @@ impl Observations {
             .map(|seen| (seen.said.observed_at.ip(), seen.said.seen))
             .collect();
         let witnesses = by_ip.len();
+        let networks = networks(by_ip.keys().copied());
         let mut votes: BTreeMap<SocketAddr, (BTreeSet<[u8; 6]>, usize)> = BTreeMap::new();
         for (ip, seen) in &by_ip {
             let vote = votes.entry(*seen).or_default();
             vote.0.insert(prefix(*ip));
             vote.1 += 1;
         }
-        let (&address, &(_, agreed)) = votes
+        let (&address, (agreeing, ips)) = votes
             .iter()
             .max_by_key(|(_, (prefixes, ips))| (prefixes.len(), *ips))?;
-        let majority = agreed >= 2 && agreed * 2 >= witnesses;
+        let (agreed, voters) = match networks {
+            1 => (*ips, witnesses),
+            _ => (agreeing.len(), networks),
+        };
+        let majority = agreed >= 2 && agreed * 2 >= voters;
         // Different views from one place tell what the mapping depends on.
         let differs_within_ip = group.iter().any(|a| {
             group.iter().any(|b| {
@@ -497,12 +504,16 @@ impl Observations {
             () if same_within_ip => Mapping::AddressDependent,
             () => Mapping::Symmetric,
         };
-        let preserved = by_ip.values().filter(|seen| seen.port() == local.port()).count();
+        let preserved = if majority {
+            address.port() == local.port()
+        } else {
+            by_ip.values().filter(|seen| seen.port() == local.port()).count() * 2 > witnesses
+        };
         Some(Verdict {
             mapping,
-            port_preserving: (mapping != Mapping::None).then_some(preserved * 2 > witnesses),
+            port_preserving: (mapping != Mapping::None).then_some(preserved),
             external: matches!(mapping, Mapping::None | Mapping::EndpointIndependent).then_some(address),
-            witnesses,
+            weight: (networks, witnesses),
         })
     }
 }
@@ -512,7 +523,13 @@ struct Verdict {
     mapping: Mapping,
     port_preserving: Option<bool>,
     external: Option<SocketAddr>,
-    witnesses: usize,
+    /// Networks and IP addresses in which there are observers.
+    weight: (usize, usize),
+}
+
+/// In how many networks addresses are.
+fn networks(ips: impl Iterator<Item = IpAddr>) -> usize {
+    ips.map(prefix).collect::<BTreeSet<_>>().len()
 }
 
 fn same_view(a: &Observation, b: &Observation) -> bool {
@@ -620,7 +637,44 @@ mod tests {
         }
         let _ = all.say("192.0.2.1:1", "203.0.113.9:4001", now);
         let _ = all.say("198.18.0.1:1", "203.0.113.9:4001", now);
-        assert_ne!(all.inner.external(), [addr("8.8.8.8:53")]);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+    }
+
+    #[test]
+    fn liars_in_one_network_take_nothing_from_what_two_networks_have_seen() {
+        for lies in ["203.0.113.9:7777", "8.8.8.8:53"] {
+            let now = Instant::now();
+            let mut all = Told::new("0.0.0.0:4001", &["203.0.113.9"], now);
+            let _ = all.say("192.0.2.1:1", "203.0.113.9:4001", now);
+            let _ = all.say("198.18.0.1:1", "203.0.113.9:4001", now);
+            for n in 1..=3 {
+                let _ = all.say(&format!("198.51.100.{n}:1"), lies, now);
+            }
+            assert_eq!(all.mapping(), Mapping::None);
+            assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+        }
+    }
+
+    #[test]
+    fn liars_in_one_network_cannot_end_a_doubt_that_they_have_raised() {
+        let (mut all, now) = behind_nat();
+        let liar = PeerId::random();
+        let _ = all.say("192.0.2.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.18.0.1:1", "203.0.113.9:4001", now);
+        let _ = all.say_as(liar, "198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say_as(liar, "198.51.100.1:1", "203.0.113.9:7777", now);
+        let _ = all.say("198.51.100.2:1", "203.0.113.9:7777", now);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+        assert_eq!(all.inner.expire(now + DOUBT), []);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+    }
+
+    #[test]
+    fn where_all_observers_are_in_one_network_two_machines_suffice() {
+        let (mut all, now) = behind_nat();
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.51.100.2:1", "203.0.113.9:4001", now);
+        assert_eq!(all.mapping(), Mapping::EndpointIndependent);
     }
 
     #[test]

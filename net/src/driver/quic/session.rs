@@ -28,7 +28,7 @@ use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::{
-    Allowance, Dialed, LinkStatus, Packets, Path, Sighting, SocketId, Transport, Unwelcome, decode, encode,
+    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Transport, Unwelcome, decode, encode,
 };
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
@@ -82,6 +82,8 @@ pub(crate) struct Session {
     /// The same of those on the bulk lane.
     bulk_usage: Arc<()>,
     offences: Mutex<Allowance>,
+    /// Where the peer said last that it sees us.
+    seen: Mutex<Option<SocketAddr>>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,15 +103,8 @@ pub(crate) enum SessionEvent {
         peer: PeerId,
         incarnation: u64,
     },
-    /// A peer has told where it sees us.
-    Observed {
-        observer: PeerId,
-        /// Where the observer is.
-        remote: SocketAddr,
-        /// Which of our sockets it sees.
-        socket: SocketId,
-        seen: SocketAddr,
-    },
+    /// A peer has told where it sees us: [`Session::observation`].
+    Observed(Arc<Session>),
     /// A peer that we have dialed speaks libp2p's protocols only.
     Foreign(PeerId),
     Closed {
@@ -141,6 +136,7 @@ impl Session {
             usage: Arc::default(),
             bulk_usage: Arc::default(),
             offences: Mutex::new(OFFENCES),
+            seen: Mutex::default(),
         }
     }
 
@@ -249,6 +245,17 @@ impl Session {
 
     pub(crate) fn rtt(&self) -> Duration {
         self.control.rtt()
+    }
+
+    /// Where the peer sees us, by its last word.
+    pub(crate) fn observation(&self) -> Option<Observation> {
+        let seen = (*lock(&self.seen))?;
+        Some(Observation {
+            socket: self.socket,
+            observer: self.peer,
+            observed_at: self.remote(),
+            seen,
+        })
     }
 
     /// What it is made of now.
@@ -426,13 +433,8 @@ impl Task {
                         self.report(SessionEvent::Greeted { id, peer, incarnation }).await;
                     }
                     Message::Observed(seen) => {
-                        let event = SessionEvent::Observed {
-                            observer: session.peer,
-                            remote: control.remote_address(),
-                            socket: session.socket,
-                            seen,
-                        };
-                        self.report(event).await;
+                        *lock(&session.seen) = Some(seen);
+                        self.report(SessionEvent::Observed(Arc::clone(&session))).await;
                     }
                     Message::BulkWanted => session.bulk_wanted.notify_one(),
                 },

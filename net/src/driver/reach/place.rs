@@ -7,10 +7,10 @@ use tracing::{debug, info};
 
 use crate::driver::addresses::is_loopback;
 use crate::driver::links::Link;
-use crate::driver::quic::{Quic, to_multiaddr};
+use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
 use crate::{
-    Change, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
+    Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
     Stance, Standing, WitnessAction,
 };
 use lapwing_base::{PeerId, Role};
@@ -53,7 +53,16 @@ impl Driver {
         fits.next().map(|(socket, _)| *socket)
     }
 
-    /// Someone has told where it sees us.
+    /// A peer has told where it sees us. The word of mains counts, and of those that this node has turned to by itself:
+    /// anybody else could come in any number to say what is not so.
+    pub(in crate::driver) fn on_word(&mut self, session: &Session, now: Instant) {
+        let counts = session.dialed == Dialed::ByUs || self.known_gate.mains.contains(&session.peer);
+        if counts && let Some(said) = session.observation() {
+            self.on_observed(said, now);
+        }
+    }
+
+    /// Someone whose word counts has told where it sees us.
     pub(in crate::driver) fn on_observed(&mut self, said: Observation, now: Instant) {
         if !self.reach.observations.is_bound(said.socket) {
             self.tell_sockets();
@@ -158,6 +167,14 @@ impl Driver {
                 .learn(*main, link.as_ref().and_then(Link::rtt));
             if matches!(link, Some(Link::Session(_))) {
                 self.reach.reachability.main_connected(*main, now);
+            }
+        }
+        // What they said before they were mains counts now.
+        for main in gate.mains.difference(&before.mains) {
+            for id in self.connections.of(main) {
+                if let Some(Link::Session(session)) = self.links.get(&id).cloned() {
+                    self.on_word(&session, now);
+                }
             }
         }
         for gone in before.mains.difference(&gate.mains) {
