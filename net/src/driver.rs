@@ -693,10 +693,9 @@ impl Driver {
         if let identify::Event::Received { peer_id, info, .. } = event {
             self.shared.peers().entry(peer_id).set_agent(&info.agent_version);
             // What strangers say of themselves helps nobody to reach anybody.
-            let mut book = self.shared.book();
-            if self.shared.is_member(&peer_id) || book.has_learned(&peer_id) {
+            if self.is_member(&peer_id) || self.shared.book().has_learned(&peer_id) {
                 let addrs = info.listen_addrs.iter().map(without_peer).collect();
-                book.told(peer_id, addrs);
+                self.shared.book().told(peer_id, addrs);
             }
         }
     }
