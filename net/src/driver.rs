@@ -796,9 +796,8 @@ impl Driver {
     fn on_interfaces(&mut self) {
         let (print, ips) = {
             let interfaces = self.interfaces.borrow_and_update();
-            let print = interfaces
-                .fingerprint()
-                .map_or(NetworkPrint(0), |print| NetworkPrint(print.short()));
+            let print = interfaces.fingerprint();
+            let print = print.map(|print| NetworkPrint(print.short()));
             let ips: Vec<_> = interfaces
                 .addresses
                 .iter()

@@ -22,6 +22,7 @@ mod reservations;
 mod scope;
 mod sighting;
 mod strategy;
+mod surroundings;
 mod udp_verdicts;
 mod vetting;
 mod whereabouts;
@@ -47,6 +48,7 @@ pub use reservations::{Reservation, ReservationAction, ReservationRefusal, Reser
 pub use scope::Scope;
 pub use sighting::Sighting;
 pub use strategy::Strategy;
+pub use surroundings::Surroundings;
 pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
 pub use vetting::Vetting;
 pub use whereabouts::Whereabouts;

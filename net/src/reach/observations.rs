@@ -80,7 +80,8 @@ pub enum Change {
         /// Its address now.
         to: SocketAddr,
     },
-    /// One observer sees something else than before: the others should be asked again what they see.
+    /// It is in doubt whether others still see what they saw: they should be asked again. A packet to each will do, since
+    /// they say so of themselves when it comes from elsewhere.
     Recheck,
 }
 
@@ -157,24 +158,31 @@ impl Observations {
         self.follow(now)
     }
 
-    /// The addresses of this machine's interfaces. Others than before mean another network, of which nothing is
-    /// known yet.
+    /// This machine is in another network, where nothing counts any more of what was seen.
+    pub fn network_changed(&mut self, now: Instant) -> Vec<Change> {
+        self.seen.clear();
+        self.doubt_until = None;
+        self.follow(now)
+    }
+
+    /// The addresses of this machine's interfaces; none of them while there is no network. Others than before in the
+    /// same network may be beside the way, like those of containers: whoever sees our packets come from elsewhere now
+    /// will say so.
     pub fn set_local_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>, now: Instant) -> Vec<Change> {
-        let ips = ips
+        let ips: BTreeSet<_> = ips
             .into_iter()
             .map(|ip| ip.to_canonical())
             .take(LOCAL_IPS_MAX)
             .collect();
-        if self.local_ips == ips {
+        if self.local_ips == ips || ips.is_empty() {
             return Vec::new();
         }
-        let first = self.local_ips.is_empty();
         self.local_ips = ips;
-        if !first {
-            self.seen.clear();
-            self.doubt_until = None;
+        let mut changes = self.follow(now);
+        if !self.seen.is_empty() {
+            changes.push(Change::Recheck);
         }
-        self.follow(now)
+        changes
     }
 
     /// Takes in what an observer says. Only what came over a connection whose identity is proven counts.
@@ -731,9 +739,32 @@ mod tests {
         let (mut all, now) = behind_nat();
         let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
         let _ = all.say("198.51.101.1:1", "203.0.113.9:4001", now);
-        let changes = all.inner.set_local_ips(["10.0.0.2".parse().unwrap()], now);
+        let changes = all.inner.network_changed(now);
         let (family, mapping) = (Family::V4, Mapping::Unknown);
         assert_eq!(changes, [Change::Mapping { family, mapping }, Change::External]);
+        assert!(all.inner.reflexive(now).is_empty());
+    }
+
+    #[test]
+    fn an_address_more_or_less_in_the_same_network_forgets_nothing_and_is_a_reason_to_ask() {
+        let (mut all, now) = behind_nat();
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.51.101.1:1", "203.0.113.9:4001", now);
+        let with = |ips: &[&str]| ips.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let here = ["192.168.1.5", "172.17.0.1"];
+        assert_eq!(all.inner.set_local_ips(with(&here), now), [Change::Recheck]);
+        assert_eq!(all.inner.set_local_ips([], now), [], "there is nobody to ask");
+        assert_eq!(all.inner.set_local_ips(with(&here), now), []);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+    }
+
+    #[test]
+    fn what_was_seen_of_a_socket_goes_with_it() {
+        let (mut all, now) = behind_nat();
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.51.101.1:1", "203.0.113.9:4001", now);
+        assert!(all.inner.closed(SOCKET, now).contains(&Change::External));
+        assert!(!all.inner.is_bound(SOCKET));
         assert!(all.inner.reflexive(now).is_empty());
     }
 

@@ -29,7 +29,7 @@ impl Driver {
     pub(in crate::driver) fn want(&mut self, peer: PeerId, now: Instant) {
         let addresses = self.addresses_of(&peer);
         let seed = self.reach.seed ^ now.elapsed().as_nanos() as u64;
-        let udp = self.reach.verdicts.udp(self.reach.network, now);
+        let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
         let climb = self.reach.climbs.entry(peer).or_insert_with(|| Climb {
             ladder: Ladder::new(seed),
             due_at: None,
@@ -160,7 +160,7 @@ impl Driver {
     }
 
     fn saw(&mut self, peer: PeerId, udp: Udp, now: Instant) {
-        let network = self.reach.network;
+        let network = self.reach.surroundings.network();
         let before = self.reach.verdicts.udp(network, now);
         match udp {
             Udp::Open => self.reach.verdicts.open(network, now),

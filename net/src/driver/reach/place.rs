@@ -128,23 +128,27 @@ impl Driver {
         }
     }
 
-    /// This machine is in another network.
+    /// The networks around this machine are others than before; it may be in none, or have moved to another.
     pub(in crate::driver) fn on_network(
         &mut self,
-        network: NetworkPrint,
+        present: Option<NetworkPrint>,
         local_ips: impl IntoIterator<Item = IpAddr>,
         now: Instant,
     ) {
-        let moved = self.reach.network != network && self.reach.network != NetworkPrint(0);
-        self.reach.network = network;
+        let moved = self.reach.surroundings.look(present);
         self.tell_sockets();
-        let changes = self.reach.observations.set_local_ips(local_ips, now);
+        let mut changes = Vec::new();
+        if moved {
+            changes.extend(self.reach.observations.network_changed(now));
+            self.reach.reachability.network_changed();
+        }
+        changes.extend(self.reach.observations.set_local_ips(local_ips, now));
         self.on_changes(changes, now);
         if moved {
             info!("this machine is in another network");
             self.reach.punches.network_changed(now);
             self.reach.reservations.network_changed(now);
-            let udp = self.reach.verdicts.udp(network, now);
+            let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
             let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
             for peer in peers {
                 if let Some(climb) = self.reach.climbs.get_mut(&peer) {
