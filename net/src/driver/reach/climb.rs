@@ -9,7 +9,7 @@ use tracing::{debug, info};
 use crate::driver::addresses::{relay_of, without_peer};
 use crate::driver::links::Link;
 use crate::driver::{Driver, RETIRE_MAX};
-use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Udp};
+use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
 use super::dial::Dial;
@@ -154,7 +154,7 @@ impl Driver {
                 }
                 self.retire(now);
             }
-            LadderAction::Saw(udp) => self.saw(peer, udp, now),
+            LadderAction::SawBlocked => self.saw(peer, Udp::Blocked, now),
             LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at),
         }
     }
@@ -206,8 +206,12 @@ impl Driver {
             self.reach.awaited.remove(&peer);
             self.reach.punches.connected(&peer, now);
             if let Link::Session(session) = link {
-                self.reach.reachability.sent(session.remote(), now);
-                self.saw(peer, Udp::Open, now);
+                let remote = session.remote();
+                self.reach.reachability.sent(remote, now);
+                // A neighbour says nothing of what the firewall lets out.
+                if Scope::of(remote.ip()).is_outside() {
+                    self.saw(peer, Udp::Open, now);
+                }
             }
         }
         if let Link::Lane(lane) = link
