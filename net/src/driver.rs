@@ -56,7 +56,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
 use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint};
-use addresses::{is_loopback, without_peer};
+use addresses::{for_others, is_loopback, without_peer};
 use behaviour::Carrier;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role, chain};
@@ -934,18 +934,8 @@ impl Driver {
     }
 
     fn publish_listen(&mut self) {
-        let mut addresses = Vec::new();
-        for listener in &self.listeners {
-            // Asked for all interfaces, a node is not reached over loopback, unless there is nothing else.
-            let only_loopback = listener.bound.iter().all(is_loopback);
-            let shown = listener
-                .bound
-                .iter()
-                .filter(|address| only_loopback || !is_loopback(address));
-            addresses.extend(shown.cloned());
-        }
-        addresses.sort();
-        addresses.dedup();
+        let bound = self.listeners.iter().flat_map(|listener| &listener.bound);
+        let addresses = for_others(bound.cloned());
         self.announced.send_replace(addresses.clone());
         self.shared.set_listen(addresses);
         self.publish_reach(now());

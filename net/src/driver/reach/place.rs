@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use tracing::{debug, info};
 
-use crate::driver::addresses::is_loopback;
 use crate::driver::links::Link;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
@@ -247,9 +246,8 @@ impl Driver {
             .values()
             .filter_map(|circuit| circuit.address.clone());
         advertised.extend(circuits.collect::<Vec<_>>());
-        let only_loopback = listen.iter().all(is_loopback);
         for address in listen {
-            if !advertised.contains(&address) && (only_loopback || !is_loopback(&address)) {
+            if !advertised.contains(&address) {
                 advertised.push(address);
             }
         }
