@@ -1,4 +1,7 @@
 //! Where peers can be reached, as far as anybody has said. Dials nobody.
+//!
+//! Anybody can make up peers, in a local network in any number. What the roster, the gateway or a person has said never
+//! makes room for what peers say of themselves.
 
 use lapwing_base::{Member, Multiaddr, PeerId};
 use std::collections::HashMap;
@@ -7,7 +10,7 @@ use std::collections::HashMap;
 #[derive(Debug, Default)]
 pub struct AddressBook {
     peers: HashMap<PeerId, Entry>,
-    /// Counts changes, so that the entry that has not changed for longest makes room.
+    /// Counts changes, so that of those that nobody else has named the one that has not changed for longest makes room.
     clock: u64,
 }
 
@@ -31,21 +34,35 @@ impl AddressBook {
     /// Replaces what was learned about a peer; says whether that changed anything.
     pub fn learn(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> bool {
         let addrs = bounded(addrs);
-        let entry = self.entry(peer);
+        if !self.has_room(&peer)
+            && let Some(oldest) = self.oldest(|_| true)
+        {
+            self.peers.remove(&oldest);
+        }
+        let entry = self.changing(peer);
         let changed = entry.learned != addrs;
         entry.learned = addrs;
         changed
     }
 
+    /// Whether something was learned about a peer.
+    pub fn has_learned(&self, peer: &PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|entry| !entry.learned.is_empty())
+    }
+
     /// Replaces what the peer has told of itself.
     pub fn told(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) {
-        self.entry(peer).told = bounded(addrs);
+        if let Some(entry) = self.entry(peer) {
+            entry.told = bounded(addrs);
+        }
     }
 
     /// Replaces what the peer was heard to say in the local network; says whether that changed anything.
     pub fn heard(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> bool {
         let addrs = bounded(addrs);
-        let entry = self.entry(peer);
+        let Some(entry) = self.entry(peer) else {
+            return false;
+        };
         let changed = entry.heard != addrs;
         entry.heard = addrs;
         changed
@@ -53,7 +70,9 @@ impl AddressBook {
 
     /// Notes where a dial has reached the peer.
     pub fn reached(&mut self, peer: PeerId, addr: Multiaddr) {
-        self.entry(peer).reached = Some(addr);
+        if let Some(entry) = self.entry(peer) {
+            entry.reached = Some(addr);
+        }
     }
 
     /// Forgets an address at which somebody else has answered, unless it was learned: what a person or the
@@ -85,13 +104,27 @@ impl AddressBook {
         addrs
     }
 
-    fn entry(&mut self, peer: PeerId) -> &mut Entry {
-        if self.peers.len() >= Self::PEERS_MAX && !self.peers.contains_key(&peer) {
-            let oldest = self.peers.iter().min_by_key(|(_, entry)| entry.changed);
-            if let Some(oldest) = oldest.map(|(peer, _)| *peer) {
-                self.peers.remove(&oldest);
-            }
+    /// The entry of a peer, for what was not learned of it; none where all others were.
+    fn entry(&mut self, peer: PeerId) -> Option<&mut Entry> {
+        if !self.has_room(&peer) {
+            let oldest = self.oldest(|entry| entry.learned.is_empty())?;
+            self.peers.remove(&oldest);
         }
+        Some(self.changing(peer))
+    }
+
+    fn has_room(&self, peer: &PeerId) -> bool {
+        self.peers.len() < Self::PEERS_MAX || self.peers.contains_key(peer)
+    }
+
+    /// Of those of a kind, whose entry has not changed for longest; what nobody else has named goes first.
+    fn oldest(&self, of_kind: impl Fn(&Entry) -> bool) -> Option<PeerId> {
+        let candidates = self.peers.iter().filter(|(_, entry)| of_kind(entry));
+        let oldest = candidates.min_by_key(|(_, entry)| (!entry.learned.is_empty(), entry.changed))?;
+        Some(*oldest.0)
+    }
+
+    fn changing(&mut self, peer: PeerId) -> &mut Entry {
         self.clock += 1;
         let entry = self.peers.entry(peer).or_default();
         entry.changed = self.clock;
@@ -148,6 +181,33 @@ mod tests {
         }
         assert_eq!(book.peers.len(), AddressBook::PEERS_MAX);
         assert!(book.addresses(&first).is_empty(), "the oldest made room");
+    }
+
+    #[test]
+    fn strangers_displace_one_another_and_nobody_that_was_learned() {
+        let (mut book, first) = (AddressBook::default(), PeerId::random());
+        book.learn(first, vec![addr(1)]);
+        let strangers: Vec<_> = (0..AddressBook::PEERS_MAX + 10)
+            .map(|_| PeerId::random())
+            .collect();
+        for stranger in &strangers {
+            book.told(*stranger, vec![addr(2)]);
+        }
+        assert_eq!(book.peers.len(), AddressBook::PEERS_MAX);
+        assert_eq!(book.addresses(&first), [addr(1)]);
+        assert!(book.addresses(&strangers[0]).is_empty(), "the oldest made room");
+
+        for _ in 1..AddressBook::PEERS_MAX {
+            book.learn(PeerId::random(), vec![addr(1)]);
+        }
+        assert_eq!(book.addresses(&first), [addr(1)]);
+        for stranger in &strangers[..10] {
+            book.told(*stranger, vec![addr(2)]);
+            book.heard(*stranger, vec![addr(2)]);
+            book.reached(*stranger, addr(2));
+        }
+        assert_eq!(book.addresses(&first), [addr(1)]);
+        assert_eq!(book.peers.len(), AddressBook::PEERS_MAX);
     }
 
     fn addr(port: u16) -> Multiaddr {

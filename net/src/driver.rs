@@ -55,8 +55,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Observation};
-use addresses::{is_loopback, without_peer};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint};
+use addresses::{for_others, is_loopback, without_peer};
 use behaviour::Carrier;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role, chain};
@@ -692,8 +692,11 @@ impl Driver {
     fn on_identify(&self, event: identify::Event) {
         if let identify::Event::Received { peer_id, info, .. } = event {
             self.shared.peers().entry(peer_id).set_agent(&info.agent_version);
-            let addrs = info.listen_addrs.iter().map(without_peer).collect();
-            self.shared.book().told(peer_id, addrs);
+            // What strangers say of themselves helps nobody to reach anybody.
+            if self.is_member(&peer_id) || self.shared.book().has_learned(&peer_id) {
+                let addrs = info.listen_addrs.iter().map(without_peer).collect();
+                self.shared.book().told(peer_id, addrs);
+            }
         }
     }
 
@@ -715,20 +718,7 @@ impl Driver {
                     }
                 }
             }
-            SessionEvent::Observed {
-                observer,
-                remote,
-                socket,
-                seen,
-            } => {
-                let said = Observation {
-                    socket,
-                    observer,
-                    observed_at: remote,
-                    seen,
-                };
-                self.on_observed(said, now());
-            }
+            SessionEvent::Observed(session) => self.on_word(&session, now()),
             SessionEvent::Foreign(peer) => {
                 debug!(%peer, "the peer speaks libp2p, and is no node of ours");
                 self.on_foreign(peer, now());
@@ -806,9 +796,8 @@ impl Driver {
     fn on_interfaces(&mut self) {
         let (print, ips) = {
             let interfaces = self.interfaces.borrow_and_update();
-            let print = interfaces
-                .fingerprint()
-                .map_or(NetworkPrint(0), |print| NetworkPrint(print.short()));
+            let print = interfaces.fingerprint();
+            let print = print.map(|print| NetworkPrint(print.short()));
             let ips: Vec<_> = interfaces
                 .addresses
                 .iter()
@@ -945,18 +934,8 @@ impl Driver {
     }
 
     fn publish_listen(&mut self) {
-        let mut addresses = Vec::new();
-        for listener in &self.listeners {
-            // Asked for all interfaces, a node is not reached over loopback, unless there is nothing else.
-            let only_loopback = listener.bound.iter().all(is_loopback);
-            let shown = listener
-                .bound
-                .iter()
-                .filter(|address| only_loopback || !is_loopback(address));
-            addresses.extend(shown.cloned());
-        }
-        addresses.sort();
-        addresses.dedup();
+        let bound = self.listeners.iter().flat_map(|listener| &listener.bound);
+        let addresses = for_others(bound.cloned());
         self.announced.send_replace(addresses.clone());
         self.shared.set_listen(addresses);
         self.publish_reach(now());

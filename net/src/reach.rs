@@ -20,12 +20,16 @@ mod reachability;
 mod relayed_because;
 mod reservations;
 mod scope;
+mod sighting;
 mod strategy;
+mod surroundings;
 mod udp_verdicts;
 mod vetting;
 mod whereabouts;
 mod witness;
 
+#[cfg(test)]
+mod hour_lab;
 #[cfg(test)]
 mod punch_lab;
 
@@ -42,7 +46,9 @@ pub use reachability::{ReachAction, Reachability, Standing};
 pub use relayed_because::RelayedBecause;
 pub use reservations::{Reservation, ReservationAction, ReservationRefusal, Reservations};
 pub use scope::Scope;
+pub use sighting::Sighting;
 pub use strategy::Strategy;
+pub use surroundings::Surroundings;
 pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
 pub use vetting::Vetting;
 pub use whereabouts::Whereabouts;

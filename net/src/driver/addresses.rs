@@ -20,6 +20,18 @@ pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
     socket_address(address).is_some_and(|address| address.ip().is_loopback())
 }
 
+/// Of the addresses that listeners are bound to, those that others can use, in order: none of this machine alone, unless
+/// there is nothing else. Asked for all interfaces of a family, a listener may have found no other.
+pub(crate) fn for_others(bound: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
+    let mut addresses: Vec<_> = bound.into_iter().collect();
+    if !addresses.iter().all(is_loopback) {
+        addresses.retain(|address| !is_loopback(address));
+    }
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
 /// The UDP socket address that it begins with.
 pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     match address.iter().nth(1)? {
@@ -61,5 +73,25 @@ pub(crate) fn prefix(ip: IpAddr) -> IpAddr {
             let [a, b, c, ..] = ip.segments();
             Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_for_others_only_where_there_is_nothing_else() {
+        let all = |addresses: &[&str]| -> Vec<Multiaddr> {
+            addresses.iter().map(|address| address.parse().unwrap()).collect()
+        };
+        let (v4, v6, own) = (
+            "/ip4/203.0.113.7/udp/4001/quic-v1",
+            "/ip6/::1/udp/4001/quic-v1",
+            "/ip4/127.0.0.1/udp/4001/quic-v1",
+        );
+        // One listener for each family, and no interface with an IPv6 address.
+        assert_eq!(for_others(all(&[v6, own, v4, v4])), all(&[v4]));
+        assert_eq!(for_others(all(&[v6, own])), all(&[own, v6]));
     }
 }

@@ -19,8 +19,8 @@ use super::Driver;
 use super::links::Link;
 use super::notes::WITNESS;
 use crate::{
-    CandidateTable, Family, NatType, NetworkPrint, Observations, Punches, ReachAction, Reachability,
-    Reservations, Standing, UdpVerdicts, Whereabouts, Witness,
+    CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability,
+    Reservations, Standing, Surroundings, UdpVerdicts, Whereabouts, Witness,
 };
 use circuit::Circuit;
 use climb::Climb;
@@ -36,7 +36,7 @@ pub(crate) struct Reach {
     punches: Punches,
     verdicts: UdpVerdicts,
     candidates: CandidateTable,
-    network: NetworkPrint,
+    surroundings: Surroundings,
     seed: u64,
     climbs: HashMap<PeerId, Climb>,
     /// The climbs that have something to do, by when.
@@ -75,7 +75,7 @@ impl Reach {
             punches: Punches::new(me, seed),
             verdicts: UdpVerdicts::default(),
             candidates: CandidateTable::default(),
-            network: NetworkPrint(0),
+            surroundings: Surroundings::default(),
             seed: short,
             climbs: HashMap::new(),
             due: BTreeSet::new(),
@@ -112,7 +112,7 @@ impl Reach {
             mapping: self.observations.mapping(family),
             port_preserving: self.observations.port_preserving(family),
             filtering: self.reachability.filtering(family),
-            udp: self.verdicts.udp(self.network, now),
+            udp: self.verdicts.udp(self.surroundings.network(), now),
         }
     }
 }

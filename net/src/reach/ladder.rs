@@ -86,8 +86,9 @@ pub enum LadderAction {
     Prefer(Rung),
     /// Something better has stood for a while: close what stands on this rung.
     Retire(Rung),
-    /// What was seen of UDP on this side's network; see [`crate::UdpVerdicts`].
-    Saw(Udp),
+    /// QUIC has had time and only the fallback stands: this side's network seems to block UDP; see
+    /// [`crate::UdpVerdicts`].
+    SawBlocked,
     /// Nothing stands and every address has failed; they are tried again then.
     Unreachable {
         /// When.
@@ -249,7 +250,6 @@ impl Ladder {
             self.punching = false;
             self.punch_at = None;
             self.saw_blocked = false;
-            self.actions.push_back(LadderAction::Saw(Udp::Open));
         }
         // What is not better than this need not be waited for.
         self.abandon(|other| other <= rung);
@@ -334,7 +334,7 @@ impl Ladder {
             && at <= now
         {
             self.saw_blocked = true;
-            self.actions.push_back(LadderAction::Saw(Udp::Blocked));
+            self.actions.push_back(LadderAction::SawBlocked);
         }
         for rung in Rung::ALL {
             if self.retire_at(rung).is_some_and(|at| at <= now) {
@@ -665,7 +665,6 @@ mod tests {
         assert_eq!(
             actions,
             [
-                LadderAction::Saw(Udp::Open),
                 LadderAction::Abandon(dialed[1].0),
                 LadderAction::Prefer(Rung::Direct)
             ]
@@ -735,7 +734,7 @@ mod tests {
             let drained = peer.drain();
             saw += drained
                 .iter()
-                .filter(|action| **action == LadderAction::Saw(Udp::Blocked))
+                .filter(|action| **action == LadderAction::SawBlocked)
                 .count();
             peer.now = peer.ladder.next_at().unwrap().max(peer.now);
         }

@@ -1,9 +1,9 @@
 //! What others see as our addresses, and what follows: the NAT's mapping, the addresses to advertise, the ports
 //! that a sequential NAT will give next. Asks nobody and sends nothing.
 //!
-//! Any observer may lie. Votes are counted by network first ([`prefix`]), then by IP address, so that one machine
-//! counts once however many identities it has; and one observer that changes its mind changes nothing until
-//! others have been asked again.
+//! Any observer may lie. Each network ([`prefix`]) has one vote, so that one machine counts once however many
+//! identities and addresses it has; only where all observers are in one network its addresses are counted. One
+//! observer that changes its mind changes nothing until others have been asked again.
 
 use crate::reach::scope::prefix;
 use crate::{Mapping, Scope};
@@ -80,7 +80,8 @@ pub enum Change {
         /// Its address now.
         to: SocketAddr,
     },
-    /// One observer sees something else than before: the others should be asked again what they see.
+    /// It is in doubt whether others still see what they saw: they should be asked again. A packet to each will do, since
+    /// they say so of themselves when it comes from elsewhere.
     Recheck,
 }
 
@@ -157,24 +158,31 @@ impl Observations {
         self.follow(now)
     }
 
-    /// The addresses of this machine's interfaces. Others than before mean another network, of which nothing is
-    /// known yet.
+    /// This machine is in another network, where nothing counts any more of what was seen.
+    pub fn network_changed(&mut self, now: Instant) -> Vec<Change> {
+        self.seen.clear();
+        self.doubt_until = None;
+        self.follow(now)
+    }
+
+    /// The addresses of this machine's interfaces; none of them while there is no network. Others than before in the
+    /// same network may be beside the way, like those of containers: whoever sees our packets come from elsewhere now
+    /// will say so.
     pub fn set_local_ips(&mut self, ips: impl IntoIterator<Item = IpAddr>, now: Instant) -> Vec<Change> {
-        let ips = ips
+        let ips: BTreeSet<_> = ips
             .into_iter()
             .map(|ip| ip.to_canonical())
             .take(LOCAL_IPS_MAX)
             .collect();
-        if self.local_ips == ips {
+        if self.local_ips == ips || ips.is_empty() {
             return Vec::new();
         }
-        let first = self.local_ips.is_empty();
         self.local_ips = ips;
-        if !first {
-            self.seen.clear();
-            self.doubt_until = None;
+        let mut changes = self.follow(now);
+        if !self.seen.is_empty() {
+            changes.push(Change::Recheck);
         }
-        self.follow(now)
+        changes
     }
 
     /// Takes in what an observer says. Only what came over a connection whose identity is proven counts.
@@ -360,11 +368,13 @@ impl Observations {
 
     /// Whether somebody in another place says the same since the doubt began.
     fn agreed_anew(&self, said: &Observation) -> bool {
-        self.seen.iter().any(|seen| {
-            !seen.suspect
-                && seen.said.socket == said.socket
-                && seen.said.seen == said.seen
-                && seen.said.observed_at.ip() != said.observed_at.ip()
+        let of_socket = || self.seen.iter().filter(|seen| seen.said.socket == said.socket);
+        let in_one_network = networks(of_socket().map(|seen| seen.said.observed_at.ip())) == 1;
+        let ip = said.observed_at.ip();
+        of_socket().any(|seen| {
+            let other = seen.said.observed_at.ip();
+            let elsewhere = prefix(other) != prefix(ip) || (in_one_network && other != ip);
+            !seen.suspect && seen.said.seen == said.seen && elsewhere
         })
     }
 
@@ -412,7 +422,7 @@ impl Observations {
 
     fn view(&self, family: Family, now: Instant) -> View {
         let mut view = View::default();
-        let mut witnesses_max = 0;
+        let mut weight_max = (0, 0);
         for (&socket, &local) in &self.sockets {
             let group = self.group(socket, family, now);
             let Some(verdict) = self.verdict(&group, local) else {
@@ -422,8 +432,8 @@ impl Observations {
                 view.external.insert(socket, address);
             }
             // The socket that most have seen speaks for the NAT.
-            if verdict.witnesses > witnesses_max {
-                witnesses_max = verdict.witnesses;
+            if verdict.weight > weight_max {
+                weight_max = verdict.weight;
                 view.mapping = verdict.mapping;
                 view.port_preserving = verdict.port_preserving;
             }
@@ -464,16 +474,21 @@ impl Observations {
             .map(|seen| (seen.said.observed_at.ip(), seen.said.seen))
             .collect();
         let witnesses = by_ip.len();
+        let networks = networks(by_ip.keys().copied());
         let mut votes: BTreeMap<SocketAddr, (BTreeSet<[u8; 6]>, usize)> = BTreeMap::new();
         for (ip, seen) in &by_ip {
             let vote = votes.entry(*seen).or_default();
             vote.0.insert(prefix(*ip));
             vote.1 += 1;
         }
-        let (&address, &(_, agreed)) = votes
+        let (&address, (agreeing, ips)) = votes
             .iter()
             .max_by_key(|(_, (prefixes, ips))| (prefixes.len(), *ips))?;
-        let majority = agreed >= 2 && agreed * 2 >= witnesses;
+        let (agreed, voters) = match networks {
+            1 => (*ips, witnesses),
+            _ => (agreeing.len(), networks),
+        };
+        let majority = agreed >= 2 && agreed * 2 >= voters;
         // Different views from one place tell what the mapping depends on.
         let differs_within_ip = group.iter().any(|a| {
             group.iter().any(|b| {
@@ -497,12 +512,16 @@ impl Observations {
             () if same_within_ip => Mapping::AddressDependent,
             () => Mapping::Symmetric,
         };
-        let preserved = by_ip.values().filter(|seen| seen.port() == local.port()).count();
+        let preserved = if majority {
+            address.port() == local.port()
+        } else {
+            by_ip.values().filter(|seen| seen.port() == local.port()).count() * 2 > witnesses
+        };
         Some(Verdict {
             mapping,
-            port_preserving: (mapping != Mapping::None).then_some(preserved * 2 > witnesses),
+            port_preserving: (mapping != Mapping::None).then_some(preserved),
             external: matches!(mapping, Mapping::None | Mapping::EndpointIndependent).then_some(address),
-            witnesses,
+            weight: (networks, witnesses),
         })
     }
 }
@@ -512,7 +531,13 @@ struct Verdict {
     mapping: Mapping,
     port_preserving: Option<bool>,
     external: Option<SocketAddr>,
-    witnesses: usize,
+    /// Networks and IP addresses in which there are observers.
+    weight: (usize, usize),
+}
+
+/// In how many networks addresses are.
+fn networks(ips: impl Iterator<Item = IpAddr>) -> usize {
+    ips.map(prefix).collect::<BTreeSet<_>>().len()
 }
 
 fn same_view(a: &Observation, b: &Observation) -> bool {
@@ -527,8 +552,8 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// A mapping that is not used runs out after 2 minutes or more (RFC 4787); those that are used are told again by
-/// mains in a third of this.
-const FRESH: Duration = Duration::from_secs(600);
+/// observers in a third of this ([`super::sighting`]).
+pub(super) const FRESH: Duration = Duration::from_secs(600);
 /// How long others have to confirm that an address has changed: a question to a main takes an RTT or two.
 const DOUBT: Duration = Duration::from_secs(20);
 /// All mains that one node talks to, a few times over; about 150 bytes each.
@@ -620,7 +645,44 @@ mod tests {
         }
         let _ = all.say("192.0.2.1:1", "203.0.113.9:4001", now);
         let _ = all.say("198.18.0.1:1", "203.0.113.9:4001", now);
-        assert_ne!(all.inner.external(), [addr("8.8.8.8:53")]);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+    }
+
+    #[test]
+    fn liars_in_one_network_take_nothing_from_what_two_networks_have_seen() {
+        for lies in ["203.0.113.9:7777", "8.8.8.8:53"] {
+            let now = Instant::now();
+            let mut all = Told::new("0.0.0.0:4001", &["203.0.113.9"], now);
+            let _ = all.say("192.0.2.1:1", "203.0.113.9:4001", now);
+            let _ = all.say("198.18.0.1:1", "203.0.113.9:4001", now);
+            for n in 1..=3 {
+                let _ = all.say(&format!("198.51.100.{n}:1"), lies, now);
+            }
+            assert_eq!(all.mapping(), Mapping::None);
+            assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+        }
+    }
+
+    #[test]
+    fn liars_in_one_network_cannot_end_a_doubt_that_they_have_raised() {
+        let (mut all, now) = behind_nat();
+        let liar = PeerId::random();
+        let _ = all.say("192.0.2.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.18.0.1:1", "203.0.113.9:4001", now);
+        let _ = all.say_as(liar, "198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say_as(liar, "198.51.100.1:1", "203.0.113.9:7777", now);
+        let _ = all.say("198.51.100.2:1", "203.0.113.9:7777", now);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+        assert_eq!(all.inner.expire(now + DOUBT), []);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+    }
+
+    #[test]
+    fn where_all_observers_are_in_one_network_two_machines_suffice() {
+        let (mut all, now) = behind_nat();
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.51.100.2:1", "203.0.113.9:4001", now);
+        assert_eq!(all.mapping(), Mapping::EndpointIndependent);
     }
 
     #[test]
@@ -677,9 +739,32 @@ mod tests {
         let (mut all, now) = behind_nat();
         let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
         let _ = all.say("198.51.101.1:1", "203.0.113.9:4001", now);
-        let changes = all.inner.set_local_ips(["10.0.0.2".parse().unwrap()], now);
+        let changes = all.inner.network_changed(now);
         let (family, mapping) = (Family::V4, Mapping::Unknown);
         assert_eq!(changes, [Change::Mapping { family, mapping }, Change::External]);
+        assert!(all.inner.reflexive(now).is_empty());
+    }
+
+    #[test]
+    fn an_address_more_or_less_in_the_same_network_forgets_nothing_and_is_a_reason_to_ask() {
+        let (mut all, now) = behind_nat();
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.51.101.1:1", "203.0.113.9:4001", now);
+        let with = |ips: &[&str]| ips.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let here = ["192.168.1.5", "172.17.0.1"];
+        assert_eq!(all.inner.set_local_ips(with(&here), now), [Change::Recheck]);
+        assert_eq!(all.inner.set_local_ips([], now), [], "there is nobody to ask");
+        assert_eq!(all.inner.set_local_ips(with(&here), now), []);
+        assert_eq!(all.inner.external(), [addr("203.0.113.9:4001")]);
+    }
+
+    #[test]
+    fn what_was_seen_of_a_socket_goes_with_it() {
+        let (mut all, now) = behind_nat();
+        let _ = all.say("198.51.100.1:1", "203.0.113.9:4001", now);
+        let _ = all.say("198.51.101.1:1", "203.0.113.9:4001", now);
+        assert!(all.inner.closed(SOCKET, now).contains(&Change::External));
+        assert!(!all.inner.is_bound(SOCKET));
         assert!(all.inner.reflexive(now).is_empty());
     }
 

@@ -78,7 +78,7 @@ impl History {
 
     /// The attempt with this number has found a path: the next one begins with what worked.
     pub(crate) const fn found(&mut self, number: u32, now: Instant) {
-        self.number = number;
+        self.number = number.min(NUMBER_MAX);
         self.retry_at = now;
     }
 
@@ -116,7 +116,7 @@ impl History {
         };
         // An attempt that did not take place changes nothing.
         if ran.is_some() || !transient {
-            self.number = (self.number + 1).min(NUMBER_MAX);
+            self.number = self.number.saturating_add(1).min(NUMBER_MAX);
         }
         self.retry_at = now + wait.mul_f64(jitter);
         self.retry_at
@@ -136,7 +136,7 @@ const RETRIES: [Duration; 5] = [
 ];
 /// Guessing looks like an attack to who watches a network, so a failed one is not repeated soon.
 const GUESSING_PAUSE: Duration = Duration::from_secs(600);
-/// Attempts are told apart up to here; beyond it they only alternate.
+/// Attempts are told apart up to here, whatever a peer claims; beyond it they only alternate.
 const NUMBER_MAX: u32 = 1 << 16;
 /// Peers that are remembered, about 100 bytes each; the one that was used least lately makes room.
 const PEERS_MAX: usize = 4096;
@@ -223,6 +223,10 @@ mod tests {
         for _ in 0..2 {
             history.failed(u32::MAX, RelayedBecause::TimedOut, Some(PLAIN), 1.0, now);
         }
+        assert_eq!(history.number, NUMBER_MAX);
+        history.found(u32::MAX, now);
+        assert_eq!(history.number, NUMBER_MAX);
+        history.failed(u32::MAX, RelayedBecause::TimedOut, Some(PLAIN), 1.0, now);
         assert_eq!(history.number, NUMBER_MAX);
     }
 

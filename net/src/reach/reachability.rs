@@ -153,15 +153,24 @@ impl Reachability {
     }
 
     /// The addresses under which others see this node or a port is mapped; `own` are those of this machine itself.
-    /// What was known of addresses that stay is kept.
+    /// What was known of addresses that stay is kept. One that was found open stays until there is another of its
+    /// family: that nobody has told of it for a while does not close it, and it goes on being checked.
     pub fn set_targets(&mut self, targets: impl IntoIterator<Item = (SocketAddr, bool)>, now: Instant) {
         let wanted: BTreeMap<_, _> = targets
             .into_iter()
             .filter(|(address, _)| address.port() != 0 && Scope::of(address.ip()) != Scope::Nowhere)
             .take(TARGETS_MAX)
             .collect();
-        self.targets.retain(|address, _| wanted.contains_key(address));
-        self.checks.retain(|_, check| wanted.contains_key(&check.target));
+        let is_replaced = |address: &SocketAddr| {
+            let family = Family::of(address.ip());
+            wanted.keys().any(|other| Family::of(other.ip()) == family)
+        };
+        self.targets.retain(|address, target| {
+            let stays = matches!(target.state, State::Open { .. }) && !is_replaced(address);
+            stays || wanted.contains_key(address)
+        });
+        self.checks
+            .retain(|_, check| self.targets.contains_key(&check.target));
         for (address, own) in wanted {
             let target = self.targets.entry(address).or_insert_with(|| Target {
                 own,
@@ -174,6 +183,12 @@ impl Reachability {
             });
             target.own = own;
         }
+    }
+
+    /// This machine is in another network, where none of its addresses counts any more.
+    pub fn network_changed(&mut self) {
+        self.targets.clear();
+        self.checks.clear();
     }
 
     /// A main answers a question.
@@ -575,6 +590,39 @@ mod tests {
         );
         assert!(!asker.inner.on_datagram(stranger, b"garbage", asker.now));
         assert_eq!(asker.standing(), (Role::Home, true));
+    }
+
+    #[test]
+    fn an_open_address_stays_until_there_is_another_of_its_family_or_another_network() {
+        let mut asker = Asker::new(false);
+        let (third, _) = asker.asked();
+        asker.arrives(third, "192.0.2.77:999");
+        for others in [vec![], vec![(addr("[2001:db8::9]:4001"), true)]] {
+            asker.inner.set_targets(others, asker.now);
+            assert_eq!(asker.inner.open().collect::<Vec<_>>(), [asker.target]);
+            assert_eq!(asker.standing(), (Role::Main, false));
+        }
+        asker.inner.set_targets([(addr("203.0.113.9:7777"), false)], asker.now);
+        assert_eq!(asker.standing(), (Role::Home, true));
+
+        let mut asker = Asker::new(false);
+        let (third, _) = asker.asked();
+        asker.arrives(third, "192.0.2.77:999");
+        asker.inner.network_changed();
+        asker.inner.set_targets([], asker.now);
+        assert_eq!(asker.standing(), (Role::Home, true));
+    }
+
+    #[test]
+    fn an_address_that_was_not_found_open_goes_with_who_told_of_it() {
+        let mut asker = Asker::new(false);
+        let (third, other) = asker.asked();
+        asker.answered(third, Ok(()));
+        asker.answered(other, Ok(()));
+        asker.wait();
+        assert_eq!(asker.standing(), (Role::Home, false));
+        asker.inner.set_targets([], asker.now);
+        assert_eq!(asker.inner.next_at(), None);
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl Scope {
         }
     }
 
+    /// Whether what goes there leaves this site, so that its firewall has a say.
+    pub const fn is_outside(self) -> bool {
+        matches!(self, Self::Carrier | Self::Global)
+    }
+
     fn of_v4(ip: Ipv4Addr) -> Self {
         let [a, b, ..] = ip.octets();
         if a == 0 || a >= 240 || ip.is_multicast() {
@@ -115,6 +120,16 @@ mod tests {
             assert_eq!(Scope::of(ip.parse().unwrap()), scope, "{ip}");
         }
         assert!(Scope::Loopback < Scope::Private && Scope::Private < Scope::Global);
+    }
+
+    #[test]
+    fn only_what_leaves_the_site_passes_its_firewall() {
+        for ip in ["127.0.0.1", "169.254.1.1", "192.168.1.7", "fd00::1", "fe80::1", "::ffff:10.0.0.1"] {
+            assert!(!Scope::of(ip.parse().unwrap()).is_outside(), "{ip}");
+        }
+        for ip in ["100.64.0.1", "203.0.113.7", "2001:db8::1"] {
+            assert!(Scope::of(ip.parse().unwrap()).is_outside(), "{ip}");
+        }
     }
 
     #[test]

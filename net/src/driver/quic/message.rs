@@ -19,7 +19,7 @@ pub(crate) enum Message {
         /// A number that the sender has drawn when it started.
         incarnation: u64,
     },
-    /// Where the sender sees the receiver: once after the greeting, and whenever that changes.
+    /// Where the sender sees the receiver: after the greeting, whenever that changes, and from time to time.
     Observed(SocketAddr),
     /// The sender has bulk to send and did not dial: please open a bulk lane.
     BulkWanted,

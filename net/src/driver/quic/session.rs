@@ -27,7 +27,9 @@ use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::{Allowance, Dialed, LinkStatus, Packets, Path, SocketId, Transport, Unwelcome, decode, encode};
+use crate::{
+    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Transport, Unwelcome, decode, encode,
+};
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
 /// Why a connection was closed, for the other end's log.
@@ -80,6 +82,8 @@ pub(crate) struct Session {
     /// The same of those on the bulk lane.
     bulk_usage: Arc<()>,
     offences: Mutex<Allowance>,
+    /// Where the peer said last that it sees us.
+    seen: Mutex<Option<SocketAddr>>,
 }
 
 #[derive(Clone, Debug)]
@@ -99,15 +103,8 @@ pub(crate) enum SessionEvent {
         peer: PeerId,
         incarnation: u64,
     },
-    /// A peer has told where it sees us.
-    Observed {
-        observer: PeerId,
-        /// Where the observer is.
-        remote: SocketAddr,
-        /// Which of our sockets it sees.
-        socket: SocketId,
-        seen: SocketAddr,
-    },
+    /// A peer has told where it sees us: [`Session::observation`].
+    Observed(Arc<Session>),
     /// A peer that we have dialed speaks libp2p's protocols only.
     Foreign(PeerId),
     Closed {
@@ -139,6 +136,7 @@ impl Session {
             usage: Arc::default(),
             bulk_usage: Arc::default(),
             offences: Mutex::new(OFFENCES),
+            seen: Mutex::default(),
         }
     }
 
@@ -249,6 +247,17 @@ impl Session {
         self.control.rtt()
     }
 
+    /// Where the peer sees us, by its last word.
+    pub(crate) fn observation(&self) -> Option<Observation> {
+        let seen = (*lock(&self.seen))?;
+        Some(Observation {
+            socket: self.socket,
+            observer: self.peer,
+            observed_at: self.remote(),
+            seen,
+        })
+    }
+
     /// What it is made of now.
     pub(crate) fn status(&self) -> LinkStatus {
         let control = self.control.stats().path;
@@ -314,7 +323,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         quic: Arc::clone(&quic),
         substreams,
         messages,
-        observed: None,
+        sighting: Sighting::default(),
         allowed: MESSAGES,
         bulk_asked_at: None,
         bulk_idle: None,
@@ -343,7 +352,7 @@ struct Task {
     substreams: mpsc::Sender<Substream>,
     messages: mpsc::Sender<Message>,
     /// What the peer was last told of where we see it.
-    observed: Option<SocketAddr>,
+    sighting: Sighting,
     /// Messages that the peer may send.
     allowed: Allowance,
     /// When the peer was last asked for a bulk lane.
@@ -424,13 +433,8 @@ impl Task {
                         self.report(SessionEvent::Greeted { id, peer, incarnation }).await;
                     }
                     Message::Observed(seen) => {
-                        let event = SessionEvent::Observed {
-                            observer: session.peer,
-                            remote: control.remote_address(),
-                            socket: session.socket,
-                            seen,
-                        };
-                        self.report(event).await;
+                        *lock(&session.seen) = Some(seen);
+                        self.report(SessionEvent::Observed(Arc::clone(&session))).await;
                     }
                     Message::BulkWanted => session.bulk_wanted.notify_one(),
                 },
@@ -531,11 +535,10 @@ impl Task {
         });
     }
 
-    /// Tells the peer where we see it, at first and when it has moved.
+    /// Tells the peer where we see it, at first, when it has moved, and before it forgets.
     fn tell_observed(&mut self) {
         let remote = self.session.control.remote_address();
-        if self.observed != Some(remote) {
-            self.observed = Some(remote);
+        if self.sighting.is_due(remote, now()) {
             self.tell(Message::Observed(remote));
         }
     }

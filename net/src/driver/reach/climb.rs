@@ -9,7 +9,7 @@ use tracing::{debug, info};
 use crate::driver::addresses::{relay_of, without_peer};
 use crate::driver::links::Link;
 use crate::driver::{Driver, RETIRE_MAX};
-use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Udp};
+use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
 use super::dial::Dial;
@@ -29,7 +29,7 @@ impl Driver {
     pub(in crate::driver) fn want(&mut self, peer: PeerId, now: Instant) {
         let addresses = self.addresses_of(&peer);
         let seed = self.reach.seed ^ now.elapsed().as_nanos() as u64;
-        let udp = self.reach.verdicts.udp(self.reach.network, now);
+        let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
         let climb = self.reach.climbs.entry(peer).or_insert_with(|| Climb {
             ladder: Ladder::new(seed),
             due_at: None,
@@ -154,13 +154,13 @@ impl Driver {
                 }
                 self.retire(now);
             }
-            LadderAction::Saw(udp) => self.saw(peer, udp, now),
+            LadderAction::SawBlocked => self.saw(peer, Udp::Blocked, now),
             LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at),
         }
     }
 
     fn saw(&mut self, peer: PeerId, udp: Udp, now: Instant) {
-        let network = self.reach.network;
+        let network = self.reach.surroundings.network();
         let before = self.reach.verdicts.udp(network, now);
         match udp {
             Udp::Open => self.reach.verdicts.open(network, now),
@@ -206,8 +206,12 @@ impl Driver {
             self.reach.awaited.remove(&peer);
             self.reach.punches.connected(&peer, now);
             if let Link::Session(session) = link {
-                self.reach.reachability.sent(session.remote(), now);
-                self.saw(peer, Udp::Open, now);
+                let remote = session.remote();
+                self.reach.reachability.sent(remote, now);
+                // A neighbour says nothing of what the firewall lets out.
+                if Scope::of(remote.ip()).is_outside() {
+                    self.saw(peer, Udp::Open, now);
+                }
             }
         }
         if let Link::Lane(lane) = link

@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use tracing::{debug, info};
 
-use crate::driver::addresses::is_loopback;
 use crate::driver::links::Link;
-use crate::driver::quic::{Quic, to_multiaddr};
+use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
 use crate::{
-    Change, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
+    Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
     Stance, Standing, WitnessAction,
 };
 use lapwing_base::{PeerId, Role};
@@ -53,7 +52,16 @@ impl Driver {
         fits.next().map(|(socket, _)| *socket)
     }
 
-    /// Someone has told where it sees us.
+    /// A peer has told where it sees us. The word of mains counts, and of those that this node has turned to by itself:
+    /// anybody else could come in any number to say what is not so.
+    pub(in crate::driver) fn on_word(&mut self, session: &Session, now: Instant) {
+        let counts = session.dialed == Dialed::ByUs || self.known_gate.mains.contains(&session.peer);
+        if counts && let Some(said) = session.observation() {
+            self.on_observed(said, now);
+        }
+    }
+
+    /// Someone whose word counts has told where it sees us.
     pub(in crate::driver) fn on_observed(&mut self, said: Observation, now: Instant) {
         if !self.reach.observations.is_bound(said.socket) {
             self.tell_sockets();
@@ -86,7 +94,15 @@ impl Driver {
                         }
                     }
                 }
-                Change::External | Change::Recheck => (),
+                Change::Recheck => {
+                    // A packet to each is enough: who sees it come from elsewhere says so.
+                    for link in self.links.values() {
+                        if matches!(link, Link::Session(_)) {
+                            link.suspect();
+                        }
+                    }
+                }
+                Change::External => (),
             }
         }
         self.set_targets(now);
@@ -111,23 +127,27 @@ impl Driver {
         }
     }
 
-    /// This machine is in another network.
+    /// The networks around this machine are others than before; it may be in none, or have moved to another.
     pub(in crate::driver) fn on_network(
         &mut self,
-        network: NetworkPrint,
+        present: Option<NetworkPrint>,
         local_ips: impl IntoIterator<Item = IpAddr>,
         now: Instant,
     ) {
-        let moved = self.reach.network != network && self.reach.network != NetworkPrint(0);
-        self.reach.network = network;
+        let moved = self.reach.surroundings.look(present);
         self.tell_sockets();
-        let changes = self.reach.observations.set_local_ips(local_ips, now);
+        let mut changes = Vec::new();
+        if moved {
+            changes.extend(self.reach.observations.network_changed(now));
+            self.reach.reachability.network_changed();
+        }
+        changes.extend(self.reach.observations.set_local_ips(local_ips, now));
         self.on_changes(changes, now);
         if moved {
             info!("this machine is in another network");
             self.reach.punches.network_changed(now);
             self.reach.reservations.network_changed(now);
-            let udp = self.reach.verdicts.udp(network, now);
+            let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
             let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
             for peer in peers {
                 if let Some(climb) = self.reach.climbs.get_mut(&peer) {
@@ -150,6 +170,14 @@ impl Driver {
                 .learn(*main, link.as_ref().and_then(Link::rtt));
             if matches!(link, Some(Link::Session(_))) {
                 self.reach.reachability.main_connected(*main, now);
+            }
+        }
+        // What they said before they were mains counts now.
+        for main in gate.mains.difference(&before.mains) {
+            for id in self.connections.of(main) {
+                if let Some(Link::Session(session)) = self.links.get(&id).cloned() {
+                    self.on_word(&session, now);
+                }
             }
         }
         for gone in before.mains.difference(&gate.mains) {
@@ -218,9 +246,8 @@ impl Driver {
             .values()
             .filter_map(|circuit| circuit.address.clone());
         advertised.extend(circuits.collect::<Vec<_>>());
-        let only_loopback = listen.iter().all(is_loopback);
         for address in listen {
-            if !advertised.contains(&address) && (only_loopback || !is_loopback(&address)) {
+            if !advertised.contains(&address) {
                 advertised.push(address);
             }
         }
