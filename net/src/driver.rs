@@ -295,6 +295,9 @@ impl Driver {
             listeners,
             looked_at: now(),
         };
+        if let Some(file) = &config.networks_file {
+            driver.reach.keep_verdicts_in(file, &driver.tracker, now());
+        }
         driver.on_gate();
         driver.wait_until_bound().await?;
         if config.maps_port && !only_loopback {
@@ -376,6 +379,7 @@ impl Driver {
     /// sent what they had to.
     async fn close(mut self) {
         self.commands.close();
+        self.reach.keep_verdicts(now());
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connect { reply, .. } => drop(reply.send(Err(ConnectFailure::Stopped))),

@@ -46,7 +46,7 @@ pub use reach::{
     ProbeKind, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, PunchError, PunchMessage, Punches,
     ReachAction, Reachability, RelayedBecause, Reservation, ReservationAction, ReservationRefusal,
     Reservations, Rung, Scope, Side, SocketId, Stance, Standing, Strategy, There, Token, Udp, UdpVerdicts,
-    Vetting, Whereabouts, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
+    UdpVerdictsError, Vetting, Whereabouts, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
 };
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters, Unwelcome};

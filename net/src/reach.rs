@@ -43,7 +43,7 @@ pub use relayed_because::RelayedBecause;
 pub use reservations::{Reservation, ReservationAction, ReservationRefusal, Reservations};
 pub use scope::Scope;
 pub use strategy::Strategy;
-pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
+pub use udp_verdicts::{NetworkPrint, UdpVerdicts, UdpVerdictsError};
 pub use vetting::Vetting;
 pub use whereabouts::Whereabouts;
 pub use witness::{Stance, Witness, WitnessAction, WitnessMessage, WitnessRefusal};

@@ -6,13 +6,16 @@ mod dial;
 mod place;
 mod punching;
 mod telling;
+mod verdicts_file;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::ConnectionId;
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Driver;
@@ -26,6 +29,7 @@ use circuit::Circuit;
 use climb::Climb;
 use dial::Dial;
 use lapwing_base::{Multiaddr, PeerId, Role};
+use verdicts_file::VerdictsFile;
 
 /// What the driver knows of ways to others, and of its own place.
 pub(crate) struct Reach {
@@ -35,6 +39,9 @@ pub(crate) struct Reach {
     reservations: Reservations,
     punches: Punches,
     verdicts: UdpVerdicts,
+    /// Where they are kept, and when that was done last.
+    verdicts_file: Option<VerdictsFile>,
+    verdicts_kept_at: Instant,
     candidates: CandidateTable,
     network: NetworkPrint,
     seed: u64,
@@ -64,6 +71,9 @@ pub(crate) struct Reach {
 /// How often what is sent to is told to the core that judges what comes back, and the relays' round trips are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// How often it is kept that verdicts still hold: they do for a week.
+const KEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
+
 impl Reach {
     pub(crate) fn new(me: PeerId, role: Option<Role>, seed: [u8; 32], now: Instant) -> Self {
         let short = u64::from_le_bytes(*seed.first_chunk().unwrap_or(&[0; 8]));
@@ -74,6 +84,8 @@ impl Reach {
             reservations: Reservations::new(0, short),
             punches: Punches::new(me, seed),
             verdicts: UdpVerdicts::default(),
+            verdicts_file: None,
+            verdicts_kept_at: now,
             candidates: CandidateTable::default(),
             network: NetworkPrint(0),
             seed: short,
@@ -90,6 +102,21 @@ impl Reach {
             advertised: Vec::new(),
             external: Vec::new(),
             looked_at: now,
+        }
+    }
+
+    /// Takes in what a file holds of networks that this node was in, and keeps there what becomes known.
+    pub(crate) fn keep_verdicts_in(&mut self, path: &Path, tracker: &TaskTracker, now: Instant) {
+        let (file, verdicts) = VerdictsFile::open(path, tracker, now);
+        self.verdicts = verdicts;
+        self.verdicts_file = Some(file);
+    }
+
+    /// Keeps what is known of networks.
+    pub(crate) fn keep_verdicts(&mut self, now: Instant) {
+        if let Some(file) = &self.verdicts_file {
+            file.keep(&self.verdicts, now);
+            self.verdicts_kept_at = now;
         }
     }
 
@@ -146,6 +173,9 @@ impl Driver {
         }
         if self.reach.looked_at + LOOK_EVERY <= now {
             self.reach.looked_at = now;
+            if self.reach.verdicts_kept_at + KEEP_EVERY <= now {
+                self.reach.keep_verdicts(now);
+            }
             for link in self.links.values() {
                 if let Link::Session(session) = link {
                     self.reach.reachability.sent(session.remote(), now);

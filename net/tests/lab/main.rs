@@ -11,4 +11,5 @@ mod latency;
 mod matrix;
 mod nodes;
 mod pair;
+mod restart;
 mod world;

@@ -170,6 +170,7 @@ impl Driver {
         let after = self.reach.verdicts.udp(network, now);
         if after != before {
             info!(udp = ?after, "what is known of this network has changed");
+            self.reach.keep_verdicts(now);
             let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
             for peer in &peers {
                 if let Some(climb) = self.reach.climbs.get_mut(peer) {

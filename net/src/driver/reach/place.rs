@@ -118,11 +118,16 @@ impl Driver {
         local_ips: impl IntoIterator<Item = IpAddr>,
         now: Instant,
     ) {
-        let moved = self.reach.network != network && self.reach.network != NetworkPrint(0);
+        let known = self.reach.network;
+        let moved = known != network && known != NetworkPrint(0);
         self.reach.network = network;
         self.tell_sockets();
         let changes = self.reach.observations.set_local_ips(local_ips, now);
         self.on_changes(changes, now);
+        if known != network {
+            // What was seen here at other times holds.
+            self.publish_reach(now);
+        }
         if moved {
             info!("this machine is in another network");
             self.reach.punches.network_changed(now);
