@@ -194,13 +194,22 @@ impl Driver {
             return;
         };
         let listen = self.shared.listen();
-        let open: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
-        let external: Vec<_> = if standing.role == Role::Main && open.is_empty() {
-            // Pinned, or nobody to ask: what it listens on is what there is.
-            listen.clone()
-        } else {
-            open
-        };
+        let mut external: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
+        if standing.role == Role::Main && external.is_empty() {
+            // Pinned, or nobody to ask: what it listens on, and where its router and others see that.
+            external.clone_from(&listen);
+            for seen in self
+                .reach
+                .mapped
+                .into_iter()
+                .chain(self.reach.observations.external())
+            {
+                let address = to_multiaddr(seen);
+                if !external.contains(&address) {
+                    external.push(address);
+                }
+            }
+        }
         for gone in self
             .reach
             .external
