@@ -30,6 +30,7 @@ mod relaying;
 mod shared;
 mod stream;
 mod swarm;
+mod upgrading;
 mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
@@ -231,6 +232,7 @@ impl Driver {
         let quic = Arc::new(quic);
         let proxy = Proxy::from_environment(|variable| std::env::var(variable).ok())
             .map_err(|error| StartError::Proxy { source: error.into() })?;
+        let candidates = watch::Sender::default();
         let mut swarm = swarm::build(swarm::Setup {
             keypair,
             shared: Arc::clone(&shared),
@@ -242,6 +244,7 @@ impl Driver {
                 .clone()
                 .map(|(chain, key)| CertificateFiles { chain, key }),
             proxy,
+            candidates: candidates.subscribe(),
         })?;
         // What only this machine can use needs nobody's help, and nobody else can say what it is; nor does it matter
         // which networks the machine is in.
@@ -284,7 +287,7 @@ impl Driver {
             mapping: None,
             announced: watch::Sender::default(),
             neighbours: None,
-            reach: Reach::new(me, role, rand::random(), now()),
+            reach: Reach::new(me, role, rand::random(), candidates, now()),
             tracker,
             known_gate: Gate::default(),
             pending: HashMap::new(),
@@ -646,11 +649,14 @@ impl Driver {
             }
             SwarmEvent::Behaviour(ProtocolsEvent::Upkeep(carrier)) => self.on_carrier(carrier),
             SwarmEvent::Behaviour(ProtocolsEvent::Relayed(event)) => self.on_relayed(&event, now()),
+            SwarmEvent::Behaviour(ProtocolsEvent::Upgrading(agreed)) => self.on_agreed(agreed, now()),
             SwarmEvent::ConnectionEstablished {
                 peer_id,
+                connection_id,
                 endpoint: ConnectedPoint::Dialer { address, .. },
                 ..
-            } => self.on_dialed(peer_id, &address, now()),
+            } => self.on_dialed(connection_id, peer_id, &address, now()),
+            SwarmEvent::ConnectionClosed { connection_id, .. } => self.on_dialed_closed(connection_id),
             SwarmEvent::Behaviour(ProtocolsEvent::Relaying(event)) => self.on_relaying(&event),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
@@ -693,8 +699,16 @@ impl Driver {
         }
     }
 
-    fn on_identify(&self, event: identify::Event) {
-        if let identify::Event::Received { peer_id, info, .. } = event {
+    fn on_identify(&mut self, event: identify::Event) {
+        if let identify::Event::Received {
+            connection_id,
+            peer_id,
+            info,
+        } = event
+        {
+            if info.protocol_version != swarm::PROTOCOL_VERSION {
+                self.on_foreign_identified(connection_id, peer_id, &info, now());
+            }
             self.shared.peers().entry(peer_id).set_agent(&info.agent_version);
             let addrs = info.listen_addrs.iter().map(without_peer).collect();
             self.shared.book().told(peer_id, addrs);

@@ -6,15 +6,18 @@ mod dial;
 mod place;
 mod punching;
 mod telling;
+mod upgrade;
 mod verdicts_file;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::ConnectionId;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
@@ -29,6 +32,7 @@ use circuit::Circuit;
 use climb::Climb;
 use dial::Dial;
 use lapwing_base::{Multiaddr, PeerId, Role};
+use upgrade::UPGRADES_MAX;
 use verdicts_file::VerdictsFile;
 
 /// What the driver knows of ways to others, and of its own place.
@@ -66,6 +70,14 @@ pub(crate) struct Reach {
     advertised: Vec<Multiaddr>,
     external: Vec<Multiaddr>,
     looked_at: Instant,
+    /// Direct connections that this node has dialed, with where they lead, whoever is there.
+    foreign_dialed: HashMap<ConnectionId, SocketAddr>,
+    /// Where peers that are no nodes of ours may find this one.
+    foreign_candidates: watch::Sender<Vec<Multiaddr>>,
+    /// Places for opening our NAT towards them.
+    foreign_opening: Arc<Semaphore>,
+    /// Addresses that they named and that nothing is sent to.
+    foreign_refused: u64,
 }
 
 /// How often what is sent to is told to the core that judges what comes back, and the relays' round trips are looked at.
@@ -75,7 +87,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const KEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 impl Reach {
-    pub(crate) fn new(me: PeerId, role: Option<Role>, seed: [u8; 32], now: Instant) -> Self {
+    pub(crate) fn new(
+        me: PeerId,
+        role: Option<Role>,
+        seed: [u8; 32],
+        foreign_candidates: watch::Sender<Vec<Multiaddr>>,
+        now: Instant,
+    ) -> Self {
         let short = u64::from_le_bytes(*seed.first_chunk().unwrap_or(&[0; 8]));
         Self {
             observations: Observations::default(),
@@ -102,6 +120,10 @@ impl Reach {
             advertised: Vec::new(),
             external: Vec::new(),
             looked_at: now,
+            foreign_dialed: HashMap::new(),
+            foreign_candidates,
+            foreign_opening: Arc::new(Semaphore::new(UPGRADES_MAX)),
+            foreign_refused: 0,
         }
     }
 
@@ -222,7 +244,7 @@ impl Driver {
         }
         let reach = &self.reach;
         self.shared.refused.set_reach(
-            reach.punches.refused(),
+            reach.punches.refused() + reach.foreign_refused,
             reach.punches.forged(),
             reach.witness.refused(),
         );

@@ -6,6 +6,7 @@
 mod counting;
 mod fallback;
 mod faults;
+mod foreign;
 mod kinds;
 mod latency;
 mod matrix;

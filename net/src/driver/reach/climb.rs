@@ -135,7 +135,7 @@ impl Driver {
                         id: other,
                         address,
                     } if *of == peer && *other == id => Some((*connection, address.clone())),
-                    Dial::Ladder { .. } | Dial::Punch(_) => None,
+                    Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => None,
                 });
                 if let Some((connection, address)) = abandoned {
                     // The swarm lets no dial go; what comes of it is one link more, which is closed as surplus.
@@ -194,7 +194,7 @@ impl Driver {
                 id,
                 address: to,
             } if *of == peer && without_peer(to) == *address => Some((*connection, *id, to.clone())),
-            Dial::Ladder { .. } | Dial::Punch(_) => None,
+            Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => None,
         });
         if let Some((connection, _, to)) = &dial {
             self.reach.dials.remove(connection);

@@ -45,7 +45,7 @@ impl Driver {
             .collect()
     }
 
-    fn socket_towards(&self, to: SocketAddr) -> Option<SocketId> {
+    pub(super) fn socket_towards(&self, to: SocketAddr) -> Option<SocketId> {
         let sockets = self.quic.sockets();
         let mut fits = sockets
             .iter()
@@ -244,6 +244,7 @@ impl Driver {
         let reservations = reservations
             .map(|held| (held.relay, held.expires_at.saturating_duration_since(now)))
             .collect();
+        self.publish_candidates(now);
         let nat = self.reach.nat(Family::V4, now);
         self.shared.set_reach(ReachStatus {
             standing,
