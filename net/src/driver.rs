@@ -8,6 +8,7 @@ mod addresses;
 mod behaviour;
 pub mod bench;
 mod channel;
+mod confirming;
 mod congestion;
 mod explain;
 mod frames;
@@ -47,7 +48,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
-use libp2p::core::transport::ListenerId;
+use libp2p::core::transport::{ListenerId, PortUse};
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Swarm, identify};
@@ -653,7 +654,12 @@ impl Driver {
             SwarmEvent::ConnectionEstablished {
                 peer_id,
                 connection_id,
-                endpoint: ConnectedPoint::Dialer { address, .. },
+                endpoint:
+                    ConnectedPoint::Dialer {
+                        address,
+                        port_use: PortUse::Reuse,
+                        ..
+                    },
                 ..
             } => self.on_dialed(connection_id, peer_id, &address, now()),
             SwarmEvent::ConnectionClosed { connection_id, .. } => self.on_dialed_closed(connection_id),

@@ -246,7 +246,7 @@ impl Driver {
         self.shared.refused.set_reach(
             reach.punches.refused() + reach.foreign_refused,
             reach.punches.forged(),
-            reach.witness.refused(),
+            reach.witness.refused() + self.swarm.behaviour().confirming.refused(),
         );
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::behaviour::Behaviour;
+use super::confirming::Confirming;
 use super::network::StartError;
 use super::pinging::Pinging;
 use super::quic::{self, Quic};
@@ -40,6 +41,7 @@ pub(crate) struct Protocols {
     pub(crate) relaying: Relaying,
     relayed: relay::client::Behaviour,
     pub(crate) upgrading: Upgrading,
+    pub(crate) confirming: Confirming,
 }
 
 /// What a swarm is made of.
@@ -100,6 +102,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         upkeep: Behaviour::new(Arc::clone(&shared)),
         identify: identify::Behaviour::new(identify),
         ping: Pinging::new(ping),
+        confirming: Confirming::new(Arc::clone(&shared)),
         relaying: Relaying::new(me, shared, relays_strangers),
         relayed,
         upgrading: Upgrading::new(candidates),

@@ -185,6 +185,8 @@ impl Driver {
             .behaviour_mut()
             .relaying
             .serve(standing.role == Role::Main);
+        let confirming = &mut self.swarm.behaviour_mut().confirming;
+        confirming.serve(standing.role == Role::Main);
         self.publish_reach(now);
     }
 
