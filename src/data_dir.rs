@@ -6,6 +6,7 @@
 //! incarnation      how often the node has started
 //! listen.port      the UDP port in use, taken again at the next start
 //! admin.addr       where the admin address answers now
+//! networks         on which networks UDP passes
 //! gateway.json     what gateways answered last
 //! raft/            log, vote and snapshots; raft.old of a membership that is over
 //! train/           checkpoints and consensus models
@@ -57,6 +58,11 @@ impl DataDir {
 
     pub(crate) fn train(&self) -> PathBuf {
         self.root.join("train")
+    }
+
+    /// Where the network keeps what it knows of networks that this machine was in.
+    pub(crate) fn networks(&self) -> PathBuf {
+        self.root.join("networks")
     }
 
     pub(crate) fn gateway_cache(&self) -> PathBuf {

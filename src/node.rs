@@ -506,6 +506,7 @@ async fn start_network(
         probe_interval: PROBE_INTERVAL,
         role: config.role,
         certificate: config.tls.clone(),
+        networks_file: Some(dir.networks()),
         ..NetworkConfig::new(keypair.clone())
     };
     let remembered = dir.listen_port()?;

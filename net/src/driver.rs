@@ -8,6 +8,7 @@ mod addresses;
 mod behaviour;
 pub mod bench;
 mod channel;
+mod confirming;
 mod congestion;
 mod explain;
 mod frames;
@@ -30,6 +31,7 @@ mod relaying;
 mod shared;
 mod stream;
 mod swarm;
+mod upgrading;
 mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
@@ -46,7 +48,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
-use libp2p::core::transport::ListenerId;
+use libp2p::core::transport::{ListenerId, PortUse};
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Swarm, identify};
@@ -231,6 +233,7 @@ impl Driver {
         let quic = Arc::new(quic);
         let proxy = Proxy::from_environment(|variable| std::env::var(variable).ok())
             .map_err(|error| StartError::Proxy { source: error.into() })?;
+        let candidates = watch::Sender::default();
         let mut swarm = swarm::build(swarm::Setup {
             keypair,
             shared: Arc::clone(&shared),
@@ -242,6 +245,7 @@ impl Driver {
                 .clone()
                 .map(|(chain, key)| CertificateFiles { chain, key }),
             proxy,
+            candidates: candidates.subscribe(),
         })?;
         // What only this machine can use needs nobody's help, and nobody else can say what it is; nor does it matter
         // which networks the machine is in.
@@ -284,7 +288,7 @@ impl Driver {
             mapping: None,
             announced: watch::Sender::default(),
             neighbours: None,
-            reach: Reach::new(me, role, rand::random(), now()),
+            reach: Reach::new(me, role, rand::random(), candidates, now()),
             tracker,
             known_gate: Gate::default(),
             pending: HashMap::new(),
@@ -295,6 +299,9 @@ impl Driver {
             listeners,
             looked_at: now(),
         };
+        if let Some(file) = &config.networks_file {
+            driver.reach.keep_verdicts_in(file, &driver.tracker, now());
+        }
         driver.on_gate();
         driver.wait_until_bound().await?;
         if config.maps_port && !only_loopback {
@@ -376,6 +383,7 @@ impl Driver {
     /// sent what they had to.
     async fn close(mut self) {
         self.commands.close();
+        self.reach.keep_verdicts(now());
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connect { reply, .. } => drop(reply.send(Err(ConnectFailure::Stopped))),
@@ -642,11 +650,19 @@ impl Driver {
             }
             SwarmEvent::Behaviour(ProtocolsEvent::Upkeep(carrier)) => self.on_carrier(carrier),
             SwarmEvent::Behaviour(ProtocolsEvent::Relayed(event)) => self.on_relayed(&event, now()),
+            SwarmEvent::Behaviour(ProtocolsEvent::Upgrading(agreed)) => self.on_agreed(agreed, now()),
             SwarmEvent::ConnectionEstablished {
                 peer_id,
-                endpoint: ConnectedPoint::Dialer { address, .. },
+                connection_id,
+                endpoint:
+                    ConnectedPoint::Dialer {
+                        address,
+                        port_use: PortUse::Reuse,
+                        ..
+                    },
                 ..
-            } => self.on_dialed(peer_id, &address, now()),
+            } => self.on_dialed(connection_id, peer_id, &address, now()),
+            SwarmEvent::ConnectionClosed { connection_id, .. } => self.on_dialed_closed(connection_id),
             SwarmEvent::Behaviour(ProtocolsEvent::Relaying(event)) => self.on_relaying(&event),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
@@ -689,8 +705,16 @@ impl Driver {
         }
     }
 
-    fn on_identify(&self, event: identify::Event) {
-        if let identify::Event::Received { peer_id, info, .. } = event {
+    fn on_identify(&mut self, event: identify::Event) {
+        if let identify::Event::Received {
+            connection_id,
+            peer_id,
+            info,
+        } = event
+        {
+            if info.protocol_version != swarm::PROTOCOL_VERSION {
+                self.on_foreign_identified(connection_id, peer_id, &info, now());
+            }
             self.shared.peers().entry(peer_id).set_agent(&info.agent_version);
             // What strangers say of themselves helps nobody to reach anybody.
             if self.is_member(&peer_id) || self.shared.book().has_learned(&peer_id) {

@@ -49,7 +49,7 @@ pub use scope::Scope;
 pub use sighting::Sighting;
 pub use strategy::Strategy;
 pub use surroundings::Surroundings;
-pub use udp_verdicts::{NetworkPrint, UdpVerdicts};
+pub use udp_verdicts::{NetworkPrint, UdpVerdicts, UdpVerdictsError};
 pub use vetting::Vetting;
 pub use whereabouts::Whereabouts;
 pub use witness::{Stance, Witness, WitnessAction, WitnessMessage, WitnessRefusal};

@@ -42,6 +42,9 @@ pub struct NetworkConfig {
     /// What a WebSocket listener shows: files with a certificate chain and its key, both PEM. Default: a certificate
     /// made at the start, which serves everybody who does not look inside.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Keeps over a restart on which networks UDP is blocked, so that the fallback is not put off there: a file of at
+    /// most 8 KiB, written when that changes. Default: none, and nothing is kept.
+    pub networks_file: Option<PathBuf>,
     /// Holds the sum of `Model` and `Maintenance` to this rate when sending; the other classes are counted and
     /// never wait. Default: none. Costs a timer for each 16 KiB.
     pub upload_max: Option<Bandwidth>,
@@ -67,6 +70,7 @@ impl NetworkConfig {
             maps_port: true,
             finds_neighbours: true,
             certificate: None,
+            networks_file: None,
             upload_max: None,
             download_max: None,
             probe_interval: Duration::from_secs(30),

@@ -197,6 +197,17 @@ impl Quic {
         self.bind((any, 0).into(), None)
     }
 
+    /// A socket for one dial, at a port that the peer's NAT has not let anything go out to.
+    fn local_apart(&self, remote: SocketAddr) -> io::Result<Local> {
+        let any: IpAddr = if remote.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let socket = Socket::bind(self.socket_id(), (any, 0).into(), self.probes.clone())?;
+        self.begin_on(socket, None, Some(now()))
+    }
+
     /// Makes a session of a connection whose handshake is done, and runs it.
     fn begin(self: &Arc<Self>, peer: PeerId, dialed: Dialed, socket: SocketId, control: Connection) -> Muxer {
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
@@ -417,13 +428,14 @@ impl libp2p::core::Transport for Transport {
         })
     }
 
-    fn dial(&mut self, address: Multiaddr, _: DialOpts) -> Result<Self::Dial, TransportError<Error>> {
+    fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<Error>> {
         // Whoever is to play the listener of a crossing dial dials too: QUIC has no simultaneous open, and of two
         // connections one is closed.
         let (remote, expected) = from_multiaddr(&address)
             .filter(|(remote, _)| remote.port() != 0 && !remote.ip().is_unspecified())
             .ok_or(TransportError::MultiaddrNotSupported(address))?;
-        Ok(Box::pin(dial::dial(Arc::clone(&self.quic), remote, expected)))
+        let quic = Arc::clone(&self.quic);
+        Ok(Box::pin(dial::dial(quic, remote, expected, options.port_use)))
     }
 
     fn poll(

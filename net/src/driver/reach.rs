@@ -6,26 +6,34 @@ mod dial;
 mod place;
 mod punching;
 mod telling;
+mod upgrade;
+mod verdicts_file;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::ConnectionId;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::Driver;
 use super::links::Link;
 use super::notes::WITNESS;
 use crate::{
-    CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability,
-    Reservations, Standing, Surroundings, UdpVerdicts, Whereabouts, Witness,
+    CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability, Reservations,
+    Standing, Surroundings, UdpVerdicts, Whereabouts, Witness,
 };
 use circuit::Circuit;
 use climb::Climb;
 use dial::Dial;
 use lapwing_base::{Multiaddr, PeerId, Role};
+use upgrade::UPGRADES_MAX;
+use verdicts_file::VerdictsFile;
 
 /// What the driver knows of ways to others, and of its own place.
 pub(crate) struct Reach {
@@ -35,6 +43,9 @@ pub(crate) struct Reach {
     reservations: Reservations,
     punches: Punches,
     verdicts: UdpVerdicts,
+    /// Where they are kept, and when that was done last.
+    verdicts_file: Option<VerdictsFile>,
+    verdicts_kept_at: Instant,
     candidates: CandidateTable,
     surroundings: Surroundings,
     seed: u64,
@@ -59,13 +70,30 @@ pub(crate) struct Reach {
     advertised: Vec<Multiaddr>,
     external: Vec<Multiaddr>,
     looked_at: Instant,
+    /// Direct connections that this node has dialed, with where they lead, whoever is there.
+    foreign_dialed: HashMap<ConnectionId, SocketAddr>,
+    /// Where peers that are no nodes of ours may find this one.
+    foreign_candidates: watch::Sender<Vec<Multiaddr>>,
+    /// Places for opening our NAT towards them.
+    foreign_opening: Arc<Semaphore>,
+    /// Addresses that they named and that nothing is sent to.
+    foreign_refused: u64,
 }
 
 /// How often what is sent to is told to the core that judges what comes back, and the relays' round trips are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// How often it is kept that verdicts still hold: they do for a week.
+const KEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
+
 impl Reach {
-    pub(crate) fn new(me: PeerId, role: Option<Role>, seed: [u8; 32], now: Instant) -> Self {
+    pub(crate) fn new(
+        me: PeerId,
+        role: Option<Role>,
+        seed: [u8; 32],
+        foreign_candidates: watch::Sender<Vec<Multiaddr>>,
+        now: Instant,
+    ) -> Self {
         let short = u64::from_le_bytes(*seed.first_chunk().unwrap_or(&[0; 8]));
         Self {
             observations: Observations::default(),
@@ -74,6 +102,8 @@ impl Reach {
             reservations: Reservations::new(0, short),
             punches: Punches::new(me, seed),
             verdicts: UdpVerdicts::default(),
+            verdicts_file: None,
+            verdicts_kept_at: now,
             candidates: CandidateTable::default(),
             surroundings: Surroundings::default(),
             seed: short,
@@ -90,6 +120,25 @@ impl Reach {
             advertised: Vec::new(),
             external: Vec::new(),
             looked_at: now,
+            foreign_dialed: HashMap::new(),
+            foreign_candidates,
+            foreign_opening: Arc::new(Semaphore::new(UPGRADES_MAX)),
+            foreign_refused: 0,
+        }
+    }
+
+    /// Takes in what a file holds of networks that this node was in, and keeps there what becomes known.
+    pub(crate) fn keep_verdicts_in(&mut self, path: &Path, tracker: &TaskTracker, now: Instant) {
+        let (file, verdicts) = VerdictsFile::open(path, tracker, now);
+        self.verdicts = verdicts;
+        self.verdicts_file = Some(file);
+    }
+
+    /// Keeps what is known of networks.
+    pub(crate) fn keep_verdicts(&mut self, now: Instant) {
+        if let Some(file) = &self.verdicts_file {
+            file.keep(&self.verdicts, now);
+            self.verdicts_kept_at = now;
         }
     }
 
@@ -146,6 +195,9 @@ impl Driver {
         }
         if self.reach.looked_at + LOOK_EVERY <= now {
             self.reach.looked_at = now;
+            if self.reach.verdicts_kept_at + KEEP_EVERY <= now {
+                self.reach.keep_verdicts(now);
+            }
             for link in self.links.values() {
                 if let Link::Session(session) = link {
                     self.reach.reachability.sent(session.remote(), now);
@@ -192,9 +244,9 @@ impl Driver {
         }
         let reach = &self.reach;
         self.shared.refused.set_reach(
-            reach.punches.refused(),
+            reach.punches.refused() + reach.foreign_refused,
             reach.punches.forged(),
-            reach.witness.refused(),
+            reach.witness.refused() + self.swarm.behaviour().confirming.refused(),
         );
     }
 }

@@ -11,16 +11,19 @@ use libp2p::core::upgrade::Version;
 use libp2p::core::{ConnectedPoint, Transport as _};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{Swarm, identify, noise, ping, relay, yamux};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::behaviour::Behaviour;
+use super::confirming::Confirming;
 use super::network::StartError;
 use super::pinging::Pinging;
 use super::quic::{self, Quic};
 use super::relaying::Relaying;
 use super::shared::Shared;
+use super::upgrading::Upgrading;
 use super::websocket::{self, Proxy, WebSocketConfig};
-use lapwing_base::{Keypair, PeerId};
+use lapwing_base::{Keypair, Multiaddr, PeerId};
 
 /// Connections with peers that are not members close after this much idleness.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,6 +40,8 @@ pub(crate) struct Protocols {
     ping: Pinging,
     pub(crate) relaying: Relaying,
     relayed: relay::client::Behaviour,
+    pub(crate) upgrading: Upgrading,
+    pub(crate) confirming: Confirming,
 }
 
 /// What a swarm is made of.
@@ -48,7 +53,12 @@ pub(crate) struct Setup<'a> {
     pub(crate) relays_strangers: bool,
     pub(crate) certificate: Option<websocket::CertificateFiles>,
     pub(crate) proxy: Option<Proxy>,
+    /// Where peers that are no nodes of ours may find this node when they upgrade a circuit.
+    pub(crate) candidates: watch::Receiver<Vec<Multiaddr>>,
 }
+
+/// By which nodes of ours know each other before they say anything else.
+pub(crate) const PROTOCOL_VERSION: &str = "/lapwing/1";
 
 /// A swarm whose connections run on the tracker.
 ///
@@ -63,6 +73,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         relays_strangers,
         certificate,
         proxy,
+        candidates,
     } = setup;
     let me = keypair.public().to_peer_id();
     let (circuits, relayed) = relay::client::new(me);
@@ -81,7 +92,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         .map(either)
         .boxed();
     let agent = format!("lapwing/{}", env!("CARGO_PKG_VERSION"));
-    let identify = identify::Config::new("/lapwing/1".to_owned(), keypair.public())
+    let identify = identify::Config::new(PROTOCOL_VERSION.to_owned(), keypair.public())
         .with_agent_version(agent)
         .with_push_listen_addr_updates(true);
     let ping = ping::Config::new()
@@ -91,8 +102,10 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         upkeep: Behaviour::new(Arc::clone(&shared)),
         identify: identify::Behaviour::new(identify),
         ping: Pinging::new(ping),
+        confirming: Confirming::new(Arc::clone(&shared)),
         relaying: Relaying::new(me, shared, relays_strangers),
         relayed,
+        upgrading: Upgrading::new(candidates),
     };
     let executor = move |task| {
         tracker.spawn(task);

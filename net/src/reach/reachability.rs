@@ -110,7 +110,7 @@ struct Check {
 }
 
 impl Reachability {
-    /// Decides by itself unless a role is `pinned`. The seed is secret: tokens follow from it.
+    /// Decides by itself unless a role is `pinned`: then nobody is asked, and the filters stay unknown. The seed is secret: tokens follow from it.
     pub fn new(pinned: Option<Role>, seed: [u8; 32]) -> Self {
         Self {
             pinned,
@@ -159,7 +159,7 @@ impl Reachability {
         let wanted: BTreeMap<_, _> = targets
             .into_iter()
             .filter(|(address, _)| address.port() != 0 && Scope::of(address.ip()) != Scope::Nowhere)
-            .take(TARGETS_MAX)
+            .take(if self.pinned.is_some() { 0 } else { TARGETS_MAX })
             .collect();
         let is_replaced = |address: &SocketAddr| {
             let family = Family::of(address.ip());
@@ -565,14 +565,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_role_stays() {
-        let mut inner = Reachability::new(Some(Role::Home), [1; 32]);
-        inner.set_alone(true);
-        let stands = Standing {
-            role: Role::Home,
-            provisional: false,
-        };
-        assert_eq!(inner.poll(Instant::now()), [ReachAction::Stands(stands)]);
+    fn a_pinned_role_stays_and_nobody_is_asked() {
+        let now = Instant::now();
+        for role in [Role::Home, Role::Main] {
+            let mut inner = Reachability::new(Some(role), [1; 32]);
+            inner.set_alone(true);
+            inner.set_targets([(addr("203.0.113.9:4001"), true)], now);
+            inner.main_connected(PeerId::random(), now);
+            let provisional = false;
+            let stands = ReachAction::Stands(Standing { role, provisional });
+            assert_eq!(inner.poll(now), [stands]);
+            assert_eq!(inner.next_at(), None);
+        }
     }
 
     #[test]
@@ -602,7 +606,9 @@ mod tests {
             assert_eq!(asker.inner.open().collect::<Vec<_>>(), [asker.target]);
             assert_eq!(asker.standing(), (Role::Main, false));
         }
-        asker.inner.set_targets([(addr("203.0.113.9:7777"), false)], asker.now);
+        asker
+            .inner
+            .set_targets([(addr("203.0.113.9:7777"), false)], asker.now);
         assert_eq!(asker.standing(), (Role::Home, true));
 
         let mut asker = Asker::new(false);

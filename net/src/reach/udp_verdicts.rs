@@ -3,7 +3,7 @@
 use crate::Udp;
 use lapwing_base::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Names the network that this machine is in: the driver draws it from what stays the same there (the gateway's
 /// address, the local subnet), so that a café is recognised the next day.
@@ -19,8 +19,8 @@ pub struct UdpVerdicts {
 #[derive(Debug)]
 struct Verdict {
     udp: Udp,
-    /// When that was last confirmed.
-    at: Instant,
+    /// When that is forgotten, unless it is confirmed before.
+    expires_at: Instant,
     /// Mains that answered over the fallback only, since UDP last worked.
     silent: BTreeSet<PeerId>,
 }
@@ -48,56 +48,122 @@ impl UdpVerdicts {
     /// What is known of a network.
     pub fn udp(&self, network: NetworkPrint, now: Instant) -> Udp {
         match self.networks.get(&network) {
-            Some(verdict) if now < verdict.at + REMEMBERED => verdict.udp,
+            Some(verdict) if now < verdict.expires_at => verdict.udp,
             _ => Udp::Unknown,
         }
     }
 
-    /// Everything that is known with its age, to be kept over a restart.
-    pub fn known(&self, now: Instant) -> Vec<(NetworkPrint, Udp, Duration)> {
-        let mut known: Vec<_> = self
-            .networks
-            .iter()
-            .filter(|(_, verdict)| now < verdict.at + REMEMBERED)
-            .map(|(network, verdict)| (*network, verdict.udp, now.saturating_duration_since(verdict.at)))
-            .collect();
-        known.sort_unstable_by_key(|(network, ..)| *network);
-        known
-    }
-
-    /// Takes in what was known before a restart, when that is not too old.
-    pub fn restore(&mut self, known: impl IntoIterator<Item = (NetworkPrint, Udp, Duration)>, now: Instant) {
-        for (network, udp, age) in known.into_iter().take(NETWORKS_MAX) {
-            if age < REMEMBERED
-                && let Some(at) = now.checked_sub(age)
+    /// What is known, as text that [`Self::from_text`] reads after a restart: one network a line. `today` is the
+    /// present, by the clock on the wall.
+    pub fn to_text(&self, now: Instant, today: SystemTime) -> String {
+        let mut text = format!("{HEAD}\n");
+        for (network, verdict) in &self.networks {
+            let left = verdict.expires_at.saturating_duration_since(now);
+            let udp = match verdict.udp {
+                Udp::Open => OPEN,
+                Udp::Blocked => BLOCKED,
+                Udp::Unknown => continue,
+            };
+            if let Ok(expires_at) = (today + left).duration_since(SystemTime::UNIX_EPOCH)
+                && !left.is_zero()
             {
-                let silent = BTreeSet::new();
-                self.networks.insert(network, Verdict { udp, at, silent });
+                let line = format!("{:016x} {udp} until {}\n", network.0, expires_at.as_secs());
+                text.push_str(&line);
             }
         }
+        text
+    }
+
+    /// What was known before a restart, as far as it still holds.
+    ///
+    /// # Errors
+    /// When the text is not what [`Self::to_text`] writes: nothing of it is to be trusted then.
+    pub fn from_text(text: &str, now: Instant, today: SystemTime) -> Result<Self, UdpVerdictsError> {
+        let mut lines = text.lines();
+        if lines.next() != Some(HEAD) {
+            return Err(UdpVerdictsError::Foreign);
+        }
+        let mut verdicts = Self::default();
+        for (number, line) in lines.enumerate() {
+            if number >= NETWORKS_MAX {
+                return Err(UdpVerdictsError::TooLong);
+            }
+            let (network, udp, until) =
+                parse_line(line).ok_or(UdpVerdictsError::Line { number: number + 2 })?;
+            // A clock that was set back makes nothing last longer than it would have from now on.
+            let left = until.duration_since(today).unwrap_or_default().min(REMEMBERED);
+            let expires_at = now + left;
+            let silent = BTreeSet::new();
+            if !left.is_zero() {
+                let verdict = Verdict {
+                    udp,
+                    expires_at,
+                    silent,
+                };
+                verdicts.networks.insert(network, verdict);
+            }
+        }
+        Ok(verdicts)
     }
 
     fn verdict(&mut self, network: NetworkPrint, now: Instant) -> &mut Verdict {
         if self.networks.len() >= NETWORKS_MAX
             && !self.networks.contains_key(&network)
-            && let Some(oldest) = self.networks.iter().min_by_key(|(_, verdict)| verdict.at)
+            && let Some(oldest) = self.networks.iter().min_by_key(|(_, verdict)| verdict.expires_at)
         {
             let oldest = *oldest.0;
             self.networks.remove(&oldest);
         }
         let verdict = self.networks.entry(network).or_insert_with(|| Verdict {
             udp: Udp::Unknown,
-            at: now,
+            expires_at: now,
             silent: BTreeSet::new(),
         });
-        if verdict.at + REMEMBERED <= now {
+        if verdict.expires_at <= now {
             verdict.udp = Udp::Unknown;
             verdict.silent.clear();
         }
-        verdict.at = now;
+        verdict.expires_at = now + REMEMBERED;
         verdict
     }
 }
+
+fn parse_line(line: &str) -> Option<(NetworkPrint, Udp, SystemTime)> {
+    let mut words = line.split(' ');
+    let network = NetworkPrint(u64::from_str_radix(words.next()?, 16).ok()?);
+    let udp = match words.next()? {
+        OPEN => Udp::Open,
+        BLOCKED => Udp::Blocked,
+        _ => return None,
+    };
+    let "until" = words.next()? else {
+        return None;
+    };
+    let until = Duration::from_secs(words.next()?.parse().ok()?);
+    let until = SystemTime::UNIX_EPOCH.checked_add(until)?;
+    words.next().is_none().then_some((network, udp, until))
+}
+
+/// A text does not hold verdicts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum UdpVerdictsError {
+    /// Something else, or a later version, has written it.
+    #[error("it is not of this version's making")]
+    Foreign,
+    /// A line is damaged.
+    #[error("line {number} is damaged")]
+    Line {
+        /// Which, from 1.
+        number: usize,
+    },
+    /// There are more networks than are ever kept.
+    #[error("it is longer than it can be")]
+    TooLong,
+}
+
+const HEAD: &str = "lapwing networks 1";
+const OPEN: &str = "open";
+const BLOCKED: &str = "blocked";
 
 /// A firewall's rules change seldom, and QUIC is tried beside the fallback anyway.
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -112,6 +178,7 @@ mod tests {
     use super::*;
 
     const HERE: NetworkPrint = NetworkPrint(1);
+    const TODAY: SystemTime = SystemTime::UNIX_EPOCH;
 
     #[test]
     fn one_main_condemns_a_network_that_nothing_is_known_of() {
@@ -140,13 +207,47 @@ mod tests {
     fn a_verdict_outlives_a_restart_and_not_a_week() {
         let (mut verdicts, now) = (UdpVerdicts::default(), Instant::now());
         verdicts.fallback_only(HERE, PeerId::random(), now);
-        let later = now + Duration::from_secs(3600);
-        let known = verdicts.known(later);
-        let mut restarted = UdpVerdicts::default();
-        restarted.restore(known, later);
-        assert_eq!(restarted.udp(HERE, later), Udp::Blocked);
-        assert_eq!(restarted.udp(HERE, now + REMEMBERED), Udp::Unknown);
-        assert!(restarted.known(now + REMEMBERED).is_empty());
+        verdicts.open(NetworkPrint(u64::MAX), now);
+        let hour = Duration::from_secs(3600);
+        let text = verdicts.to_text(now + hour, TODAY);
+        let read = |later| UdpVerdicts::from_text(&text, now, TODAY + later).unwrap();
+        assert_eq!(read(hour).udp(HERE, now), Udp::Blocked);
+        assert_eq!(read(hour).udp(NetworkPrint(u64::MAX), now), Udp::Open);
+        assert_eq!(read(hour).udp(HERE, now + REMEMBERED), Udp::Unknown);
+        assert_eq!(read(REMEMBERED).udp(HERE, now), Udp::Unknown);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_lengthens_nothing() {
+        let (mut verdicts, now) = (UdpVerdicts::default(), Instant::now());
+        verdicts.fallback_only(HERE, PeerId::random(), now);
+        let text = verdicts.to_text(now, TODAY + REMEMBERED * 9);
+        let read = UdpVerdicts::from_text(&text, now, TODAY).unwrap();
+        assert_eq!(read.udp(HERE, now), Udp::Blocked);
+        assert_eq!(read.udp(HERE, now + REMEMBERED), Udp::Unknown);
+    }
+
+    #[test]
+    fn what_is_damaged_or_of_others_is_refused() {
+        let now = Instant::now();
+        let why = |text: &str| UdpVerdicts::from_text(text, now, TODAY).unwrap_err();
+        for foreign in ["", "lapwing networks 2\n", "\u{7f}ELF", "{}"] {
+            assert_eq!(why(foreign), UdpVerdictsError::Foreign);
+        }
+        for damaged in [
+            "",
+            "0",
+            "x open until 1",
+            "1 open until",
+            "1 open until 1 2",
+            "1 shut until 1",
+            "1 open until 99999999999999999999",
+        ] {
+            let text = format!("{HEAD}\n1 open until 1\n{damaged}\n");
+            assert_eq!(why(&text), UdpVerdictsError::Line { number: 3 }, "{damaged}");
+        }
+        let long = format!("{HEAD}\n{}", "1 open until 1\n".repeat(NETWORKS_MAX + 1));
+        assert_eq!(why(&long), UdpVerdictsError::TooLong);
     }
 
     #[test]

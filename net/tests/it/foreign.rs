@@ -2,18 +2,21 @@
 //! `tests/interop`.
 
 use std::collections::HashSet;
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::swarm::{Config, NetworkBehaviour, SwarmEvent};
-use libp2p::{Swarm, Transport, identify, ping, quic, relay};
+use libp2p::swarm::{Config, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, SwarmEvent};
+use libp2p::{Swarm, Transport, autonat, identify, ping, quic, relay};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::nodes::{Node, PATIENCE, config, kind, loopback};
+use crate::nodes::{Node, PATIENCE, config, eventually, kind, loopback};
 use lapwing_base::{Class, Keypair, Multiaddr, PeerId, Role};
 use lapwing_net::{Gate, NetworkConfig, OpenError};
 
@@ -93,6 +96,29 @@ async fn a_home_reserves_at_a_relay_that_is_no_node_of_ours_and_is_reached_throu
     assert_eq!(&*answer.await.unwrap(), b"hello");
 }
 
+#[tokio::test]
+async fn a_stranger_hears_whether_it_can_be_reached_and_has_nobody_else_dialed() {
+    let (node, mut foreign) = (Node::start().await, Foreign::start().await);
+    let address = node.network.listen_addrs()[0].clone();
+    foreign.dial.send(address).await.unwrap();
+    foreign.candidates.send(foreign.address.clone()).await.unwrap();
+    let confirmed = tokio::time::timeout(PATIENCE, foreign.confirmed.recv()).await;
+    assert_eq!(confirmed.unwrap(), Some((foreign.address.clone(), true)));
+
+    let other = UdpSocket::bind("127.0.0.2:0").unwrap();
+    other.set_nonblocking(true).unwrap();
+    let port = other.local_addr().unwrap().port();
+    let named: Multiaddr = format!("/ip4/127.0.0.2/udp/{port}/quic-v1").parse().unwrap();
+    foreign.candidates.send(named).await.unwrap();
+    // It is told that we could not say, and asks again.
+    eventually("we were asked, and have refused, twice", || {
+        node.network.status().refused.witness_questions > 1
+    })
+    .await;
+    let nothing = other.recv(&mut [0; 1]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+}
+
 const AGENT: &str = "foreign/1";
 
 #[derive(NetworkBehaviour)]
@@ -100,6 +126,7 @@ struct Protocols {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     relay: relay::Behaviour,
+    autonat: autonat::v2::client::Behaviour,
 }
 
 /// A swarm that runs until it is dropped.
@@ -109,6 +136,9 @@ struct Foreign {
     dial: mpsc::Sender<Multiaddr>,
     /// Round trips of its pings.
     pings: mpsc::Receiver<Duration>,
+    /// Addresses that it has others look at, and whether they reach them.
+    candidates: mpsc::Sender<Multiaddr>,
+    confirmed: mpsc::Receiver<(Multiaddr, bool)>,
     _stop: DropGuard,
 }
 
@@ -125,6 +155,10 @@ impl Foreign {
             identify: identify::Behaviour::new(identify.with_agent_version(AGENT.to_owned())),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_millis(20))),
             relay: relay::Behaviour::new(peer, relay::Config::default()),
+            autonat: autonat::v2::client::Behaviour::new(
+                StdRng::seed_from_u64(7),
+                autonat::v2::client::Config::default().with_probe_interval(Duration::from_millis(20)),
+            ),
         };
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let spawned = tracker.clone();
@@ -142,17 +176,25 @@ impl Foreign {
         swarm.add_external_address(address.clone());
         let (dial, mut dials) = mpsc::channel::<Multiaddr>(1);
         let (took, pings) = mpsc::channel(64);
+        let (candidates, mut named) = mpsc::channel::<Multiaddr>(1);
+        let (tell, confirmed) = mpsc::channel(8);
         let stopped = stop.clone();
         tracker.spawn(stopped.run_until_cancelled_owned(async move {
             loop {
                 tokio::select! {
-                    event = swarm.select_next_some() => {
-                        if let SwarmEvent::Behaviour(ProtocolsEvent::Ping(event)) = event
-                            && let Ok(rtt) = event.result
-                        {
-                            // Nobody asks where a test is about something else.
+                    // Nobody asks where a test is about something else.
+                    event = swarm.select_next_some() => match event {
+                        SwarmEvent::Behaviour(ProtocolsEvent::Ping(ping::Event { result: Ok(rtt), .. })) => {
                             let _ = took.try_send(rtt);
                         }
+                        SwarmEvent::Behaviour(ProtocolsEvent::Autonat(event)) => {
+                            let _ = tell.try_send((event.tested_addr, event.result.is_ok()));
+                        }
+                        _ => (),
+                    },
+                    Some(addr) = named.recv() => {
+                        let candidate = FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr: &addr });
+                        swarm.behaviour_mut().autonat.on_swarm_event(candidate);
                     }
                     Some(address) = dials.recv() => swarm.dial(address).unwrap(),
                 }
@@ -163,6 +205,8 @@ impl Foreign {
             address,
             dial,
             pings,
+            candidates,
+            confirmed,
             _stop: stop.drop_guard(),
         }
     }

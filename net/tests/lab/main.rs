@@ -6,9 +6,11 @@
 mod counting;
 mod fallback;
 mod faults;
+mod foreign;
 mod kinds;
 mod latency;
 mod matrix;
 mod nodes;
 mod pair;
+mod restart;
 mod world;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use libp2p::core::transport::PortUse;
 use quinn::{ConnectError, Connection, ConnectionError};
 
 use super::muxer::Muxer;
@@ -28,8 +29,12 @@ pub(super) async fn dial(
     quic: Arc<Quic>,
     remote: SocketAddr,
     expected: Option<PeerId>,
+    port: PortUse,
 ) -> Result<(PeerId, Muxer), Error> {
-    let local = quic.local_for(remote)?;
+    let local = match port {
+        PortUse::Reuse => quic.local_for(remote)?,
+        PortUse::New => quic.local_apart(remote)?,
+    };
     let (peer, connection) = handshake(&local, quic.settings.towards(remote).dial.clone(), remote).await?;
     let is_expected = expected.is_none_or(|expected| expected == peer);
     let muxer = if Protocol::of(&connection) != Some(Protocol::Session) {

@@ -4,13 +4,17 @@ use std::time::Instant;
 
 use libp2p::core::transport::ListenerId;
 use libp2p::relay;
+use libp2p::swarm::ConnectionId;
 use tracing::{debug, info, trace};
 
 use crate::driver::Driver;
 use crate::driver::addresses::{relay_of, without_peer};
+use crate::driver::quic::from_multiaddr;
 use crate::driver::relaying::RESERVATION_LIFETIME;
 use crate::{ReservationAction, ReservationRefusal, Unwelcome};
 use lapwing_base::{Multiaddr, PeerId, chain};
+
+use super::dial::Dial;
 
 pub(super) struct Circuit {
     pub(super) relay: PeerId,
@@ -85,7 +89,19 @@ impl Driver {
 
     /// A dial of the swarm has led to a peer. A relay may be any that speaks libp2p's protocol: it is asked for a
     /// reservation as soon as it is connected, whether or not it is a node of ours, with whom there will be a link.
-    pub(in crate::driver) fn on_dialed(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
+    pub(in crate::driver) fn on_dialed(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        now: Instant,
+    ) {
+        if matches!(self.reach.dials.get(&id), Some(Dial::Foreign)) {
+            self.reach.dials.remove(&id);
+        }
+        if let Some((remote, _)) = from_multiaddr(address) {
+            self.reach.foreign_dialed.insert(id, remote);
+        }
         if !self.reach.asked.contains(&peer) || relay_of(address).is_some() {
             return;
         }
@@ -94,6 +110,11 @@ impl Driver {
         if let Some(through) = self.circuit_through(&peer) {
             self.reserve_through(peer, through, now);
         }
+    }
+
+    /// A connection has ended, whoever dialed it.
+    pub(in crate::driver) fn on_dialed_closed(&mut self, id: ConnectionId) {
+        self.reach.foreign_dialed.remove(&id);
     }
 
     /// No reservation is wanted of a relay any more, so that it need not be reached.

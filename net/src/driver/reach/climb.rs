@@ -135,7 +135,7 @@ impl Driver {
                         id: other,
                         address,
                     } if *of == peer && *other == id => Some((*connection, address.clone())),
-                    Dial::Ladder { .. } | Dial::Punch(_) => None,
+                    Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => None,
                 });
                 if let Some((connection, address)) = abandoned {
                     // The swarm lets no dial go; what comes of it is one link more, which is closed as surplus.
@@ -170,6 +170,7 @@ impl Driver {
         let after = self.reach.verdicts.udp(network, now);
         if after != before {
             info!(udp = ?after, "what is known of this network has changed");
+            self.reach.keep_verdicts(now);
             let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
             for peer in &peers {
                 if let Some(climb) = self.reach.climbs.get_mut(peer) {
@@ -193,7 +194,7 @@ impl Driver {
                 id,
                 address: to,
             } if *of == peer && without_peer(to) == *address => Some((*connection, *id, to.clone())),
-            Dial::Ladder { .. } | Dial::Punch(_) => None,
+            Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => None,
         });
         if let Some((connection, _, to)) = &dial {
             self.reach.dials.remove(connection);

@@ -20,6 +20,8 @@ pub(super) enum Dial {
         address: Multiaddr,
     },
     Punch(PeerId),
+    /// To a peer that is no node of ours.
+    Foreign,
 }
 
 impl Driver {
@@ -94,7 +96,7 @@ impl Driver {
                 }
             }
             Some(Dial::Punch(peer)) => self.punch_failed(peer, now),
-            None => (),
+            Some(Dial::Foreign) | None => (),
         }
     }
 

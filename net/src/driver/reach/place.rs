@@ -9,8 +9,8 @@ use crate::driver::links::Link;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
 use crate::{
-    Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
-    Stance, Standing, WitnessAction,
+    Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations,
+    SocketId, Stance, Standing, WitnessAction,
 };
 use lapwing_base::{PeerId, Role};
 
@@ -44,7 +44,7 @@ impl Driver {
             .collect()
     }
 
-    fn socket_towards(&self, to: SocketAddr) -> Option<SocketId> {
+    pub(super) fn socket_towards(&self, to: SocketAddr) -> Option<SocketId> {
         let sockets = self.quic.sockets();
         let mut fits = sockets
             .iter()
@@ -134,6 +134,7 @@ impl Driver {
         local_ips: impl IntoIterator<Item = IpAddr>,
         now: Instant,
     ) {
+        let known = self.reach.surroundings.network();
         let moved = self.reach.surroundings.look(present);
         self.tell_sockets();
         let mut changes = Vec::new();
@@ -143,6 +144,10 @@ impl Driver {
         }
         changes.extend(self.reach.observations.set_local_ips(local_ips, now));
         self.on_changes(changes, now);
+        if known != self.reach.surroundings.network() {
+            // What was seen here at other times holds.
+            self.publish_reach(now);
+        }
         if moved {
             info!("this machine is in another network");
             self.reach.punches.network_changed(now);
@@ -208,6 +213,8 @@ impl Driver {
             .behaviour_mut()
             .relaying
             .serve(standing.role == Role::Main);
+        let confirming = &mut self.swarm.behaviour_mut().confirming;
+        confirming.serve(standing.role == Role::Main);
         self.publish_reach(now);
     }
 
@@ -217,13 +224,22 @@ impl Driver {
             return;
         };
         let listen = self.shared.listen();
-        let open: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
-        let external: Vec<_> = if standing.role == Role::Main && open.is_empty() {
-            // Pinned, or nobody to ask: what it listens on is what there is.
-            listen.clone()
-        } else {
-            open
-        };
+        let mut external: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
+        if standing.role == Role::Main && external.is_empty() {
+            // Pinned, or nobody to ask: what it listens on, and where its router and others see that.
+            external.clone_from(&listen);
+            for seen in self
+                .reach
+                .mapped
+                .into_iter()
+                .chain(self.reach.observations.external())
+            {
+                let address = to_multiaddr(seen);
+                if !external.contains(&address) {
+                    external.push(address);
+                }
+            }
+        }
         for gone in self
             .reach
             .external
@@ -257,6 +273,7 @@ impl Driver {
         let reservations = reservations
             .map(|held| (held.relay, held.expires_at.saturating_duration_since(now)))
             .collect();
+        self.publish_candidates(now);
         let nat = self.reach.nat(Family::V4, now);
         self.shared.set_reach(ReachStatus {
             standing,
