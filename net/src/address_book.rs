@@ -47,7 +47,9 @@ impl AddressBook {
 
     /// Whether something was learned about a peer.
     pub fn has_learned(&self, peer: &PeerId) -> bool {
-        self.peers.get(peer).is_some_and(|entry| !entry.learned.is_empty())
+        self.peers
+            .get(peer)
+            .is_some_and(|entry| !entry.learned.is_empty())
     }
 
     /// Replaces what the peer has told of itself.

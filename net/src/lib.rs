@@ -45,8 +45,8 @@ pub use reach::{
     NetworkPrint, Observation, Observations, PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey,
     ProbeKind, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, PunchError, PunchMessage, Punches,
     ReachAction, Reachability, RelayedBecause, Reservation, ReservationAction, ReservationRefusal,
-    Reservations, Rung, Scope, Side, Sighting, SocketId, Stance, Standing, Strategy, Surroundings, There, Token, Udp,
-    UdpVerdicts, Vetting, Whereabouts, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
+    Reservations, Rung, Scope, Side, Sighting, SocketId, Stance, Standing, Strategy, Surroundings, There,
+    Token, Udp, UdpVerdicts, Vetting, Whereabouts, Witness, WitnessAction, WitnessMessage, WitnessRefusal,
 };
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters, Unwelcome};

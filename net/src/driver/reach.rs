@@ -19,8 +19,8 @@ use super::Driver;
 use super::links::Link;
 use super::notes::WITNESS;
 use crate::{
-    CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability,
-    Reservations, Standing, Surroundings, UdpVerdicts, Whereabouts, Witness,
+    CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability, Reservations,
+    Standing, Surroundings, UdpVerdicts, Whereabouts, Witness,
 };
 use circuit::Circuit;
 use climb::Climb;

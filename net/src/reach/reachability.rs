@@ -126,6 +126,11 @@ impl Reachability {
         }
     }
 
+    /// Whether the role was said, and is not for others to find out.
+    pub const fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
     /// Something goes out to this address; to be told at least once a minute while that goes on.
     pub fn sent(&mut self, to: SocketAddr, now: Instant) {
         self.contacts.sent(to, now);
@@ -602,7 +607,9 @@ mod tests {
             assert_eq!(asker.inner.open().collect::<Vec<_>>(), [asker.target]);
             assert_eq!(asker.standing(), (Role::Main, false));
         }
-        asker.inner.set_targets([(addr("203.0.113.9:7777"), false)], asker.now);
+        asker
+            .inner
+            .set_targets([(addr("203.0.113.9:7777"), false)], asker.now);
         assert_eq!(asker.standing(), (Role::Home, true));
 
         let mut asker = Asker::new(false);

@@ -124,7 +124,14 @@ mod tests {
 
     #[test]
     fn only_what_leaves_the_site_passes_its_firewall() {
-        for ip in ["127.0.0.1", "169.254.1.1", "192.168.1.7", "fd00::1", "fe80::1", "::ffff:10.0.0.1"] {
+        for ip in [
+            "127.0.0.1",
+            "169.254.1.1",
+            "192.168.1.7",
+            "fd00::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+        ] {
             assert!(!Scope::of(ip.parse().unwrap()).is_outside(), "{ip}");
         }
         for ip in ["100.64.0.1", "203.0.113.7", "2001:db8::1"] {

@@ -3,9 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 #![expect(clippy::disallowed_methods, reason = "tests of real time")]
 
+mod birthday;
+mod cell;
 mod counting;
 mod fallback;
 mod faults;
+mod houses;
 mod kinds;
 mod latency;
 mod matrix;

@@ -28,7 +28,8 @@ use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::{
-    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Transport, Unwelcome, decode, encode,
+    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Transport, Unwelcome,
+    decode, encode,
 };
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 

@@ -9,10 +9,10 @@ use crate::driver::links::Link;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
 use crate::{
-    Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations, SocketId,
-    Stance, Standing, WitnessAction,
+    Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations,
+    Rung, SocketId, Stance, Standing, WitnessAction,
 };
-use lapwing_base::{PeerId, Role};
+use lapwing_base::{Multiaddr, PeerId, Role};
 
 impl Driver {
     pub(super) fn witness(&mut self, action: WitnessAction, now: Instant) {
@@ -198,17 +198,28 @@ impl Driver {
         if !standing.provisional {
             info!(role = %standing.role, "how this node can be reached is known");
         }
-        let wanted = if standing.role == Role::Home {
-            Reservations::WANTED
-        } else {
-            0
-        };
-        self.reach.reservations.set_wanted(wanted);
         self.swarm
             .behaviour_mut()
             .relaying
             .serve(standing.role == Role::Main);
         self.publish_reach(now);
+    }
+
+    /// Who has no UDP comes over WebSocket: to a main that listens for it, and to any other node through a relay. What
+    /// an operator's main is for, its operator says.
+    fn reservations_wanted(&self, role: Role, listen: &[Multiaddr]) -> usize {
+        let takes_web = || {
+            listen
+                .iter()
+                .any(|address| Rung::of(address) == Some(Rung::Fallback))
+        };
+        let reached_by_all =
+            self.reach.reachability.is_pinned() || takes_web() || listen.iter().all(is_loopback);
+        if role == Role::Main && reached_by_all {
+            0
+        } else {
+            Reservations::WANTED
+        }
     }
 
     /// Tells everybody who asks where this node can be reached.
@@ -217,6 +228,8 @@ impl Driver {
             return;
         };
         let listen = self.shared.listen();
+        let wanted = self.reservations_wanted(standing.role, &listen);
+        self.reach.reservations.set_wanted(wanted);
         let open: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
         let external: Vec<_> = if standing.role == Role::Main && open.is_empty() {
             // Pinned, or nobody to ask: what it listens on is what there is.
