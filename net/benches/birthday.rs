@@ -11,6 +11,7 @@ use std::time::Duration;
 #[path = "../tests/lab/birthday.rs"]
 mod birthday;
 #[path = "../tests/lab/cell.rs"]
+#[expect(dead_code, reason = "the laboratory's tests use all of it")]
 mod cell;
 #[path = "../tests/lab/kinds.rs"]
 #[expect(dead_code, reason = "the laboratory's tests use all of it")]

@@ -85,7 +85,7 @@ impl Cell<'_> {
         );
         let held = match (&answered, self.expected, &direct) {
             (Err(error), _, _) => Err(format!("no answer: {error}")),
-            (Ok(_), Expected::Direct | Expected::Guessed, Some(_)) => Ok(()),
+            (Ok(_), Expected::Direct | Expected::Guessed | Expected::Any, Some(_)) => Ok(()),
             (Ok(_), Expected::DirectOver(family), Some((_, Some(address)))) => {
                 let ip = address.iter().find_map(|part| match part {
                     Protocol::Ip4(ip) => Some(IpAddr::from(ip)),
@@ -99,7 +99,7 @@ impl Cell<'_> {
                 }
             }
             (Ok(_), Expected::Guessed, None) if because == Some(RelayedBecause::PortsMissed) => Ok(()),
-            (Ok(_), Expected::Relayed, None) if because.is_some_and(is_a_reason) => Ok(()),
+            (Ok(_), Expected::Relayed | Expected::Any, None) if because.is_some_and(is_a_reason) => Ok(()),
             (Ok(_), expected, direct) => Err(format!(
                 "{expected:?} was expected, and it is {direct:?} {because:?}"
             )),
@@ -137,7 +137,7 @@ impl Cell<'_> {
             Expected::Direct | Expected::DirectOver(_) => Duration::from_secs(10),
             Expected::Guessed => Duration::from_secs(60),
             // Time for two attempts, unless it is known that there is no hope.
-            Expected::Relayed => Duration::from_secs(10),
+            Expected::Relayed | Expected::Any => Duration::from_secs(10),
         }
     }
 

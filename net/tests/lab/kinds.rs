@@ -67,6 +67,8 @@ pub(crate) enum Expected {
     Guessed,
     /// With a reason.
     Relayed,
+    /// Either: as luck will have it.
+    Any,
 }
 
 /// What kind of address a direct path leads to.
