@@ -207,8 +207,8 @@ mod tests {
             "the newer one until more is known"
         );
         for id in [1, 2] {
-            assert_eq!(at_small.identified(&large, id, 77), []);
-            assert_eq!(at_large.identified(&small, id, 78), []);
+            assert!(at_small.identified(&large, id, 77).is_empty());
+            assert!(at_large.identified(&small, id, 78).is_empty());
         }
         assert_eq!(at_small.preferred(&large), Some(1));
         assert_eq!(at_large.preferred(&small), Some(1));
@@ -246,7 +246,7 @@ mod tests {
         let now = Instant::now();
         let mut connections = Connections::new(small);
         connections.established(large, 1, Dialed::ByUs, Rung::Direct, now);
-        assert_eq!(connections.identified(&large, 1, 77), []);
+        assert!(connections.identified(&large, 1, 77).is_empty());
         connections.established(large, 2, Dialed::ByThem, Rung::Direct, now);
         assert_eq!(connections.preferred(&large), Some(2));
         assert_eq!(connections.identified(&large, 2, 78), [1]);

@@ -126,6 +126,11 @@ impl Reachability {
         }
     }
 
+    /// Whether the role was said, and is not for others to find out.
+    pub const fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
     /// Something goes out to this address; to be told at least once a minute while that goes on.
     pub fn sent(&mut self, to: SocketAddr, now: Instant) {
         self.contacts.sent(to, now);

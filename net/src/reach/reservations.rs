@@ -92,7 +92,7 @@ impl Reservations {
         }
     }
 
-    /// Changes how many to hold: a node that became a main holds none, one that became a home holds some again.
+    /// Changes how many to hold: a node that everybody reaches holds none, one that became a home holds some again.
     pub fn set_wanted(&mut self, wanted: usize) {
         self.wanted = wanted;
         let mut held: Vec<_> = self

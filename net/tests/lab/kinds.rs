@@ -1,5 +1,7 @@
 //! The kinds of NAT of the matrix.
 
+use std::net::IpAddr;
+
 use lapwing_netlab::{Egress, Nat};
 
 /// What a home is behind.
@@ -27,6 +29,7 @@ pub(crate) enum Sort {
 pub(crate) fn kinds() -> Vec<Kind> {
     let kind = |name, nat, sort| Kind { name, nat, sort };
     vec![
+        kind("none", Nat::open(), Sort::Open),
         kind("full cone", Nat::full_cone(), Sort::Open),
         kind(
             "full cone, translating",
@@ -58,9 +61,36 @@ pub(crate) fn kinds() -> Vec<Kind> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Expected {
     Direct,
-    /// By guessing ports.
+    /// At an address of this kind.
+    DirectOver(Over),
+    /// By foretelling or guessing ports.
     Guessed,
+    /// With a reason.
     Relayed,
+    /// Either: as luck will have it.
+    Any,
+}
+
+/// What kind of address a direct path leads to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Over {
+    /// IPv4, at the peer's or its router's address.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// A private IPv4 address: within the home.
+    Lan,
+}
+
+impl Over {
+    pub(crate) fn has(self, ip: IpAddr) -> bool {
+        match (self, ip) {
+            (Self::Ipv4, IpAddr::V4(ip)) => !ip.is_private(),
+            (Self::Lan, IpAddr::V4(ip)) => ip.is_private(),
+            (Self::Ipv6, IpAddr::V6(_)) => true,
+            (Self::Ipv4 | Self::Lan, IpAddr::V6(_)) | (Self::Ipv6, IpAddr::V4(_)) => false,
+        }
+    }
 }
 
 pub(crate) fn expected(a: Sort, b: Sort) -> Expected {

@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 #![expect(clippy::disallowed_methods, reason = "tests of real time")]
 
+mod birthday;
+mod cell;
 mod counting;
 mod fallback;
 mod faults;
 mod foreign;
+mod houses;
 mod kinds;
 mod latency;
 mod matrix;

@@ -1,16 +1,14 @@
 //! Every kind of NAT against every other.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use lapwing_base::Role;
-use lapwing_net::Path;
-use lapwing_netlab::{Lab, Shape};
+use lapwing_netlab::{Found, Host, Lab, Shape};
 
+use crate::cell::{Cell, DELAY};
 use crate::kinds::{Expected, Kind, Sort, expected, kinds};
 use crate::nodes::{LabNode, enrol, eventually, refresh};
-
-/// From a home to the internet, one way; between two homes it is four times as much there and back.
-const DELAY: Duration = Duration::from_millis(10);
 
 /// A home finds relays, and what stands before it.
 const SETTLED: Duration = Duration::from_secs(40);
@@ -32,20 +30,12 @@ fn every_pair_that_can_be_direct_becomes_direct_and_every_other_is_relayed_with_
     let kinds = kinds();
     let mut homes = Vec::new();
     for side in ["a", "b"] {
-        for (number, kind) in kinds.iter().enumerate() {
-            let router = lab
-                .router(&format!("nat-{side}{number}"), kind.nat.clone())
-                .unwrap();
-            router.link().shape(Shape::delayed(DELAY)).unwrap();
-            let host = router.host(&format!("{side}{number}")).unwrap();
-            if kind.sort != Sort::Blocked {
-                let found = lab.classify(&host).unwrap();
-                assert!(
-                    found.is(&kind.nat),
-                    "{}: the laboratory's NAT is {found:?}",
-                    kind.name
-                );
-            }
+        for (kind, (host, found)) in kinds.iter().zip(lay_out(&lab, side, &kinds)) {
+            assert!(
+                found.is(&kind.nat),
+                "{}: the laboratory's NAT is {found}",
+                kind.name
+            );
             homes.push(LabNode::start(&host, None, &[ANY]));
         }
     }
@@ -72,77 +62,48 @@ fn every_pair_that_can_be_direct_becomes_direct_and_every_other_is_relayed_with_
             home.name, kind.name, reach.standing.role, reach.nat
         );
     }
-    println!(
-        "\n{:25} {:25} {:8} {:>9} {:>9} {:>6}  reason",
-        "from", "to", "path", "answered", "direct", "RTT"
-    );
-    let mut wrong = Vec::new();
+    Cell::print_head();
     let (left, right) = homes.split_at(kinds.len());
-    for (a, from) in left.iter().zip(&kinds) {
-        for (b, to) in right.iter().zip(&kinds) {
-            // As the roster would, while homes find out more about themselves.
-            refresh(&mains, &homes);
-            if let Err(why) = pair(a, from, b, to) {
-                wrong.push(format!("{} to {}: {why}", from.name, to.name));
-            }
-        }
+    let cells = left.iter().zip(&kinds).flat_map(|(a, from)| {
+        right.iter().zip(&kinds).map(move |(b, to)| Cell {
+            from: from.name,
+            a,
+            to: to.name,
+            b,
+            expected: expected(from.sort, to.sort),
+        })
+    });
+    let (slow, quick): (Vec<_>, Vec<_>) = cells.partition(|cell| cell.expected == Expected::Guessed);
+    let mut wrong = Vec::new();
+    for cell in quick {
+        // As the roster would, while homes find out more about themselves.
+        refresh(&mains, &homes);
+        wrong.extend(cell.run().err());
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    wrong.extend(Cell::run_at_once(&slow));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     for node in mains.into_iter().chain(homes) {
         node.stop();
     }
 }
 
-fn pair(a: &LabNode, from: &Kind, b: &LabNode, to: &Kind) -> Result<(), String> {
-    let expected = expected(from.sort, to.sort);
-    let begun = Instant::now();
-    let answered = a.ask(b, Duration::from_secs(15));
-    let answered_after = begun.elapsed();
-    let patience = match expected {
-        Expected::Direct => Duration::from_secs(10),
-        Expected::Guessed => Duration::from_secs(60),
-        Expected::Relayed => Duration::from_secs(6),
+/// A host behind a router of each kind, and what an independent probe finds there: the probes take their time, and do not
+/// disturb one another.
+fn lay_out(lab: &Lab, side: &str, kinds: &[Kind]) -> Vec<(Host, Found)> {
+    let lay_out = |number: usize, kind: &Kind| {
+        let router = lab
+            .router(&format!("nat-{side}{number}"), kind.nat.clone())
+            .unwrap();
+        router.link().shape(Shape::delayed(DELAY)).unwrap();
+        let host = router.host(&format!("{side}{number}")).unwrap();
+        let found = lab.classify(&host).unwrap();
+        (host, found)
     };
-    let mut direct = None;
-    while begun.elapsed() < patience && direct.is_none() {
-        let peer = a.peer(b);
-        if peer
-            .as_ref()
-            .and_then(|peer| peer.link)
-            .is_some_and(|link| link.path == Path::Direct)
-        {
-            direct = Some(begun.elapsed());
-        }
-        let because = peer.and_then(|peer| peer.relayed_because);
-        if expected == Expected::Relayed && because.is_some_and(|because| !because.is_transient()) {
-            break;
-        }
-        std::thread::park_timeout(Duration::from_millis(1));
-    }
-    let because = a.peer(b).and_then(|peer| peer.relayed_because);
-    let path = a
-        .path(b)
-        .map_or_else(|| "none".to_owned(), |path| format!("{path:?}"));
-    let rtts =
-        direct.map(|direct| (direct - answered_after.min(direct)).as_secs_f64() / (DELAY * 4).as_secs_f64());
-    println!(
-        "{:25} {:25} {path:8} {:>9} {:>9} {:>6}  {}",
-        from.name,
-        to.name,
-        format!("{:.0} ms", answered_after.as_secs_f64() * 1e3),
-        direct.map_or_else(
-            || "-".to_owned(),
-            |at| format!("{:.0} ms", at.as_secs_f64() * 1e3)
-        ),
-        rtts.map_or_else(|| "-".to_owned(), |rtts| format!("{rtts:.1}")),
-        because.map_or_else(String::new, |because| because.to_string()),
-    );
-    answered.map_err(|error| format!("no answer: {error}"))?;
-    match (expected, direct) {
-        (Expected::Direct | Expected::Guessed, Some(_)) => Ok(()),
-        (Expected::Relayed, None) if because.is_some() => Ok(()),
-        (expected, direct) => Err(format!(
-            "{expected:?} was expected, and it is {direct:?} {because:?}"
-        )),
-    }
+    thread::scope(|scope| {
+        let kinds = kinds.iter().enumerate();
+        let probed: Vec<_> = kinds
+            .map(|(number, kind)| scope.spawn(move || lay_out(number, kind)))
+            .collect();
+        probed.into_iter().map(|probe| probe.join().unwrap()).collect()
+    })
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lapwing_base::{ByteSize, Class, ClusterId, Keypair, Multiaddr, PeerId, Role};
 use lapwing_net::{Access, Gate, Kind, Network, NetworkConfig, Path, PeerStatus, ReachStatus};
 use lapwing_netlab::Host;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -42,6 +43,10 @@ impl LabNode {
     }
 
     pub(crate) fn with(host: &Host, config: NetworkConfig) -> Self {
+        // Many nodes are in one process here, and one that guesses opens 256 sockets.
+        let mut files = getrlimit(Resource::Nofile);
+        files.current = files.maximum;
+        setrlimit(Resource::Nofile, files).unwrap();
         // RUST_LOG says what is shown; a second node finds it set up.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -162,13 +167,16 @@ impl Drop for LabNode {
 
 /// Makes members of all, of which the first are mains, and tells everybody where everybody is.
 pub(crate) fn enrol(mains: &[LabNode], homes: &[LabNode]) {
+    refresh(mains, homes);
+    admit(mains, homes);
+}
+
+/// Makes members of all, of which the first are mains, without a word of where anybody is.
+pub(crate) fn admit(mains: &[LabNode], homes: &[LabNode]) {
     let all = || mains.iter().chain(homes);
     let members: Arc<HashSet<_>> = Arc::new(all().map(LabNode::id).collect());
     let relays: Arc<HashSet<_>> = Arc::new(mains.iter().map(LabNode::id).collect());
     for node in all() {
-        for other in all().filter(|other| other.id() != node.id()) {
-            node.network.learn(other.id(), advertised(other));
-        }
         node.gate.send_replace(Gate {
             cluster: Some(CLUSTER),
             members: Arc::clone(&members),
@@ -178,7 +186,7 @@ pub(crate) fn enrol(mains: &[LabNode], homes: &[LabNode]) {
     }
 }
 
-/// Tells everybody again where everybody is, as the roster would.
+/// Tells everybody where everybody is now, as the roster would.
 pub(crate) fn refresh(mains: &[LabNode], homes: &[LabNode]) {
     let all = || mains.iter().chain(homes);
     for node in all() {

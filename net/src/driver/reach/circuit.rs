@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
 use libp2p::relay;
 use libp2p::swarm::ConnectionId;
 use tracing::{debug, info, trace};
@@ -137,8 +138,10 @@ impl Driver {
         let Some(circuit) = self.reach.circuits.get_mut(&id) else {
             return false;
         };
+        // A relay that others relay for names those ways too, which nobody can use a second time.
+        let ways = address.iter().filter(|part| *part == Protocol::P2pCircuit);
         // Two transports may reach a relay; one address is enough to come back by.
-        if circuit.address.is_none() {
+        if ways.count() == 1 && circuit.address.is_none() {
             circuit.address = Some(without_peer(&address));
             self.publish_reach(now);
         }

@@ -8,7 +8,7 @@ use tracing::{debug, info};
 
 use crate::driver::addresses::{relay_of, without_peer};
 use crate::driver::links::Link;
-use crate::driver::{Driver, RETIRE_MAX};
+use crate::driver::{Driver, RETIRE_MAX, now};
 use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
@@ -64,6 +64,10 @@ impl Driver {
         let mut addresses = self.shared.book().addresses(peer);
         let gate = self.gate.borrow();
         if gate.mains.contains(peer) {
+            // Whoever has UDP reaches it, and need not burden those that relay for it.
+            if self.reach.verdicts.udp(self.reach.surroundings.network(), now()) != Udp::Blocked {
+                addresses.retain(|address| relay_of(address).is_none());
+            }
             return addresses;
         }
         let through = gate.mains.iter().filter(|main| *main != peer);

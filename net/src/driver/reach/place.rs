@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use tracing::{debug, info};
 
+use crate::driver::addresses::is_loopback;
 use crate::driver::links::Link;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
 use crate::{
     Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations,
-    SocketId, Stance, Standing, WitnessAction,
+    Rung, SocketId, Stance, Standing, WitnessAction,
 };
-use lapwing_base::{PeerId, Role};
+use lapwing_base::{Multiaddr, PeerId, Role};
 
 impl Driver {
     pub(super) fn witness(&mut self, action: WitnessAction, now: Instant) {
@@ -203,12 +204,6 @@ impl Driver {
         if !standing.provisional {
             info!(role = %standing.role, "how this node can be reached is known");
         }
-        let wanted = if standing.role == Role::Home {
-            Reservations::WANTED
-        } else {
-            0
-        };
-        self.reach.reservations.set_wanted(wanted);
         self.swarm
             .behaviour_mut()
             .relaying
@@ -218,12 +213,31 @@ impl Driver {
         self.publish_reach(now);
     }
 
+    /// Who has no UDP comes over WebSocket: to a main that listens for it, and to any other node through a relay. What
+    /// an operator's main is for, its operator says.
+    fn reservations_wanted(&self, role: Role, listen: &[Multiaddr]) -> usize {
+        let takes_web = || {
+            listen
+                .iter()
+                .any(|address| Rung::of(address) == Some(Rung::Fallback))
+        };
+        let reached_by_all =
+            self.reach.reachability.is_pinned() || takes_web() || listen.iter().all(is_loopback);
+        if role == Role::Main && reached_by_all {
+            0
+        } else {
+            Reservations::WANTED
+        }
+    }
+
     /// Tells everybody who asks where this node can be reached.
     pub(in crate::driver) fn publish_reach(&mut self, now: Instant) {
         let Some(standing) = self.reach.standing else {
             return;
         };
         let listen = self.shared.listen();
+        let wanted = self.reservations_wanted(standing.role, &listen);
+        self.reach.reservations.set_wanted(wanted);
         let mut external: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
         if standing.role == Role::Main && external.is_empty() {
             // Pinned, or nobody to ask: what it listens on, and where its router and others see that.
