@@ -11,8 +11,8 @@ use std::str::FromStr;
 
 use clap::Args;
 use clap::builder::BoolishValueParser;
-use lapwing::NodeConfig;
-use lapwing_base::{Bandwidth, Member, Multiaddr, Role, nearest};
+use lapwing::{NodeConfig, RateRule, RateRuleError, RateRules};
+use lapwing_base::{Member, Multiaddr, Role, nearest};
 use serde::Deserialize;
 
 /// What can be set of a node. A flag wins over its environment variable, that over the file, that over the default.
@@ -75,13 +75,24 @@ pub(crate) struct NodeFlags {
     )]
     pub(crate) bootstrap: Option<bool>,
 
-    /// Most to send, such as 10mbit [default: no limit]
-    #[arg(long, env = "LAPWING_MAX_UPLOAD", value_name = "RATE")]
-    pub(crate) max_upload: Option<Bandwidth>,
+    /// Most to send, such as 10mbit; for one class model=10mbit, for one peer PEER=5mbit with its id or name;
+    /// repeatable, and all that apply hold [default: no limit]
+    #[arg(
+        long,
+        env = "LAPWING_MAX_UPLOAD",
+        value_name = "[CLASS=|PEER=]RATE",
+        value_delimiter = ','
+    )]
+    pub(crate) max_upload: Vec<RateRule>,
 
-    /// Most to receive, such as 100mbit [default: no limit]
-    #[arg(long, env = "LAPWING_MAX_DOWNLOAD", value_name = "RATE")]
-    pub(crate) max_download: Option<Bandwidth>,
+    /// Most to receive, in the same way [default: no limit]
+    #[arg(
+        long,
+        env = "LAPWING_MAX_DOWNLOAD",
+        value_name = "[CLASS=|PEER=]RATE",
+        value_delimiter = ','
+    )]
+    pub(crate) max_download: Vec<RateRule>,
 }
 
 /// The settings of one node, complete and checked as far as that is possible without trying them.
@@ -146,6 +157,14 @@ pub(crate) enum SettingsError {
         /// Its length in bytes.
         length: usize,
     },
+    /// Rates that cannot all be kept.
+    #[error("--{flag}: {source}")]
+    Rates {
+        /// The flag, without dashes.
+        flag: String,
+        /// Why.
+        source: RateRuleError,
+    },
     /// Nothing says where the data directory is.
     #[error("no --data-dir is given, and the user has no home directory to put one in")]
     NoDataDir,
@@ -193,8 +212,8 @@ struct FileSettings {
     data: Option<String>,
     backend: Option<String>,
     bootstrap: Option<bool>,
-    max_upload: Option<String>,
-    max_download: Option<String>,
+    max_upload: Option<OneOrMany>,
+    max_download: Option<OneOrMany>,
     log_level: Option<String>,
 }
 
@@ -236,14 +255,8 @@ impl NodeFlags {
             Some(admin) => admin,
             None => parse(file.admin.as_deref(), "admin", &path)?.unwrap_or(defaults.admin),
         };
-        let max_upload = match self.max_upload {
-            Some(rate) => Some(rate),
-            None => parse(file.max_upload.as_deref(), "max_upload", &path)?,
-        };
-        let max_download = match self.max_download {
-            Some(rate) => Some(rate),
-            None => parse(file.max_download.as_deref(), "max_download", &path)?,
-        };
+        let max_upload = rate_rules(self.max_upload, file.max_upload, "max_upload", &path)?;
+        let max_download = rate_rules(self.max_download, file.max_download, "max_download", &path)?;
         let gateways = if self.gateway.is_empty() {
             file.gateway.map_or_else(Vec::new, OneOrMany::into_vec)
         } else {
@@ -280,6 +293,28 @@ impl NodeFlags {
             log_level: file.log_level,
         })
     }
+}
+
+/// The rules of one direction: of the flags, or of the file where no flag says anything.
+fn rate_rules(
+    flags: Vec<RateRule>,
+    file: Option<OneOrMany>,
+    key: &'static str,
+    path: &Path,
+) -> Result<RateRules, SettingsError> {
+    if flags.is_empty() {
+        let texts = file.map_or_else(Vec::new, OneOrMany::into_vec);
+        let rules = RateRules::new(parse_all(&texts, key, path)?);
+        return rules.map_err(|error| SettingsError::Value {
+            file: path.to_owned(),
+            key,
+            problem: error.to_string(),
+        });
+    }
+    RateRules::new(flags).map_err(|source| SettingsError::Rates {
+        flag: key.replace('_', "-"),
+        source,
+    })
 }
 
 /// What `--role` says; nothing stands for finding out.
@@ -437,13 +472,12 @@ mod tests {
                 name: Some("from-flag".to_owned()),
                 ..NodeFlags::default()
             },
-            "name = \"from-file\"\nadmin = \"127.0.0.1:9000\"\ngateway = \"http://a\"\nmax_upload = \"10mbit\"",
+            "name = \"from-file\"\nadmin = \"127.0.0.1:9000\"\ngateway = \"http://a\"",
         )
         .unwrap();
         assert_eq!(settings.node.name, "from-flag");
         assert_eq!(settings.node.admin.port(), 9000);
         assert_eq!(settings.node.gateways, ["http://a"]);
-        assert_eq!(settings.node.max_upload, Some(Bandwidth::mbit(10)));
         assert_eq!(settings.node.backend, "burn");
         assert_eq!(
             settings.node.listen[0],
@@ -460,6 +494,31 @@ mod tests {
         assert!(!settings(off, "bootstrap = true").unwrap().node.bootstrap);
         let silent = NodeFlags::default();
         assert!(settings(silent, "bootstrap = true").unwrap().node.bootstrap);
+    }
+
+    #[test]
+    fn rates_are_one_or_many_and_those_of_a_flag_replace_those_of_the_file() {
+        let rules = |texts: &[&str]| RateRules::new(texts.iter().map(|text| text.parse().unwrap())).unwrap();
+        let file = "max_upload = [\"10mbit\", \"model=5mbit\"]\nmax_download = \"alice=1mbit\"";
+        let node = settings(NodeFlags::default(), file).unwrap().node;
+        assert_eq!(node.max_upload, rules(&["10mbit", "model=5mbit"]));
+        assert_eq!(node.max_download, rules(&["alice=1mbit"]));
+        let flag = |text: &str| NodeFlags {
+            max_upload: text.split(',').map(|rule| rule.parse().unwrap()).collect(),
+            ..NodeFlags::default()
+        };
+        let node = settings(flag("model=1mbit"), file).unwrap().node;
+        assert_eq!(node.max_upload, rules(&["model=1mbit"]));
+        let error = settings(flag("1mbit,2mbit"), file).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--max-upload: the node is held to two rates; give one"
+        );
+        let error = settings(NodeFlags::default(), "max_upload = \"vote=1\"").unwrap_err();
+        assert!(
+            error.to_string().contains("key `max_upload`: `vote=1`"),
+            "{error}"
+        );
     }
 
     #[test]

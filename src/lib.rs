@@ -9,12 +9,14 @@ mod data_dir;
 mod documents;
 mod metrics;
 mod node;
+mod rate_rules;
 mod status;
 mod wiring;
 
 pub use data_dir::DataDirError;
 pub use node::{Node, NodeConfig, NodeError, NodeHandle, StartError};
+pub use rate_rules::{RateRule, RateRuleError, RateRules};
 pub use status::{
-    ConfigSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection, RaftSection,
-    ReservationSection, ServiceSection, StatusDocument, TrainingSection,
+    ConfigSection, LimitsSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection,
+    RaftSection, ReservationSection, ServiceSection, StatusDocument, TrainingSection,
 };

@@ -7,11 +7,12 @@
 
 use crate::admin;
 use crate::data_dir::{DataDir, DataDirError};
+use crate::rate_rules::RateRules;
 use crate::status::{MemberParts, Parts, StatusDocument};
 use crate::wiring::entry::Entry;
 use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
-use lapwing_base::{Bandwidth, JobView, Multiaddr, PeerId, Role, chain};
+use lapwing_base::{JobView, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
@@ -55,10 +56,10 @@ pub struct NodeConfig {
     pub backend: String,
     /// Founds a cluster without a gateway.
     pub bootstrap: bool,
-    /// Upper bound of what is sent, in bits a second.
-    pub max_upload: Option<Bandwidth>,
-    /// Upper bound of what is received, in bits a second.
-    pub max_download: Option<Bandwidth>,
+    /// What is kept to when sending. Default: nothing.
+    pub max_upload: RateRules,
+    /// What is kept to when receiving. Default: nothing.
+    pub max_download: RateRules,
 }
 
 /// Why a node could not start.
@@ -501,8 +502,8 @@ async fn start_network(
 ) -> Result<Network, StartError> {
     let network_config = |listen| NetworkConfig {
         listen,
-        upload_max: config.max_upload,
-        download_max: config.max_download,
+        upload_max: config.max_upload.limits().clone(),
+        download_max: config.max_download.limits().clone(),
         probe_interval: PROBE_INTERVAL,
         role: config.role,
         certificate: config.tls.clone(),

@@ -1,9 +1,9 @@
 //! The status document: everything that one node shows of itself, from which the terminal view, the metrics
 //! and `lapwing status` are drawn. Only its shape, and how the rooms' own snapshots fill it.
 
-use lapwing_base::{ByteSize, CLASSES, Multiaddr, Ppm};
+use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
-use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, Refused, Transport};
+use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -160,8 +160,23 @@ pub struct NetworkSection {
     pub reservations: Vec<ReservationSection>,
     /// What was turned away since the start, by what it was.
     pub refused: Refused,
+    /// What it keeps to when it sends.
+    pub max_upload: LimitsSection,
+    /// What it keeps to when it receives.
+    pub max_download: LimitsSection,
     /// Everybody it knows.
     pub peers: Vec<PeerSection>,
+}
+
+/// Rates that one direction is held to, in Mbit/s; all that apply hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LimitsSection {
+    /// Everything together.
+    pub node_mbit_s: Option<f64>,
+    /// Single classes.
+    pub class_mbit_s: BTreeMap<&'static str, f64>,
+    /// Single peers.
+    pub peer_mbit_s: BTreeMap<String, f64>,
 }
 
 /// Whether the members can be reached.
@@ -225,6 +240,8 @@ pub struct PeerSection {
     pub rtt_ms: Option<f64>,
     /// From this node to the peer, measured.
     pub bandwidth_mbit_s: Option<f64>,
+    /// From the peer to this node, measured.
+    pub download_mbit_s: Option<f64>,
     /// Payload sent since the start, by class.
     pub sent_bytes: BTreeMap<&'static str, u64>,
     /// Payload received since the start, by class.
@@ -355,6 +372,8 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
         listen: network.listen,
         external: network.reach.advertised,
         refused: network.refused,
+        max_upload: limits_section(&network.upload_max),
+        max_download: limits_section(&network.download_max),
         nat: network.reach.nat,
         reservations: network
             .reach
@@ -369,6 +388,19 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
             .peers
             .into_iter()
             .map(|peer| peer_section(peer, member))
+            .collect(),
+    }
+}
+
+fn limits_section(limits: &RateLimits) -> LimitsSection {
+    let of_class = |class: Class| Some((class.as_str(), limits.class(class)?.as_mbit_s()));
+    LimitsSection {
+        node_mbit_s: limits.node.map(Bandwidth::as_mbit_s),
+        class_mbit_s: CLASSES.into_iter().filter_map(of_class).collect(),
+        peer_mbit_s: limits
+            .peers
+            .iter()
+            .map(|(peer, rate)| (peer.to_string(), rate.as_mbit_s()))
             .collect(),
     }
 }
@@ -414,7 +446,8 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
         address: peer.address,
         relayed_because: peer.relayed_because.map(|because| because.to_string()),
         rtt_ms: peer.link.map(|link| link.rtt.as_secs_f64() * 1e3),
-        bandwidth_mbit_s: peer.bandwidth.map(lapwing_base::Bandwidth::as_mbit_s),
+        bandwidth_mbit_s: peer.bandwidth.map(Bandwidth::as_mbit_s),
+        download_mbit_s: peer.download.map(Bandwidth::as_mbit_s),
         sent_bytes: by_class(&peer.sent),
         received_bytes: by_class(&peer.received),
         last_error: peer.last_error,

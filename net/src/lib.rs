@@ -53,8 +53,8 @@ pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters, Unwelcome};
 pub use send::{
     AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
-    Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, Read as ChannelRead, SLICE_MAX, Scheduler,
-    Side as LaneSide, TARGET as DELAY_TARGET, Turn, WriteError,
+    Limiter, Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, RateLimits, Read as ChannelRead,
+    SLICE_MAX, Scheduler, Side as LaneSide, TARGET as DELAY_TARGET, Turn, UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
 

@@ -54,6 +54,10 @@ pub struct PeerEntry {
     pub relayed_because: Option<RelayedBecause>,
     /// Our upload to it.
     pub estimate: Estimate,
+    /// Its upload to us.
+    pub download: Estimate,
+    /// When it was told last what its transfers have shown.
+    pub told_at: Option<Instant>,
     /// Payload in both directions.
     pub counters: Arc<Counters>,
     /// Why there is no connection; gone once there is one.
@@ -93,6 +97,7 @@ impl PeerEntry {
             relayed_because: self.relayed_because,
             link,
             bandwidth: self.estimate.speed(now, fresh),
+            download: self.download.speed(now, fresh),
             sent: self.counters.sent(),
             received: self.counters.received(),
             last_error: self.last_error.clone(),

@@ -5,14 +5,18 @@
 
 mod cubic;
 mod delay_window;
+mod limiter;
 mod mux;
 mod packet;
+mod rate_limits;
 mod scheduler;
 
 #[cfg(test)]
 mod bottleneck;
 
 pub use delay_window::{DelayWindow, Mode, TARGET};
+pub use limiter::Limiter;
 pub use mux::{CHANNELS_MAX, Event, LaneError, Mux, OpenChannelError, Read, Side, Turn, WriteError};
 pub use packet::{ChannelId, PacketError, SLICE_MAX};
+pub use rate_limits::{RateLimits, UnlimitedClass};
 pub use scheduler::{AckError, Next, Scheduler};

@@ -1,6 +1,6 @@
 //! What the network shows of itself: plain values for the status document, metrics and people.
 
-use crate::{NatType, Refused, RelayedBecause, Standing};
+use crate::{NatType, RateLimits, Refused, RelayedBecause, Standing};
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Multiaddr, PeerId, Role};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -48,6 +48,10 @@ pub struct NetworkStatus {
     pub reach: ReachStatus,
     /// What was turned away at the door since this node started.
     pub refused: Refused,
+    /// What it keeps to when it sends.
+    pub upload_max: RateLimits,
+    /// What it keeps to when it receives.
+    pub download_max: RateLimits,
     /// Everybody it has dealt with and still remembers, by identity.
     pub peers: Vec<PeerStatus>,
 }
@@ -74,6 +78,8 @@ pub struct PeerStatus {
     pub link: Option<LinkStatus>,
     /// Our upload to the peer, smoothed; `None` when it was not measured lately.
     pub bandwidth: Option<Bandwidth>,
+    /// The peer's upload to us, in the same way.
+    pub download: Option<Bandwidth>,
     /// Payload sent since this node started, by [`lapwing_base::Class::index`].
     pub sent: [ByteSize; CLASSES.len()],
     /// Payload received since this node started, by [`lapwing_base::Class::index`].

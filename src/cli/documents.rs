@@ -73,6 +73,17 @@ pub(crate) struct NetworkSection {
     pub(crate) state: String,
     pub(crate) listen: Vec<String>,
     pub(crate) peers: Vec<PeerSection>,
+    pub(crate) max_upload: LimitsSection,
+    pub(crate) max_download: LimitsSection,
+}
+
+/// What it keeps to in one direction, in Mbit/s.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LimitsSection {
+    pub(crate) node_mbit_s: Option<f64>,
+    pub(crate) class_mbit_s: BTreeMap<String, f64>,
+    pub(crate) peer_mbit_s: BTreeMap<String, f64>,
 }
 
 /// One peer, as the node sees it.
@@ -86,6 +97,7 @@ pub(crate) struct PeerSection {
     pub(crate) address: Option<String>,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) bandwidth_mbit_s: Option<f64>,
+    pub(crate) download_mbit_s: Option<f64>,
     pub(crate) sent_bytes: BTreeMap<String, u64>,
     pub(crate) received_bytes: BTreeMap<String, u64>,
 }

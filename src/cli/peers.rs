@@ -91,7 +91,8 @@ fn table(status: &StatusDocument) -> Table {
         ("name", Align::Left),
         ("path", Align::Left),
         ("rtt", Align::Right),
-        ("bandwidth", Align::Right),
+        ("upload", Align::Right),
+        ("download", Align::Right),
         ("sent", Align::Right),
         ("received", Align::Right),
         ("address", Align::Left),
@@ -107,6 +108,7 @@ fn table(status: &StatusDocument) -> Table {
             path,
             or_dash(peer.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
             or_dash(peer.bandwidth_mbit_s.map(|rate| format!("{rate:.1} Mbit/s"))),
+            or_dash(peer.download_mbit_s.map(|rate| format!("{rate:.1} Mbit/s"))),
             ByteSize(peer.sent_bytes.values().sum()).to_string(),
             ByteSize(peer.received_bytes.values().sum()).to_string(),
             or_dash(peer.address.as_ref()),
@@ -127,7 +129,7 @@ mod tests {
         let shown = table(&serde_json::from_str(text).unwrap()).to_string();
         assert_eq!(
             shown.lines().nth(1).unwrap(),
-            "bob   direct, quic  0.3 ms          -  1.0 KiB       0 B  -        12D3b"
+            "bob   direct, quic  0.3 ms       -         -  1.0 KiB       0 B  -        12D3b"
         );
     }
 }

@@ -1,7 +1,7 @@
 //! `lapwing status`: the status document of one node.
 
 use super::admin_client::Target;
-use super::documents::{self, StatusDocument};
+use super::documents::{self, LimitsSection, StatusDocument};
 use super::failure::Failure;
 use super::output::{Output, or_dash, percent, span};
 use lapwing_base::ByteSize;
@@ -80,7 +80,28 @@ fn lines(status: &StatusDocument) -> Vec<String> {
             status.network.listen.join(" ")
         },
     ));
+    for (direction, limits) in [
+        ("upload", &status.network.max_upload),
+        ("download", &status.network.max_download),
+    ] {
+        if let Some(rates) = rates(status, limits) {
+            lines.push(format!("          {direction} limited to {rates}"));
+        }
+    }
     lines
+}
+
+/// The rates of one direction, if there are any.
+fn rates(status: &StatusDocument, limits: &LimitsSection) -> Option<String> {
+    let node = limits.node_mbit_s.map(|rate| format!("{rate} Mbit/s"));
+    let classes = limits.class_mbit_s.iter();
+    let peers = limits.peer_mbit_s.iter();
+    let each: Vec<String> = node
+        .into_iter()
+        .chain(classes.map(|(class, rate)| format!("{class} {rate} Mbit/s")))
+        .chain(peers.map(|(peer, rate)| format!("{} {rate} Mbit/s", name_of(status, peer))))
+        .collect();
+    (!each.is_empty()).then(|| each.join(", "))
 }
 
 /// The name of a peer that the node knows, or its id.
@@ -109,7 +130,8 @@ mod tests {
             "raft": {"state": "follower", "term": 2, "leader": "12D3b", "voters": ["12D3a"], "learners": [],
                      "last_log_index": 9, "committed_index": 9, "applied_index": 8},
             "training": {"state": "idle", "job": null},
-            "network": {"state": "connected", "listen": [], "peers": [{"peer_id": "12D3b", "name": "bob"}]}
+            "network": {"state": "connected", "listen": [], "peers": [{"peer_id": "12D3b", "name": "bob"}],
+                        "max_upload": {"node_mbit_s": 10.0, "class_mbit_s": {"model": 2.5}, "peer_mbit_s": {"12D3b": 1.0}}}
         }"#;
         let lines = lines(&serde_json::from_str(text).unwrap());
         assert_eq!(lines[0], "node      alice active, main, version 0.1.0, up 12.5 s");
@@ -118,5 +140,9 @@ mod tests {
             "raft      follower, term 2, leader bob, 1 voters, 0 learners, log 9 committed 9 applied 8"
         );
         assert_eq!(lines[4], "training  idle");
+        assert_eq!(
+            lines[6..],
+            ["          upload limited to 10 Mbit/s, model 2.5 Mbit/s, bob 1 Mbit/s"]
+        );
     }
 }

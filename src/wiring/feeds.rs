@@ -3,6 +3,7 @@
 
 use super::registration::GatewayLink;
 use crate::node::card_of;
+use crate::rate_rules::RateRules;
 use lapwing_base::{NodeId, Roster};
 use lapwing_consensus::{Consensus, State};
 use lapwing_net::{Gate, Network};
@@ -29,12 +30,14 @@ pub(crate) fn gate_of(roster: &Roster) -> Gate {
     }
 }
 
-/// Keeps the network's gate and address book as the roster says, until `stop`.
+/// Keeps the network's gate, its address book and the limits of members that are called by name (of what is sent, and
+/// of what is received) as the roster says, until `stop`.
 pub(crate) async fn feed_network(
     mut rosters: watch::Receiver<Arc<Roster>>,
     me: NodeId,
     network: Network,
     gate: watch::Sender<Gate>,
+    rates: [RateRules; 2],
     stop: CancellationToken,
 ) {
     let mut known = HashSet::new();
@@ -42,6 +45,11 @@ pub(crate) async fn feed_network(
         let roster = rosters.borrow_and_update().clone();
         // A log that is still being read has nobody in it yet; what the node knew before stays.
         if !roster.members.is_empty() {
+            if known.is_empty() {
+                rates.iter().for_each(|rules| rules.tell_of_strangers(&roster));
+            }
+            let [upload, download] = rates.each_ref().map(|rules| rules.peers(&roster));
+            network.limit_peers(upload, download);
             let next = gate_of(&roster);
             for member in roster.members.values().filter(|member| member.id != me) {
                 network.learn(member.peer, member.addrs.clone());

@@ -85,6 +85,7 @@ pub(crate) async fn live(
         me,
         network.clone(),
         gate.clone(),
+        [config.max_upload.clone(), config.max_download.clone()],
         stop.clone(),
     ));
     tasks.spawn(feeds::feed_card(

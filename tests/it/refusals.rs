@@ -1,7 +1,7 @@
 //! What bad input gets: one error that names the thing and what to do, and nothing else disturbed.
 
 use crate::support::{Cluster, PATIENCE, wait_for};
-use lapwing::{DataDirError, Node, NodeConfig, StartError};
+use lapwing::{DataDirError, Node, NodeConfig, RateRules, StartError};
 use lapwing_base::chain;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -390,8 +390,8 @@ fn alone(data_dir: &Path) -> NodeConfig {
         data: None,
         backend: "burn".to_owned(),
         bootstrap: true,
-        max_upload: None,
-        max_download: None,
+        max_upload: RateRules::default(),
+        max_download: RateRules::default(),
     }
 }
 

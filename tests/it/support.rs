@@ -1,6 +1,6 @@
 //! A small cluster on loopback, and waiting for what it should come to.
 
-use lapwing::{Node, NodeConfig, NodeHandle};
+use lapwing::{Node, NodeConfig, NodeHandle, RateRules};
 use lapwing_gateway::{Gateway, GatewayConfig};
 use serde_json::Value;
 use std::future::Future;
@@ -72,8 +72,8 @@ impl Cluster {
             data: None,
             backend: "burn".to_owned(),
             bootstrap: false,
-            max_upload: None,
-            max_download: None,
+            max_upload: RateRules::default(),
+            max_download: RateRules::default(),
         };
         change(&mut config);
         self.nodes.push(Some(Node::start(config.clone()).await.unwrap()));

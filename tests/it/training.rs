@@ -1,7 +1,7 @@
 //! Nodes train together: plans, exchanges, merges, evaluations, and the model at the end.
 
 use crate::support::{Cluster, wait_for};
-use lapwing_base::Bandwidth;
+use lapwing::RateRules;
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,12 +44,14 @@ async fn two_nodes_train_and_merge_until_both_hold_the_same_model() {
 async fn throttling_an_uplink_changes_the_pairs_that_are_planned_after_it() {
     const JOB: &str =
         "rounds = 50\nlocal_steps = 1\ncompression = 4\nfinal_dense_rounds = 1\nevaluate_every = 0";
-    let slow = Some(Bandwidth::mbit(1));
+    let slow = RateRules::new("1mbit".parse::<lapwing::RateRule>()).unwrap();
     let mut cluster = Cluster::of(4).await;
     cluster.formed(4, 3).await;
     // One slow node has to meet a fast one; two meet each other, and leave the fast link to the fast.
     cluster.stop(2).await;
-    cluster.restart_with(2, |config| config.max_upload = slow).await;
+    cluster
+        .restart_with(2, |config| config.max_upload = slow.clone())
+        .await;
     cluster.formed(4, 3).await;
     measure_links(&cluster, JOB, &[2]).await;
     let job = cluster.submit(0, JOB).await;

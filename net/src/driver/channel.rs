@@ -73,7 +73,7 @@ impl Channel {
         seat: Option<Seat>,
         shared: &Shared,
     ) -> Self {
-        reader.limit(Arc::clone(&shared.limits), kind.class);
+        reader.limit(Arc::clone(&shared.limits), peer, kind.class);
         let ends = Arc::new(Ends {
             peer,
             kind,
@@ -198,12 +198,12 @@ impl SendHalf {
     /// goes on. Any other error ends it.
     pub async fn send(&mut self, frame: &[u8]) -> Result<(), ChannelError> {
         self.begin(frame.len())?;
-        let class = self.ends.kind.class;
+        let (peer, class) = (self.ends.peer, self.ends.kind.class);
         let limits = &self.ends.limits;
-        let written = if limits.holds_up(class) {
-            self.writer.write_within(frame, limits, class).await
+        let written = if limits.holds_up(&peer, class) {
+            self.writer.write_within(frame, limits, &peer, class).await
         } else {
-            limits.send(class, frame.len()).await;
+            limits.send(&peer, class, frame.len()).await;
             self.writer.write(frame).await
         };
         self.end(frame.len(), written)
@@ -214,13 +214,13 @@ impl SendHalf {
     /// # Errors
     /// Those of [`SendHalf::send`].
     pub async fn send_bytes(&mut self, frame: Bytes) -> Result<(), ChannelError> {
-        let class = self.ends.kind.class;
-        if self.ends.limits.holds_up(class) {
+        let (peer, class) = (self.ends.peer, self.ends.kind.class);
+        if self.ends.limits.holds_up(&peer, class) {
             return self.send(&frame).await;
         }
         let size = frame.len();
         self.begin(size)?;
-        self.ends.limits.send(class, size).await;
+        self.ends.limits.send(&peer, class, size).await;
         let written = self.writer.write_bytes(frame).await;
         self.end(size, written)
     }

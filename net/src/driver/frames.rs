@@ -13,7 +13,7 @@ use futures::io::AsyncWriteExt as _;
 use super::limits::Limits;
 use super::stream::{ReadSide, WriteSide};
 use crate::{Bucket, DecodeError, Refusal, decode, encode};
-use lapwing_base::{ByteSize, Class};
+use lapwing_base::{ByteSize, Class, PeerId};
 
 const HEADER: usize = size_of::<u32>();
 const REFUSAL_MARK: u32 = u32::MAX;
@@ -67,11 +67,12 @@ impl FrameWriter {
         &mut self,
         frame: &[u8],
         limits: &Limits,
+        peer: &PeerId,
         class: Class,
     ) -> io::Result<()> {
         self.io.write_all(&header(frame.len())?).await?;
         for slice in frame.chunks(Bucket::SLICE.as_usize()) {
-            limits.send(class, slice.len()).await;
+            limits.send(peer, class, slice.len()).await;
             self.io.write_all(slice).await?;
         }
         self.io.flush().await
@@ -108,8 +109,8 @@ pub(crate) struct FrameReader {
     io: ReadSide,
     /// What has been read and not taken.
     buffer: BytesMut,
-    /// The node's limit and the class that it is asked for, once the class's kind is known.
-    limits: Option<(Arc<Limits>, Class)>,
+    /// The node's limits and for what they are asked, once that is known.
+    limits: Option<(Arc<Limits>, PeerId, Class)>,
     /// Nothing is read before this.
     resume_at: Option<Instant>,
 }
@@ -144,8 +145,8 @@ impl FrameReader {
     }
 
     /// From now on what is read counts against the limit.
-    pub(crate) fn limit(&mut self, limits: Arc<Limits>, class: Class) {
-        self.limits = Some((limits, class));
+    pub(crate) fn limit(&mut self, limits: Arc<Limits>, peer: PeerId, class: Class) {
+        self.limits = Some((limits, peer, class));
     }
 
     /// The next frame of at most `max`, or `None` where the stream has ended between frames.
@@ -172,8 +173,8 @@ impl FrameReader {
     async fn fill(&mut self, needed: usize) -> io::Result<usize> {
         let wanted = (needed - self.buffer.len()).clamp(READ_MIN, READ_MAX);
         let read = self.io.read_into(&mut self.buffer, wanted).await?;
-        if let Some((limits, class)) = &self.limits {
-            self.resume_at = limits.received(*class, read);
+        if let Some((limits, peer, class)) = &self.limits {
+            self.resume_at = limits.received(peer, *class, read);
         }
         Ok(read)
     }

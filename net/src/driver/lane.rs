@@ -38,6 +38,9 @@ pub struct LaneConfig {
     pub upload_max: Option<Bandwidth>,
     /// What single classes are held to. Default: nothing.
     pub class_max: Vec<(Class, Bandwidth)>,
+    /// What the peer may have under way on a channel of single classes before it was read. Default: what fits a fast
+    /// link.
+    pub window_max: Vec<(Class, ByteSize)>,
     /// What the link carries, as measured before: maintenance gets a tenth of it. Default: unknown.
     pub link_rate: Option<Bandwidth>,
     /// The node's own limits. Default: none.
@@ -103,6 +106,9 @@ impl Lane {
             scheduler.limit_class(class, Some(rate));
         }
         scheduler.set_link_rate(config.link_rate);
+        for (class, size) in config.window_max {
+            mux.limit_window(class, size);
+        }
         let stop = stop.child_token();
         let shared = Arc::new(Shared::new(mux, stop.clone()));
         // Every channel that waits here is open, of which there are no more than this.
@@ -173,6 +179,7 @@ impl fmt::Debug for LaneConfig {
         f.debug_struct("LaneConfig")
             .field("upload_max", &self.upload_max)
             .field("class_max", &self.class_max)
+            .field("window_max", &self.window_max)
             .field("link_rate", &self.link_rate)
             .finish_non_exhaustive()
     }

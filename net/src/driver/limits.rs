@@ -1,70 +1,75 @@
-//! The node's own rates, as waiting. The arithmetic is [`Bucket`]'s.
+//! The node's own rates, as waiting. The arithmetic is [`Limiter`]'s.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use super::now;
-use crate::Bucket;
-use lapwing_base::{Bandwidth, ByteSize, Class};
+use super::shared::lock;
+use crate::{Limiter, RateLimits};
+use lapwing_base::{Bandwidth, ByteSize, Class, PeerId};
 use std::time::Instant;
 
-/// What all channels of a node share: one limit up, one down.
+/// What all channels of a node share: what it sends, and what it receives.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    upload: Limit,
-    download: Limit,
+    upload: Mutex<Limiter>,
+    download: Mutex<Limiter>,
 }
 
-#[derive(Debug)]
-struct Limit(Option<Mutex<Bucket>>);
-
 impl Limits {
-    pub(crate) fn new(upload_max: Option<Bandwidth>, download_max: Option<Bandwidth>) -> Self {
-        let limit = |rate: Option<Bandwidth>| Limit(rate.map(|rate| Mutex::new(Bucket::new(rate))));
-        Self {
-            upload: limit(upload_max),
-            download: limit(download_max),
-        }
+    pub(crate) fn new(upload: RateLimits, download: RateLimits) -> Self {
+        let [upload, download] = [upload, download].map(|limits| Mutex::new(Limiter::new(limits)));
+        Self { upload, download }
     }
 
-    /// Whether sends of this class are cut into slices that wait.
-    pub(crate) fn holds_up(&self, class: Class) -> bool {
-        self.upload.0.is_some() && waits(class)
+    /// Other limits for peers from now on, of what is sent and of what is received.
+    pub(crate) fn limit_peers(
+        &self,
+        upload: BTreeMap<PeerId, Bandwidth>,
+        download: BTreeMap<PeerId, Bandwidth>,
+    ) {
+        lock(&self.upload).limit_peers(upload);
+        lock(&self.download).limit_peers(download);
     }
 
-    /// Waits until this much of a class may be sent; the highest classes are charged and do not wait.
-    pub(crate) async fn send(&self, class: Class, size: usize) {
-        if let Some(at) = self.upload.take(class, size) {
+    /// What is kept to: of what is sent, and of what is received.
+    pub(crate) fn get(&self) -> [RateLimits; 2] {
+        [&self.upload, &self.download].map(|limiter| lock(limiter).limits().clone())
+    }
+
+    /// Whether sends of this class to a peer are cut into slices that wait.
+    pub(crate) fn holds_up(&self, peer: &PeerId, class: Class) -> bool {
+        lock(&self.upload).holds_up(peer, class)
+    }
+
+    /// Waits until this much of a class may be sent to a peer; what never waits is counted.
+    pub(crate) async fn send(&self, peer: &PeerId, class: Class, size: usize) {
+        let now = now();
+        let at = lock(&self.upload).take(peer, class, ByteSize(size as u64), now);
+        if at > now {
             tokio::time::sleep_until(at.into()).await;
         }
     }
 
-    /// This much of a class has been read; says until when to read no more.
-    pub(crate) fn received(&self, class: Class, size: usize) -> Option<Instant> {
-        self.download.take(class, size)
-    }
-}
-
-impl Limit {
-    fn take(&self, class: Class, size: usize) -> Option<Instant> {
-        let bucket = self.0.as_ref()?;
+    /// This much of a class has been read from a peer; says until when to read no more.
+    pub(crate) fn received(&self, peer: &PeerId, class: Class, size: usize) -> Option<Instant> {
         let now = now();
-        // A bucket is whole after every statement, so a panic elsewhere does not spoil it.
-        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = ByteSize(size as u64);
-        if waits(class) {
-            let at = bucket.reserve(size, now);
-            (at > now).then_some(at)
-        } else {
-            bucket.charge(size, now);
-            None
-        }
+        let at = lock(&self.download).take(peer, class, ByteSize(size as u64), now);
+        (at > now).then_some(at)
     }
-}
 
-/// Bulk waits; what a cluster lives by does not.
-const fn waits(class: Class) -> bool {
-    match class {
-        Class::Control | Class::Consensus | Class::Call => false,
-        Class::Maintenance | Class::Model => true,
+    /// See [`Limiter::window`], of what is received.
+    pub(crate) fn window(&self, peer: &PeerId, class: Class) -> Option<ByteSize> {
+        lock(&self.download).window(peer, class)
+    }
+
+    /// See [`Limiter::bulk_window`], of what is received.
+    pub(crate) fn bulk_window(&self, peer: Option<&PeerId>) -> Option<ByteSize> {
+        lock(&self.download).bulk_window(peer)
+    }
+
+    /// See [`Limiter::stream_window`], of what is received.
+    pub(crate) fn stream_window(&self) -> Option<ByteSize> {
+        lock(&self.download).stream_window()
     }
 }

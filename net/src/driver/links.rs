@@ -21,7 +21,7 @@ use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::Shared;
 use super::stream::{Opened, Stream};
 use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport, Unwelcome};
-use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
+use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -180,6 +180,10 @@ impl LaneLink {
         };
         let config = LaneConfig {
             upload_max: (rung == Rung::Relayed).then_some(RELAYED_BULK_MAX),
+            window_max: CLASSES
+                .into_iter()
+                .filter_map(|class| Some((class, shared.limits.window(&peer, class)?)))
+                .collect(),
             ..LaneConfig::default()
         };
         let stop = stop.child_token();

@@ -1,5 +1,6 @@
 //! The handle that the other rooms hold. It asks the driver and reads the shared tables; it owns no socket.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use super::links::Link;
 use super::notes::{self, Inboxes};
 use super::shared::Shared;
 use super::{COMMANDS_MAX, Command, ConnectFailure, Driver, now, prober};
-use crate::{CandidateRow, Gate, Hello, Kind, NetworkStatus, Probes, ReachStatus, Refusal};
+use crate::{CandidateRow, Gate, Hello, Kind, NetworkStatus, Probes, RateLimits, ReachStatus, Refusal};
 use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId, Role};
 
 /// How a node takes part in the network.
@@ -45,11 +46,11 @@ pub struct NetworkConfig {
     /// Keeps over a restart on which networks UDP is blocked, so that the fallback is not put off there: a file of at
     /// most 8 KiB, written when that changes. Default: none, and nothing is kept.
     pub networks_file: Option<PathBuf>,
-    /// Holds the sum of `Model` and `Maintenance` to this rate when sending; the other classes are counted and
-    /// never wait. Default: none. Costs a timer for each 16 KiB.
-    pub upload_max: Option<Bandwidth>,
-    /// The same for receiving, by reading no faster.
-    pub download_max: Option<Bandwidth>,
+    /// What is kept to when sending, over whatever path. Default: no limits. Each costs a timer for every 16 KiB that
+    /// it holds up.
+    pub upload_max: RateLimits,
+    /// The same for receiving, by reading no faster and by letting senders be ahead of that by half a second only.
+    pub download_max: RateLimits,
     /// A link to a member that no transfer has measured for so long is probed. Default 30 s: up to 1 MiB each time,
     /// and never more than a tenth of the link. At least a second.
     pub probe_interval: Duration,
@@ -71,8 +72,8 @@ impl NetworkConfig {
             finds_neighbours: true,
             certificate: None,
             networks_file: None,
-            upload_max: None,
-            download_max: None,
+            upload_max: RateLimits::default(),
+            download_max: RateLimits::default(),
             probe_interval: Duration::from_secs(30),
         }
     }
@@ -114,12 +115,14 @@ impl Network {
     pub async fn start(config: NetworkConfig, gate: watch::Receiver<Gate>) -> Result<Self, StartError> {
         let me = config.keypair.public().to_peer_id();
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let limits = Limits::new(config.upload_max, config.download_max);
+        let limits = Limits::new(config.upload_max.clone(), config.download_max.clone());
         let probe_interval = config.probe_interval.max(Duration::from_secs(1));
-        let shared = Arc::new(Shared::new(me, commands, limits, probe_interval));
+        let (received, to_tell) = mpsc::channel(prober::QUEUE);
+        let shared = Arc::new(Shared::new(me, commands, limits, probe_interval, received));
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let probed = shared.acceptor.serve(prober::PROBE, prober::QUEUE);
+        let told = shared.acceptor.serve(prober::MEASURED, prober::QUEUE);
         let inboxes = Inboxes::open(&shared);
         let (noted, notes) = mpsc::channel(notes::QUEUE);
         let driver = Driver::bind(super::Setup {
@@ -136,12 +139,14 @@ impl Network {
         let span = info_span!("net", %me);
         tracker.spawn(driver.run().instrument(span.clone()));
         let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval));
-        let answering = prober::answer_probes(probed);
+        let answering = prober::answer_probes(Arc::clone(&shared), probed);
+        let telling = prober::tell_received(Arc::clone(&shared), to_tell);
+        let hearing = prober::hear_received(Arc::clone(&shared), told);
         let noting = notes::take(Arc::clone(&shared), inboxes, noted);
         let stopped = stop.child_token();
         let tasks = async move {
             stopped
-                .run_until_cancelled(async { tokio::join!(probing, answering, noting) })
+                .run_until_cancelled(async { tokio::join!(probing, answering, telling, hearing, noting) })
                 .await;
         };
         tracker.spawn(tasks.instrument(span));
@@ -251,12 +256,17 @@ impl Network {
             .collect()
     }
 
-    /// Takes a real transfer for a measurement of the link: `took` is from the first byte sent until the peer has
-    /// said that it has the last, less what the peer waited for other things. Less than 64 KiB says nothing.
-    pub fn record_transfer(&self, peer: PeerId, sent: ByteSize, took: Duration) {
-        if sent >= Probes::SIZE_MIN && !took.is_zero() {
-            self.inner.shared.record(peer, Bandwidth::per(sent, took));
-        }
+    /// Takes what a peer has sent for a measurement of its link to this node, of which the peer is told: `took` is from
+    /// the end of the first frame to the end of the last, and `size` is what arrived between the two. Less than 64 KiB
+    /// says nothing. A link that transfers measure is not probed.
+    pub fn transfer_received(&self, peer: PeerId, size: ByteSize, took: Duration) {
+        prober::transfer_received(&self.inner.shared, peer, size, took);
+    }
+
+    /// Other limits for single peers from now on, of what is sent and of what is received, in place of those that it
+    /// was started with. A connection that stands goes on with the windows that it has.
+    pub fn limit_peers(&self, upload: BTreeMap<PeerId, Bandwidth>, download: BTreeMap<PeerId, Bandwidth>) {
+        self.inner.shared.limits.limit_peers(upload, download);
     }
 
     /// The network as this node sees it now.
@@ -271,11 +281,14 @@ impl Network {
                 entry.status(*peer, link, now, fresh)
             })
             .collect();
+        let [upload_max, download_max] = shared.limits.get();
         NetworkStatus {
             peer: shared.me,
             listen: shared.listen(),
             reach: shared.reach().borrow().clone(),
             refused: shared.refused(),
+            upload_max,
+            download_max,
             peers,
         }
     }

@@ -1,6 +1,9 @@
-//! Bandwidth probes: sends them where [`Probes`] says, and answers those of others.
+//! How fast links are: tells peers what transfers of theirs have shown, and probes where there were none, as [`Probes`]
+//! says.
 //!
-//! The receiver measures, from its first slice to its last, so that neither the round trip nor what the sender's
+//! A transfer is measured by whoever receives it, and told to the sender at most every few seconds.
+//!
+//! Of a probe too, the receiver measures, from its first slice to its last, so that neither the round trip nor what the sender's
 //! own buffers take at once counts. Where the sender took longer to let go of the same slices, its time counts: a
 //! receiver that came late to the first finds several at once and would measure too much.
 
@@ -13,7 +16,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, trace};
 
 use super::channel::{Channel, ChannelError};
-use super::network::{RequestError, open};
+use super::network::{RequestError, open, request};
 use super::now;
 use super::shared::Shared;
 use crate::{Access, Bucket, Candidate, Kind, Probes, decode, encode};
@@ -37,11 +40,97 @@ const ANSWERED_AT_ONCE: usize = 4;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Measured {
-    /// What arrived after the first slice.
+pub(crate) struct Measured {
+    /// What arrived after the first slice or frame.
     counted: ByteSize,
-    /// Between the end of the first slice and the end of the last.
+    /// Between the end of the first of them and the end of the last.
     took: Duration,
+}
+
+/// What a transfer has shown, for the one who sent it.
+pub(crate) const MEASURED: Kind = Kind {
+    class: Class::Control,
+    name: "measured",
+    access: Access::Members,
+    frame_max: ByteSize(64),
+};
+
+/// Of one peer so often at most: several within the interval in which it would probe otherwise, and no more than a
+/// message now and then.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Over a connection that stands; if it does not, nobody needs to know.
+const TELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Takes a transfer for a measurement of a peer's link to this node. The peer is told, if there is room among those that
+/// wait to be.
+pub(crate) fn transfer_received(shared: &Shared, peer: PeerId, size: ByteSize, took: Duration) {
+    if size < Probes::SIZE_MIN || took.is_zero() {
+        return;
+    }
+    let (now, fresh) = (now(), shared.fresh());
+    let due = {
+        let mut peers = shared.peers();
+        let entry = peers.entry(peer);
+        entry.download.record(Bandwidth::per(size, took), now, fresh);
+        let due = entry.told_at.is_none_or(|at| now >= at + TELL_INTERVAL);
+        if due {
+            entry.told_at = Some(now);
+        }
+        due
+    };
+    if due {
+        // Another transfer comes, or a probe.
+        let _ = shared.received.try_send((peer, Measured { counted: size, took }));
+    }
+}
+
+/// Tells peers what their transfers have shown, until the queue ends.
+pub(crate) async fn tell_received(shared: Arc<Shared>, mut queue: mpsc::Receiver<(PeerId, Measured)>) {
+    while let Some((peer, measured)) = queue.recv().await {
+        if shared.link(&peer).is_none() {
+            continue;
+        }
+        let said = encode(&measured);
+        let told = request(&shared, peer, MEASURED, &said, TELL_TIMEOUT).await;
+        if let Err(error) = told {
+            trace!(%peer, %error, "a peer was not told how fast it is");
+        }
+    }
+}
+
+/// Takes in what peers say of our transfers to them, until the queue ends.
+pub(crate) async fn hear_received(shared: Arc<Shared>, mut queue: mpsc::Receiver<Channel>) {
+    while let Some(mut channel) = queue.recv().await {
+        let peer = channel.peer();
+        let heard = tokio::time::timeout(TELL_TIMEOUT, async {
+            let Some(frame) = channel.receive().await? else {
+                return Ok(());
+            };
+            let measured: Measured = decode(&frame).map_err(|source| ChannelError::Malformed {
+                peer,
+                kind: MEASURED,
+                source,
+            })?;
+            if measured.is_of(&shared, peer) {
+                shared.record(peer, Bandwidth::per(measured.counted, measured.took));
+            }
+            channel.send(&[]).await?;
+            channel.finish().await
+        });
+        if !matches!(heard.await, Ok(Ok(()))) {
+            trace!(%peer, "what a peer said of a transfer was not understood");
+        }
+    }
+}
+
+impl Measured {
+    /// Whether there can have been such a transfer.
+    fn is_of(&self, shared: &Shared, peer: PeerId) -> bool {
+        let sent = shared.counters(peer).sent();
+        let bulk = sent[Class::Maintenance.index()].0 + sent[Class::Model.index()].0;
+        (Probes::SIZE_MIN.0..=bulk).contains(&self.counted.0) && !self.took.is_zero()
+    }
 }
 
 /// Probes members' links as they become due, for ever.
@@ -127,15 +216,17 @@ async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Resul
 }
 
 /// Answers the probes of others until the queue ends.
-pub(crate) async fn answer_probes(mut queue: mpsc::Receiver<Channel>) {
+pub(crate) async fn answer_probes(shared: Arc<Shared>, mut queue: mpsc::Receiver<Channel>) {
     let mut answers = JoinSet::new();
     loop {
         tokio::select! {
             channel = queue.recv(), if answers.len() < ANSWERED_AT_ONCE => match channel {
                 Some(channel) => {
                     let peer = channel.peer();
+                    let shared = Arc::clone(&shared);
                     answers.spawn(async move {
-                        if !matches!(tokio::time::timeout(PROBE_TIMEOUT, answer(channel)).await, Ok(Ok(()))) {
+                        let answered = tokio::time::timeout(PROBE_TIMEOUT, answer(&shared, channel));
+                        if !matches!(answered.await, Ok(Ok(()))) {
                             trace!(%peer, "a probe was not carried through");
                         }
                     });
@@ -147,7 +238,7 @@ pub(crate) async fn answer_probes(mut queue: mpsc::Receiver<Channel>) {
     }
 }
 
-async fn answer(mut channel: Channel) -> Result<(), ChannelError> {
+async fn answer(shared: &Shared, mut channel: Channel) -> Result<(), ChannelError> {
     channel.receive().await?;
     let begun_at = now();
     let mut ended_at = begun_at;
@@ -160,6 +251,12 @@ async fn answer(mut channel: Channel) -> Result<(), ChannelError> {
         ended_at = now();
     }
     let took = ended_at - begun_at;
+    if !took.is_zero() {
+        let (now, fresh) = (now(), shared.fresh());
+        let mut peers = shared.peers();
+        let entry = peers.entry(channel.peer());
+        entry.download.record(Bandwidth::per(counted, took), now, fresh);
+    }
     channel.send(&encode(&Measured { counted, took })).await?;
     channel.finish().await
 }

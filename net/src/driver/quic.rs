@@ -50,7 +50,7 @@ use listener::Listener;
 use muxer::Muxer;
 use runtime::Tracked;
 use session::{CLOSED, REFUSED};
-use settings::Settings;
+use settings::{BulkWindows, Settings};
 use socket::Socket;
 use spares::Spares;
 use tls::Identity;
@@ -116,7 +116,7 @@ impl Quic {
     pub(crate) fn new(setup: Setup<'_>) -> Result<Self, IdentityError> {
         let identity = Identity::new(setup.keypair)?;
         Ok(Self {
-            settings: Settings::new(&identity),
+            settings: Settings::new(&identity, BulkWindows::within(&setup.shared.limits, None)),
             shared: setup.shared,
             tracker: setup.tracker,
             stop: setup.stop,

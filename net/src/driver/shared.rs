@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::acceptor::Acceptor;
 use super::limits::Limits;
 use super::links::Link;
+use super::prober::Measured;
 use super::websocket;
 use super::{Command, now};
 use crate::{AddressBook, Counters, Estimate, PeerTable, ReachStatus, Refused, RefusedCounters};
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     /// What the WebSocket transport has turned away.
     pub(crate) websockets: Arc<websocket::Counters>,
     pub(crate) probe_interval: Duration,
+    /// What transfers have shown, for those who sent them.
+    pub(crate) received: mpsc::Sender<(PeerId, Measured)>,
     /// Woken when there may be a link to probe.
     pub(crate) probe_wanted: Notify,
     book: Mutex<AddressBook>,
@@ -46,6 +49,7 @@ impl Shared {
         commands: mpsc::Sender<Command>,
         limits: Limits,
         probe_interval: Duration,
+        received: mpsc::Sender<(PeerId, Measured)>,
     ) -> Self {
         Self {
             me,
@@ -55,6 +59,7 @@ impl Shared {
             refused: RefusedCounters::default(),
             websockets: Arc::default(),
             probe_interval,
+            received,
             probe_wanted: Notify::new(),
             book: Mutex::default(),
             peers: Mutex::default(),

@@ -32,6 +32,8 @@ pub struct Mux {
     next_theirs: u32,
     ours: usize,
     theirs: usize,
+    /// What a channel of each class may be granted at most.
+    windows: [u32; CLASSES.len()],
     /// Bytes granted over [`WINDOW_MIN`], by class.
     lent: [u64; CLASSES.len()],
     /// The beginning of a packet.
@@ -196,6 +198,7 @@ impl Mux {
             next_theirs,
             ours: 0,
             theirs: 0,
+            windows: CLASSES.map(window_max),
             lent: [0; CLASSES.len()],
             partial: BytesMut::new(),
             received: 0,
@@ -389,6 +392,13 @@ impl Mux {
         }
     }
 
+    /// Lets the peer have no more than so much under way on a channel of this class, from the next grant on; a slice
+    /// at least.
+    pub fn limit_window(&mut self, class: Class, size: ByteSize) {
+        let size = u32::try_from(size.0).unwrap_or(u32::MAX);
+        self.windows[class.index()] = size.clamp(WINDOW_MIN, window_max(class));
+    }
+
     /// The round trip of the last ping.
     pub const fn rtt(&self) -> Option<Duration> {
         self.rtt
@@ -458,8 +468,8 @@ impl Mux {
             return None;
         }
         let lent = &mut self.lent[state.class.index()];
-        let window = (2 * state.window).min(window_max(state.class));
-        let more = window - state.window;
+        let window = (2 * state.window).min(self.windows[state.class.index()]);
+        let more = window.saturating_sub(state.window);
         let growth = if *lent + u64::from(more) <= LENT_MAX {
             more
         } else {

@@ -1,14 +1,18 @@
 //! Rates: limits hold, what they must not hold up passes, and probes measure what there is.
 
-use crate::nodes::{Node, PATIENCE, befriend, eventually, kind, limited};
+use crate::nodes::{Node, PATIENCE, befriend, config, eventually, kind, limited};
 use lapwing_base::{Bandwidth, ByteSize, Class};
+use lapwing_net::{NetworkConfig, RateLimits, Transport};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const LIMIT: Bandwidth = Bandwidth::mbit(8);
 
 #[tokio::test]
 async fn an_upload_limit_holds_and_control_does_not_wait_for_it() {
-    let mut a = Node::with(limited(Some(LIMIT), None)).await.unwrap();
+    let mut a = Node::with(limited(RateLimits::of_node(LIMIT), RateLimits::default()))
+        .await
+        .unwrap();
     let mut b = Node::start().await;
     befriend(&a, &b);
     a.echo(kind(Class::Control));
@@ -36,16 +40,105 @@ async fn an_upload_limit_holds_and_control_does_not_wait_for_it() {
 #[tokio::test]
 async fn a_download_limit_holds() {
     let a = Node::start().await;
-    let b = Node::with(limited(None, Some(LIMIT))).await.unwrap();
+    let b = Node::with(limited(RateLimits::default(), RateLimits::of_node(LIMIT)))
+        .await
+        .unwrap();
     befriend(&a, &b);
     holds(&a, &b).await;
+}
+
+#[tokio::test]
+async fn a_class_keeps_to_its_limit_and_another_does_not_wait_for_it() {
+    for [upload, download] in [[true, false], [false, true]] {
+        let limits = |limited: bool| {
+            let mut limits = RateLimits::default();
+            if limited {
+                limits.limit_class(Class::Model, LIMIT).unwrap();
+            }
+            limits
+        };
+        let a = Node::with(limited(limits(upload), RateLimits::default()))
+            .await
+            .unwrap();
+        let b = Node::with(limited(RateLimits::default(), limits(download)))
+            .await
+            .unwrap();
+        befriend(&a, &b);
+        let free = async {
+            let began = now();
+            transfer(&a, &b, Class::Maintenance, SIZE).await;
+            Bandwidth::per(ByteSize(SIZE as u64), began.elapsed())
+        };
+        let ((), free) = tokio::join!(holds(&a, &b), free);
+        assert!(free.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{free}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_keeps_to_its_limit_and_another_does_not_wait_for_it() {
+    let (slow, free) = (Node::start().await, Node::start().await);
+    let limits = || RateLimits::default().with_peers([(slow.id(), LIMIT)]);
+    let a = Node::with(limited(limits(), limits())).await.unwrap();
+    for other in [&slow, &free] {
+        a.learn(other);
+        other.learn(&a);
+        other.admit(&[a.id()]);
+    }
+    a.admit(&[slow.id(), free.id()]);
+    let rate = async |from: &Node, to: &Node| {
+        let began = now();
+        transfer(from, to, Class::Model, SIZE).await;
+        Bandwidth::per(ByteSize(SIZE as u64), began.elapsed())
+    };
+    holds(&a, &slow).await;
+    let up = rate(&a, &free).await;
+    holds(&slow, &a).await;
+    let down = rate(&free, &a).await;
+    for free in [up, down] {
+        assert!(free.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{free}");
+    }
+    // From then on it may take what it likes.
+    a.network.limit_peers(BTreeMap::new(), BTreeMap::new());
+    let lifted = rate(&a, &slow).await;
+    assert!(lifted.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{lifted}");
+}
+
+#[tokio::test]
+async fn limits_hold_over_websocket_too() {
+    for [upload, download] in [[true, false], [false, true]] {
+        let limits = |limited: bool| {
+            if limited {
+                RateLimits::of_node(LIMIT)
+            } else {
+                RateLimits::default()
+            }
+        };
+        // Nobody can dial it, so that there is one path only.
+        let a = NetworkConfig {
+            listen: Vec::new(),
+            ..limited(limits(upload), RateLimits::default())
+        };
+        let a = Node::with(a).await.unwrap();
+        let b = NetworkConfig {
+            listen: vec!["/ip4/127.0.0.1/tcp/0/tls/ws".parse().unwrap()],
+            download_max: limits(download),
+            ..config()
+        };
+        let b = Node::with(b).await.unwrap();
+        befriend(&a, &b);
+        holds(&a, &b).await;
+        let link = a.peer(&b).link.expect("it is connected");
+        assert_eq!(link.transport, Transport::Wss);
+    }
 }
 
 #[tokio::test]
 async fn the_probe_of_a_fresh_connection_measures_a_limited_uplink() {
     // So slow that a busy machine's delays do not count.
     let slow = Bandwidth::mbit(1);
-    let a = Node::with(limited(Some(slow), None)).await.unwrap();
+    let a = Node::with(limited(RateLimits::of_node(slow), RateLimits::default()))
+        .await
+        .unwrap();
     let b = Node::start().await;
     befriend(&a, &b);
     let speed = measured(&a, &b).await;
@@ -57,13 +150,45 @@ async fn the_probe_of_a_fresh_connection_measures_a_limited_uplink() {
 #[tokio::test]
 async fn a_transfer_of_64_kib_counts_and_a_smaller_one_does_not() {
     let (a, b) = (Node::start().await, Node::start().await);
-    a.network
-        .record_transfer(b.id(), ByteSize::kib(63), Duration::from_secs(1));
-    assert_eq!(a.network.measured(), []);
-    a.network
-        .record_transfer(b.id(), ByteSize::kib(64), Duration::from_secs(1));
-    assert_eq!(a.network.measured(), [(b.id(), Bandwidth::kbit(524))]);
-    assert_eq!(a.peer(&b).bandwidth, Some(Bandwidth::kbit(524)));
+    let second = Duration::from_secs(1);
+    a.network.transfer_received(b.id(), ByteSize::kib(63), second);
+    assert_eq!(a.network.status().peers, []);
+    a.network.transfer_received(b.id(), ByteSize::kib(64), second);
+    assert_eq!(a.peer(&b).download, Some(Bandwidth::kbit(524)));
+    assert_eq!(a.peer(&b).bandwidth, None, "the other direction");
+}
+
+#[tokio::test]
+async fn a_transfer_measures_the_link_for_both_ends_and_a_probe_only_where_there_is_none() {
+    // Probes would measure a hundred times as much.
+    let slow = Bandwidth::mbit(2);
+    let a = Node::start().await;
+    let b = Node::start().await;
+    befriend(&a, &b);
+    measured(&a, &b).await;
+    assert!(a.peer(&b).bandwidth.unwrap().as_mbit_s() > 10.0);
+    eventually("the probe has measured for both ends", || {
+        b.peer(&a).download.is_some()
+    })
+    .await;
+    transfer(&a, &b, Class::Model, SIZE).await;
+    let before = a.peer(&b).bandwidth.unwrap();
+    // Each counts half, so ten of them are nearly all.
+    for _ in 0..10 {
+        let size = ByteSize::mib(1);
+        b.network
+            .transfer_received(a.id(), size, slow.time_for(size).unwrap());
+    }
+    let seen = b.peer(&a).download.unwrap();
+    assert!((2.0..3.0).contains(&seen.as_mbit_s()), "{seen}");
+    // The first is told at once, and the rest within seconds would say no more.
+    eventually("the sender has been told", || {
+        a.peer(&b).bandwidth.unwrap() < before
+    })
+    .await;
+    let told = a.peer(&b).bandwidth.unwrap().as_mbit_s();
+    let halved = (before.as_mbit_s() + slow.as_mbit_s()) / 2.0;
+    assert!((told / halved - 1.0).abs() < 0.01, "{told} {halved}");
 }
 
 /// Connects, and waits for the probe.
@@ -87,14 +212,10 @@ async fn measured(from: &Node, to: &Node) -> Bandwidth {
 }
 
 /// Sends so much in frames of 64 KiB and waits until the last has arrived.
-async fn transfer(from: &Node, to: &Node, size: usize) {
-    let mut inbound = to.network.serve(kind(Class::Model), 1);
+async fn transfer(from: &Node, to: &Node, class: Class, size: usize) {
+    let mut inbound = to.network.serve(kind(class), 1);
     let sending = async {
-        let mut channel = from
-            .network
-            .open(to.id(), kind(Class::Model), PATIENCE)
-            .await
-            .unwrap();
+        let mut channel = from.network.open(to.id(), kind(class), PATIENCE).await.unwrap();
         for _ in 0..size >> 16 {
             channel.send(&[1; 1 << 16]).await.unwrap();
         }
@@ -115,10 +236,12 @@ async fn transfer(from: &Node, to: &Node, size: usize) {
     tokio::join!(sending, receiving);
 }
 
+/// Two seconds at [`LIMIT`].
+const SIZE: usize = 2 << 20;
+
 /// Transfers at [`LIMIT`], within a fifth. Where the machine cannot keep time, it is allowed to be as much slower as a
 /// timer that is set for each slice in the same run.
 async fn holds(from: &Node, to: &Node) {
-    const SIZE: usize = 2 << 20;
     let slice = LIMIT.time_for(ByteSize::kib(16)).unwrap();
     let mut ticks = 0;
     let metronome = async {
@@ -129,7 +252,7 @@ async fn holds(from: &Node, to: &Node) {
     };
     let begun = now();
     tokio::select! {
-        () = transfer(from, to, SIZE) => (),
+        () = transfer(from, to, Class::Model, SIZE) => (),
         () = metronome => (),
     }
     let took = begun.elapsed();

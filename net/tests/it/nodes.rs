@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapwing_base::{Bandwidth, ByteSize, Class, ClusterId, Keypair, Multiaddr, PeerId};
-use lapwing_net::{Access, Gate, Kind, Network, NetworkConfig, PeerStatus, StartError};
+use lapwing_base::{ByteSize, Class, ClusterId, Keypair, Multiaddr, PeerId};
+use lapwing_net::{Access, Gate, Kind, Network, NetworkConfig, PeerStatus, RateLimits, StartError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -96,7 +96,7 @@ pub(crate) fn config() -> NetworkConfig {
     }
 }
 
-pub(crate) fn limited(upload_max: Option<Bandwidth>, download_max: Option<Bandwidth>) -> NetworkConfig {
+pub(crate) fn limited(upload_max: RateLimits, download_max: RateLimits) -> NetworkConfig {
     NetworkConfig {
         upload_max,
         download_max,

@@ -145,6 +145,9 @@ impl Exchange {
         };
         let speed = (received.timed_bytes >= TIMED_MIN.0)
             .then(|| Bandwidth::per(ByteSize(received.timed_bytes), received.took));
+        if speed.is_some() {
+            network.transfer_received(peer, ByteSize(received.timed_bytes), received.took);
+        }
         let received_bytes = received.bytes.len() as u64;
         compute
             .run(move |slot| with(slot, job, |worker| worker.accept(&plan, partner, &received.bytes)))

@@ -20,7 +20,7 @@ use tracing::{debug, trace};
 use super::Quic;
 use super::message::{Message, SIZE_MAX};
 use super::muxer::Substream;
-use super::settings::STREAMS_AT_FIRST;
+use super::settings::{BulkWindows, STREAMS_AT_FIRST};
 use super::{priority, settings};
 use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT};
 use crate::driver::now;
@@ -632,6 +632,9 @@ async fn route(
 
 /// Takes the streams of a bulk lane until it ends.
 pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Connection) {
+    // It began with what anybody may have.
+    let windows = BulkWindows::within(&quic.shared.limits, Some(&session.peer));
+    lane.set_receive_window(windows.connection);
     let mut streams = Streams::default();
     let why = loop {
         let (mut send, mut receive) = match lane.accept_bi().await {

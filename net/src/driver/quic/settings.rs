@@ -12,6 +12,8 @@ use quinn::{
 use super::route;
 use super::tls::Identity;
 use crate::driver::congestion::DelayCongestion;
+use crate::driver::limits::Limits;
+use lapwing_base::{ByteSize, PeerId};
 
 /// A connection on which nothing has arrived for so long is given up; sessions that matter are probed, and are
 /// given up much sooner.
@@ -78,6 +80,28 @@ pub(crate) struct Settings {
     routes: [RouteSettings; DATAGRAMS_MAX.len()],
 }
 
+/// What a peer may send on a bulk lane before it was read: less where the node's limits hold what is read to a rate, so
+/// that they hold on the way too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BulkWindows {
+    pub(crate) stream: VarInt,
+    pub(crate) connection: VarInt,
+}
+
+impl BulkWindows {
+    /// Of lanes with this peer, or of a lane of which it is not known yet whose it is.
+    pub(crate) fn within(limits: &Limits, peer: Option<&PeerId>) -> Self {
+        let window = |max: u32, limit: Option<ByteSize>| {
+            let limit = limit.and_then(|size| u32::try_from(size.0).ok());
+            VarInt::from_u32(limit.map_or(max, |size| size.min(max)))
+        };
+        Self {
+            stream: window(BULK_STREAM_WINDOW, limits.stream_window()),
+            connection: window(BULK_RECEIVE_WINDOW, limits.bulk_window(peer)),
+        }
+    }
+}
+
 /// What connections are made with, on routes whose first link carries datagrams of one length.
 #[derive(Debug)]
 pub(crate) struct RouteSettings {
@@ -88,7 +112,7 @@ pub(crate) struct RouteSettings {
 }
 
 impl Settings {
-    pub(crate) fn new(identity: &Identity) -> Self {
+    pub(crate) fn new(identity: &Identity, windows: BulkWindows) -> Self {
         let mut endpoint = EndpointConfig::default();
         endpoint.supported_versions(vec![1]);
         // The bit tells packets from probes, so it may not be greased (RFC 9287).
@@ -96,7 +120,7 @@ impl Settings {
         endpoint
             .max_udp_payload_size(PAYLOAD_MAX)
             .expect("as long as UDP's longest");
-        let routes = DATAGRAMS_MAX.map(|datagram_max| RouteSettings::new(identity, datagram_max));
+        let routes = DATAGRAMS_MAX.map(|datagram_max| RouteSettings::new(identity, datagram_max, windows));
         Self {
             endpoint,
             accept: Arc::clone(&routes[0].accept),
@@ -116,11 +140,11 @@ impl Settings {
 }
 
 impl RouteSettings {
-    fn new(identity: &Identity, datagram_max: u16) -> Self {
+    fn new(identity: &Identity, datagram_max: u16, windows: BulkWindows) -> Self {
         // A session's datagrams stay short: a probe as long as the first window would hold up what may not wait, and
         // even the close frame.
         let session = Arc::new(session());
-        let bulk = Arc::new(bulk(datagram_max));
+        let bulk = Arc::new(bulk(datagram_max, windows));
         let mut dial = ClientConfig::new(Arc::clone(&identity.dial) as _);
         dial.transport_config(Arc::clone(&session));
         let mut dial_bulk = ClientConfig::new(Arc::clone(&identity.dial_bulk) as _);
@@ -148,7 +172,7 @@ fn session() -> TransportConfig {
     config
 }
 
-fn bulk(datagram_max: u16) -> TransportConfig {
+fn bulk(datagram_max: u16, windows: BulkWindows) -> TransportConfig {
     let mut config = base(datagram_max);
     let [.., longest] = DATAGRAMS_MAX;
     let send_window = if datagram_max == longest {
@@ -157,8 +181,8 @@ fn bulk(datagram_max: u16) -> TransportConfig {
         BULK_SEND_WINDOW
     };
     config
-        .stream_receive_window(BULK_STREAM_WINDOW.into())
-        .receive_window(BULK_RECEIVE_WINDOW.into())
+        .stream_receive_window(windows.stream)
+        .receive_window(windows.connection)
         .send_window(send_window)
         .congestion_controller_factory(Arc::new(DelayCongestion));
     config
