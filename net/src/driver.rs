@@ -431,9 +431,7 @@ impl Driver {
         let waiting: Vec<_> = self.pending.keys().copied().collect();
         for peer in waiting {
             self.prune(&peer);
-            if !self.pending.contains_key(&peer) && self.connections.count(&peer) == 0 {
-                self.unwanted(peer, now);
-            }
+            self.want_no_more(peer, now);
         }
         for (peer, id) in self.connections.surplus(now) {
             if let Some(link) = self.links.get(&id)
@@ -581,7 +579,7 @@ impl Driver {
     }
 
     /// Fails the opens whose patience ends before the next dial begins.
-    fn give_up(&mut self, peer: PeerId, retry_at: Instant) {
+    fn give_up(&mut self, peer: PeerId, retry_at: Instant, now: Instant) {
         let Some(opens) = self.pending.remove(&peer) else {
             return;
         };
@@ -601,10 +599,11 @@ impl Driver {
         for open in hopeless {
             drop(open.reply.send(Err(ConnectFailure::Unreachable(why.clone()))));
         }
+        self.want_no_more(peer, now);
     }
 
     /// Every address has failed; they are tried again at `retry_at`.
-    fn on_unreachable(&mut self, peer: PeerId, retry_at: Instant) {
+    fn on_unreachable(&mut self, peer: PeerId, retry_at: Instant, now: Instant) {
         if self.connections.count(&peer) > 0 {
             return;
         }
@@ -622,7 +621,7 @@ impl Driver {
         } else {
             trace!(%peer, reason = why, "peer is unreachable");
         }
-        self.give_up(peer, retry_at);
+        self.give_up(peer, retry_at, now);
     }
 
     /// A peer has answered as itself, and takes none of our channels.

@@ -42,6 +42,14 @@ impl Driver {
         self.drive(peer, now);
     }
 
+    /// Somebody who has waited for a link to a peer does so no longer: without anybody else it is dialed no more.
+    pub(in crate::driver) fn want_no_more(&mut self, peer: PeerId, now: Instant) {
+        let is_waited_for = self.pending.contains_key(&peer) || self.reach.asked.contains(&peer);
+        if !is_waited_for && self.connections.count(&peer) == 0 {
+            self.unwanted(peer, now);
+        }
+    }
+
     /// Nobody waits for a link to a peer, and none stands.
     pub(in crate::driver) fn unwanted(&mut self, peer: PeerId, now: Instant) {
         if let Some(climb) = self.reach.climbs.get_mut(&peer) {
@@ -155,7 +163,7 @@ impl Driver {
                 self.retire(now);
             }
             LadderAction::SawBlocked => self.saw(peer, Udp::Blocked, now),
-            LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at),
+            LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at, now),
         }
     }
 
