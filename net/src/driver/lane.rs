@@ -380,6 +380,22 @@ mod tests {
             talks.push(echo(streams, 3));
         }
         while let Some(took) = talks.next().await {
+    #[tokio::test(start_paused = true)]
+    async fn who_finishes_a_channel_that_is_not_wanted_reads_why() {
+        let mut pair = Pair::over(LINK);
+        let [mut ours, mut theirs] = pair.channel(Class::Call).await;
+        theirs.write_all(b"no").await.unwrap();
+        drop(theirs);
+        while ours.write_all(b"please").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        ours.close().await.unwrap();
+        let mut answer = Vec::new();
+        ours.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"no");
+        pair.finish().await;
+    }
+
             assert_eq!(took.len(), 3);
         }
         drop(talks);
