@@ -9,7 +9,7 @@ use tracing::{debug, info};
 use crate::driver::addresses::{relay_of, without_peer};
 use crate::driver::links::Link;
 use crate::driver::{Driver, RETIRE_MAX};
-use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
+use crate::{Dialed, Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
 use super::dial::Dial;
@@ -89,7 +89,10 @@ impl Driver {
     /// The way through a relay that we are connected to.
     pub(super) fn circuit_through(&self, relay: &PeerId) -> Option<Multiaddr> {
         let address = match self.shared.link(relay) {
-            Some(link) if link.rung() == Rung::Relayed => return None,
+            // Nor is one that has come to us over TCP reached by others at the port that it came from.
+            Some(Link::Lane(link)) if link.rung == Rung::Relayed || link.dialed == Dialed::ByThem => {
+                return None;
+            }
             Some(link) => link.address(),
             None if self.swarm.is_connected(relay) => self.reach.relays_dialed.get(relay)?.clone(),
             None => return None,
