@@ -195,11 +195,20 @@ impl Session {
         }
     }
 
-    /// Takes a connection for bulk that the peer has dialed; says whether this session has a place for it.
+    /// Takes a connection for bulk that the peer has dialed, in place of an earlier one; says whether this session has
+    /// a place for it.
     pub(super) fn attach_bulk(&self, lane: Connection) -> bool {
-        self.dialed == Dialed::ByThem && self.control.close_reason().is_none() && {
-            self.bulk.send_replace(Bulk::Up(lane));
-            true
+        let takes = self.dialed == Dialed::ByThem && self.control.close_reason().is_none();
+        if takes {
+            self.set_bulk(lane);
+        }
+        takes
+    }
+
+    /// One lane at a time: the peer opens another where it has lost the one before.
+    fn set_bulk(&self, lane: Connection) {
+        if let Bulk::Up(before) = self.bulk.send_replace(Bulk::Up(lane)) {
+            before.close(CLOSED, b"another one has taken its place");
         }
     }
 
@@ -333,9 +342,6 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
     };
     let ended = task.run(inbox).await;
     let why = ended.to_string();
-    if let Bulk::Up(lane) = session.bulk.send_replace(Bulk::None) {
-        lane.close(CLOSED, b"the session has ended");
-    }
     trace!(peer = %session.peer, why, "session ended");
     let closed = SessionEvent::Closed {
         id: session.id,
@@ -456,7 +462,7 @@ impl Task {
                     match dialed {
                         Ok(lane) => {
                             self.quic.tracker.spawn(accept_bulk(Arc::clone(&session), Arc::clone(&self.quic), lane.clone()));
-                            session.bulk.send_replace(Bulk::Up(lane));
+                            session.set_bulk(lane);
                         }
                         Err(why) => {
                             debug!(peer = %session.peer, why, "no bulk lane");
@@ -630,11 +636,18 @@ async fn route(
     }
 }
 
-/// Takes the streams of a bulk lane until it ends.
+/// Takes the streams of a bulk lane until it ends, which it does with its session.
 pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Connection) {
     let mut streams = Streams::default();
     let why = loop {
-        let (mut send, mut receive) = match lane.accept_bi().await {
+        let accepted = tokio::select! {
+            accepted = lane.accept_bi() => accepted,
+            _ = session.control.closed() => {
+                lane.close(CLOSED, b"the session has ended");
+                break ConnectionError::LocallyClosed;
+            }
+        };
+        let (mut send, mut receive) = match accepted {
             Ok(stream) => stream,
             Err(error) => break error,
         };
