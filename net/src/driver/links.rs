@@ -20,7 +20,8 @@ use super::lane::{Lane, LaneConfig, LaneStream};
 use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::Shared;
 use super::stream::{Opened, Stream};
-use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport, Unwelcome};
+use super::usage::Usage;
+use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Traffic, Transport, Unwelcome};
 use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
@@ -86,7 +87,15 @@ impl Link {
     pub(crate) fn in_use(&self) -> bool {
         match self {
             Self::Session(session) => session.in_use(),
-            Self::Lane(link) => Arc::strong_count(&link.usage) > 1,
+            Self::Lane(link) => link.usage.channels() > 0,
+        }
+    }
+
+    /// What happens over it now, channels that are held elsewhere included.
+    pub(crate) fn traffic(&self) -> Traffic {
+        match self {
+            Self::Session(session) => session.traffic(),
+            Self::Lane(link) => link.traffic(),
         }
     }
 
@@ -143,7 +152,7 @@ pub(crate) struct LaneLink {
     stop: CancellationToken,
     /// Bulk passes where there is no better way, and waits where one may be found.
     takes_bulk: AtomicBool,
-    usage: Arc<()>,
+    usage: Usage,
 }
 
 /// What bulk may take of a relay that others need too, for each peer.
@@ -193,7 +202,7 @@ impl LaneLink {
             lane,
             stop,
             takes_bulk: AtomicBool::new(rung != Rung::Relayed),
-            usage: Arc::default(),
+            usage: Usage::default(),
         });
         tracker.spawn(run(
             Arc::clone(&link),
@@ -224,7 +233,17 @@ impl LaneLink {
     fn opened(&self, stream: LaneStream) -> Opened {
         Opened {
             stream: Stream::lane(stream),
-            usage: Arc::clone(&self.usage),
+            usage: self.usage.channel(None),
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let figures = self.lane.figures();
+        Traffic {
+            // A channel that was let go here is one of the lane's until all of it has left.
+            busy: self.usage.channels() > 0 || figures.channels > 0 || figures.in_flight > 0,
+            moved: figures.received.wrapping_add(self.usage.begun().into()),
+            rtt: figures.rtt,
         }
     }
 

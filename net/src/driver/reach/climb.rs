@@ -163,7 +163,7 @@ impl Driver {
                 for id in self.connections.on_rung(&peer, rung) {
                     self.retiring.entry(id).or_insert(now + RETIRE_MAX);
                 }
-                self.retire(now);
+                self.let_go(now);
             }
             LadderAction::SawBlocked => self.saw(peer, Udp::Blocked, now),
             LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at, now),
