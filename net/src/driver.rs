@@ -474,6 +474,7 @@ impl Driver {
         let gate = self.gate.borrow_and_update().clone();
         for link in self.links.values() {
             link.watch(gate.watched.contains(&link.peer()));
+            link.admit(gate.members.contains(&link.peer()));
         }
         let before = std::mem::replace(&mut self.known_gate, gate.clone());
         self.on_mains(&gate, &before, now());

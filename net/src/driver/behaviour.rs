@@ -285,10 +285,14 @@ impl ConnectionHandler for Handler {
                 protocol: futures::future::Either::Left(stream),
                 ..
             }) => {
-                if let Some(laying) = &mut self.lane {
-                    laying.asked = true;
+                // Several may be negotiated before the first is done. A connection has one lane, and the others end here.
+                match &mut self.lane {
+                    Some(laying) if !laying.asked => {
+                        laying.asked = true;
+                        self.ready = Some(stream);
+                    }
+                    Some(_) | None => self.shared.refused.count(Unwelcome::Stream),
                 }
-                self.ready = Some(stream);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream, ..

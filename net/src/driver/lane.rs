@@ -42,6 +42,8 @@ pub struct LaneConfig {
     pub link_rate: Option<Bandwidth>,
     /// The node's own limits. Default: none.
     pub toll: Option<Toll>,
+    /// Channels that the peer may have open at once. Default: [`LANE_CHANNELS_MAX`].
+    pub inbound_max: Option<usize>,
 }
 
 /// One end of a lane. It ends when this is dropped.
@@ -97,6 +99,7 @@ impl Lane {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut mux = Mux::new(side, shared::now());
+        mux.set_theirs_max(config.inbound_max.unwrap_or(LANE_CHANNELS_MAX));
         let scheduler = mux.scheduler_mut();
         scheduler.limit_peer(config.upload_max);
         for (class, rate) in config.class_max {
@@ -124,6 +127,11 @@ impl Lane {
     pub fn open(&self, class: Class) -> Result<LaneStream, OpenLaneStreamError> {
         let channel = self.shared.open(class)?;
         Ok(LaneStream::new(Arc::clone(&self.shared), channel, class))
+    }
+
+    /// How many channels the peer may have open from now on, of at most [`LANE_CHANNELS_MAX`]; more are refused.
+    pub fn set_inbound_max(&self, max: usize) {
+        self.shared.with(|state| state.mux.set_theirs_max(max));
     }
 
     /// The link carries so much, as measured otherwise.
@@ -174,6 +182,7 @@ impl fmt::Debug for LaneConfig {
             .field("upload_max", &self.upload_max)
             .field("class_max", &self.class_max)
             .field("link_rate", &self.link_rate)
+            .field("inbound_max", &self.inbound_max)
             .finish_non_exhaustive()
     }
 }
@@ -372,15 +381,6 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_thousand_channels_talk_at_once() {
-        let mut pair = Pair::over(LINK);
-        let mut talks = FuturesUnordered::new();
-        for _ in 0..1000 {
-            let streams = pair.channel(Class::Call).await;
-            talks.push(echo(streams, 3));
-        }
-        while let Some(took) = talks.next().await {
-    #[tokio::test(start_paused = true)]
     async fn who_finishes_a_channel_that_is_not_wanted_reads_why() {
         let mut pair = Pair::over(LINK);
         let [mut ours, mut theirs] = pair.channel(Class::Call).await;
@@ -396,6 +396,15 @@ mod tests {
         pair.finish().await;
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_channels_talk_at_once() {
+        let mut pair = Pair::over(LINK);
+        let mut talks = FuturesUnordered::new();
+        for _ in 0..1000 {
+            let streams = pair.channel(Class::Call).await;
+            talks.push(echo(streams, 3));
+        }
+        while let Some(took) = talks.next().await {
             assert_eq!(took.len(), 3);
         }
         drop(talks);

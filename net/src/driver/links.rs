@@ -2,26 +2,30 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use libp2p::swarm::ConnectionId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::trace;
+use tracing::{debug, trace};
 
-use super::acceptor::{Accepted, HELLO_TIMEOUT};
+use super::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
 use super::fused::Fused;
 use super::lane::{Lane, LaneConfig, LaneStream};
+use super::now;
 use super::quic::{Session, SessionId, to_multiaddr};
-use super::shared::Shared;
+use super::shared::{Shared, lock};
 use super::stream::{Opened, Stream};
 use super::usage::Usage;
-use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Traffic, Transport, Unwelcome};
+use crate::{
+    Allowance, Dialed, LANE_CHANNELS_MAX, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Traffic,
+    Transport, Unwelcome,
+};
 use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
@@ -123,6 +127,15 @@ impl Link {
         }
     }
 
+    /// The peer has become a member, or is none any more.
+    pub(crate) fn admit(&self, is_member: bool) {
+        match self {
+            // It gives more when more are used.
+            Self::Session(_) => (),
+            Self::Lane(link) => link.lane.set_inbound_max(inbound_max(is_member)),
+        }
+    }
+
     /// Asks at once whether the peer is still there, where that is not sure.
     pub(crate) fn suspect(&self) {
         match self {
@@ -153,6 +166,13 @@ pub(crate) struct LaneLink {
     /// Bulk passes where there is no better way, and waits where one may be found.
     takes_bulk: AtomicBool,
     usage: Usage,
+    offences: Mutex<Allowance>,
+}
+
+/// Channels that a peer may have open with us over one lane. Each may send 16 KiB before anybody has looked at it, so
+/// whoever is no member gets as many as streams on a session.
+const fn inbound_max(is_member: bool) -> usize {
+    if is_member { LANE_CHANNELS_MAX } else { 32 }
 }
 
 /// What bulk may take of a relay that others need too, for each peer.
@@ -189,6 +209,7 @@ impl LaneLink {
         };
         let config = LaneConfig {
             upload_max: (rung == Rung::Relayed).then_some(RELAYED_BULK_MAX),
+            inbound_max: Some(inbound_max(shared.is_member(&peer))),
             ..LaneConfig::default()
         };
         let stop = stop.child_token();
@@ -203,6 +224,7 @@ impl LaneLink {
             stop,
             takes_bulk: AtomicBool::new(rung != Rung::Relayed),
             usage: Usage::default(),
+            offences: Mutex::new(OFFENCES),
         });
         tracker.spawn(run(
             Arc::clone(&link),
@@ -228,6 +250,16 @@ impl LaneLink {
     pub(crate) fn allow_bulk(&self, allow: bool) {
         self.takes_bulk
             .store(allow || self.rung != Rung::Relayed, Ordering::Relaxed);
+    }
+
+    /// The peer has done what no node of ours does. Ends the lane when it goes on with it.
+    fn offend(&self, shared: &Shared) {
+        shared.refused.count(Unwelcome::Stream);
+        if !lock(&self.offences).take(now()) && !self.stop.is_cancelled() {
+            debug!(peer = %self.peer, "peer misbehaves, closing the lane");
+            shared.refused.count(Unwelcome::Session);
+            self.stop.cancel();
+        }
     }
 
     fn opened(&self, stream: LaneStream) -> Opened {
@@ -280,13 +312,18 @@ async fn run(
         tokio::select! {
             end = link.lane.ended() => break end.to_string(),
             Some((class, stream)) = inbound.recv() => {
-                let (opened, shared, peer) = (link.opened(stream), Arc::clone(&shared), link.peer);
+                let (opened, link, shared) = (link.opened(stream), Arc::clone(&link), Arc::clone(&shared));
                 tracker.spawn(async move {
+                    let peer = link.peer;
                     let accepting = shared.acceptor.accept(peer, class, opened, &shared);
-                    let accepted = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
-                    if matches!(accepted, Err(_) | Ok(Accepted::NotOurs)) {
-                        trace!(%peer, %class, "a stream said nothing of ours");
-                        shared.refused.count(Unwelcome::Stream);
+                    match tokio::time::timeout(HELLO_TIMEOUT, accepting).await {
+                        Ok(Accepted::Answered | Accepted::Ended) => (),
+                        Ok(Accepted::NotOurs) => {
+                            trace!(%peer, %class, "a stream said nothing of ours");
+                            link.offend(&shared);
+                        }
+                        // A stream that says nothing for so long is half-open and dropped.
+                        Err(_) => shared.refused.count(Unwelcome::Stream),
                     }
                 });
             }

@@ -22,7 +22,7 @@ use super::message::{Message, SIZE_MAX};
 use super::muxer::Substream;
 use super::settings::STREAMS_AT_FIRST;
 use super::{priority, settings};
-use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT};
+use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
@@ -39,10 +39,6 @@ pub(crate) const CLOSED: VarInt = VarInt::from_u32(0);
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(1);
 const SILENT: VarInt = VarInt::from_u32(2);
 const MISBEHAVED: VarInt = VarInt::from_u32(3);
-
-/// Streams and messages that are none may happen, as between versions; a peer that goes on with them wants to keep us
-/// busy.
-const OFFENCES: Allowance = Allowance::new(64, Duration::from_secs(1));
 
 /// Messages about the session: a peer sends a handful in its lifetime, and a few whenever it moves or wants bulk.
 const MESSAGES: Allowance = Allowance::new(32, Duration::from_millis(500));
