@@ -32,6 +32,7 @@ mod shared;
 mod stream;
 mod swarm;
 mod upgrading;
+mod usage;
 mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
@@ -40,7 +41,7 @@ pub use identity::{IdentityError, load_or_create_identity};
 pub use lane::{Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, OpenLaneStreamError, Toll};
 pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Quiet};
 use addresses::{for_others, is_loopback, without_peer};
 use behaviour::Carrier;
 use interfaces::Interfaces;
@@ -162,8 +163,9 @@ pub(crate) struct Driver {
     pending: HashMap<PeerId, Vec<Waiting>>,
     pending_count: usize,
     disconnecting: Vec<Disconnecting>,
-    /// Links that are closed once nothing runs over them, or at the latest then.
+    /// Links that are closed once they are quiet, or at the latest then.
     retiring: HashMap<LinkId, Instant>,
+    quiet: Quiet<LinkId>,
     /// When a connected peer was last dialed because it did not answer.
     suspected_at: HashMap<PeerId, Instant>,
     listeners: Vec<Listener>,
@@ -295,6 +297,7 @@ impl Driver {
             pending_count: 0,
             disconnecting: Vec::new(),
             retiring: HashMap::new(),
+            quiet: Quiet::default(),
             suspected_at: HashMap::new(),
             listeners,
             looked_at: now(),
@@ -431,41 +434,39 @@ impl Driver {
         let waiting: Vec<_> = self.pending.keys().copied().collect();
         for peer in waiting {
             self.prune(&peer);
-            if !self.pending.contains_key(&peer) && self.connections.count(&peer) == 0 {
-                self.unwanted(peer, now);
-            }
+            self.want_no_more(peer, now);
         }
-        for (peer, id) in self.connections.surplus(now) {
-            if let Some(link) = self.links.get(&id)
-                && !link.in_use()
-            {
-                debug!(%peer, ?id, "closing the link that is not preferred");
-                link.close("another one is preferred");
-            }
-        }
-        self.retire(now);
+        self.let_go(now);
         self.quic.tidy();
         self.publish_links();
     }
 
-    /// Closes what is not needed any more and not used.
-    fn retire(&mut self, now: Instant) {
-        let due: Vec<_> = self
-            .retiring
-            .iter()
-            .filter(|(id, latest)| **latest <= now || self.links.get(id).is_none_or(|link| !link.in_use()))
-            .map(|(id, _)| *id)
+    /// Closes what is not needed any more, once nothing is open or under way over it.
+    fn let_go(&mut self, now: Instant) {
+        let surplus: Vec<_> = self
+            .connections
+            .surplus(now)
+            .into_iter()
+            .map(|(_, id)| id)
             .collect();
+        let leaving: HashSet<_> = surplus.into_iter().chain(self.retiring.keys().copied()).collect();
+        let links = &self.links;
+        let traffic = leaving
+            .iter()
+            .filter_map(|id| Some((*id, links.get(id)?.traffic())));
+        let mut due = self.quiet.look(traffic, now);
+        let overdue = self.retiring.iter().filter(|(_, latest)| **latest <= now);
+        due.extend(overdue.map(|(id, _)| *id).filter(|id| links.contains_key(id)));
         for id in due {
             if let LinkId::Lane(connection) = id {
                 // libp2p keeps the connections of members, and without its lane this one is of no use.
                 self.swarm.close_connection(connection);
             }
-            self.retiring.remove(&id);
             if let Some(link) = self.links.get(&id) {
-                debug!(peer = %link.peer(), rung = %link.rung(), "closing the path that is not needed any more");
-                link.close("a better path stands");
+                debug!(peer = %link.peer(), rung = %link.rung(), ?id, "closing the link that is not needed any more");
+                link.close("a better one stands");
             }
+            self.retiring.remove(&id);
         }
     }
 
@@ -473,6 +474,7 @@ impl Driver {
         let gate = self.gate.borrow_and_update().clone();
         for link in self.links.values() {
             link.watch(gate.watched.contains(&link.peer()));
+            link.admit(gate.members.contains(&link.peer()));
         }
         let before = std::mem::replace(&mut self.known_gate, gate.clone());
         self.on_mains(&gate, &before, now());
@@ -581,7 +583,7 @@ impl Driver {
     }
 
     /// Fails the opens whose patience ends before the next dial begins.
-    fn give_up(&mut self, peer: PeerId, retry_at: Instant) {
+    fn give_up(&mut self, peer: PeerId, retry_at: Instant, now: Instant) {
         let Some(opens) = self.pending.remove(&peer) else {
             return;
         };
@@ -601,10 +603,11 @@ impl Driver {
         for open in hopeless {
             drop(open.reply.send(Err(ConnectFailure::Unreachable(why.clone()))));
         }
+        self.want_no_more(peer, now);
     }
 
     /// Every address has failed; they are tried again at `retry_at`.
-    fn on_unreachable(&mut self, peer: PeerId, retry_at: Instant) {
+    fn on_unreachable(&mut self, peer: PeerId, retry_at: Instant, now: Instant) {
         if self.connections.count(&peer) > 0 {
             return;
         }
@@ -622,7 +625,7 @@ impl Driver {
         } else {
             trace!(%peer, reason = why, "peer is unreachable");
         }
-        self.give_up(peer, retry_at);
+        self.give_up(peer, retry_at, now);
     }
 
     /// A peer has answered as itself, and takes none of our channels.

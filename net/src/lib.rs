@@ -18,6 +18,7 @@ mod kind;
 mod liveness;
 mod peer_table;
 mod probes;
+mod quiet;
 mod reach;
 mod refusal;
 mod refused;
@@ -39,6 +40,7 @@ pub use kind::{Access, Kind};
 pub use liveness::{Beat, Liveness, Pace};
 pub use peer_table::{Counters, PeerEntry, PeerTable};
 pub use probes::{Candidate, Probes};
+pub use quiet::{Quiet, Traffic};
 pub use reach::{
     CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable, Change, Chosen,
     Contacted, Contacts, Datagram, DialId, Family, Filtering, Here, Ladder, LadderAction, Mapping, NatType,

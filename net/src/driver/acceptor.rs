@@ -13,11 +13,15 @@ use super::channel::Channel;
 use super::frames::{FrameReader, FrameWriter, Incoming, ReadError};
 use super::shared::{Shared, lock};
 use super::stream::Opened;
-use crate::{Gate, Hello, Kind, Refusal, Unwelcome};
+use crate::{Allowance, Gate, Hello, Kind, Refusal, Unwelcome};
 use lapwing_base::{ByteSize, Class, PeerId};
 
 /// A stream that has not said hello after this long is dropped.
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams and messages that are none may happen, as between versions; a peer that goes on with them wants to keep us
+/// busy.
+pub(crate) const OFFENCES: Allowance = Allowance::new(64, Duration::from_secs(1));
 
 /// Channels of one kind that one peer may have open with us at once.
 pub(crate) const PER_PEER_AND_KIND_MAX: usize = 256;

@@ -118,6 +118,16 @@ impl Behaviour {
     }
 }
 
+/// Where a connection that a peer has dialed leads: to where its packets come from; through a relay that is not known,
+/// but which one it is.
+fn where_from<'a>(local: &'a Multiaddr, remote: &'a Multiaddr) -> &'a Multiaddr {
+    if Rung::of(local) == Some(Rung::Relayed) {
+        local
+    } else {
+        remote
+    }
+}
+
 /// The peer or this node has more connections than are of use.
 #[derive(Debug, thiserror::Error)]
 #[error("there are too many connections")]
@@ -145,9 +155,9 @@ impl NetworkBehaviour for Behaviour {
         id: ConnectionId,
         peer: PeerId,
         local: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(id, peer, Dialed::ByThem, local)
+        self.handler(id, peer, Dialed::ByThem, where_from(local, remote))
     }
 
     fn handle_established_outbound_connection(
@@ -275,10 +285,14 @@ impl ConnectionHandler for Handler {
                 protocol: futures::future::Either::Left(stream),
                 ..
             }) => {
-                if let Some(laying) = &mut self.lane {
-                    laying.asked = true;
+                // Several may be negotiated before the first is done. A connection has one lane, and the others end here.
+                match &mut self.lane {
+                    Some(laying) if !laying.asked => {
+                        laying.asked = true;
+                        self.ready = Some(stream);
+                    }
+                    Some(_) | None => self.shared.refused.count(Unwelcome::Stream),
                 }
-                self.ready = Some(stream);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream, ..
@@ -291,5 +305,26 @@ impl ConnectionHandler for Handler {
             }
             _ => (),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_in_comes_from_where_its_packets_do_and_through_a_relay_from_that_relay() {
+        let address = |text: &str| text.parse::<Multiaddr>().unwrap();
+        let (ours, theirs) = (
+            address("/ip4/192.0.2.1/tcp/443/tls/ws"),
+            address("/ip4/203.0.113.9/tcp/50123/tls/ws"),
+        );
+        assert_eq!(where_from(&ours, &theirs), &theirs);
+        let relay = format!(
+            "/ip4/198.51.100.1/udp/4001/quic-v1/p2p/{}/p2p-circuit",
+            PeerId::random()
+        );
+        let (ours, theirs) = (address(&relay), address(&format!("/p2p/{}", PeerId::random())));
+        assert_eq!(where_from(&ours, &theirs), &ours);
     }
 }

@@ -11,6 +11,7 @@ use super::frames::{FrameReader, FrameWriter, Incoming, ReadError};
 use super::limits::Limits;
 use super::shared::Shared;
 use super::stream::Opened;
+use super::usage::Use;
 use crate::{Counters, DecodeError, Kind, Refusal};
 use lapwing_base::{ByteSize, PeerId};
 
@@ -31,7 +32,7 @@ struct Ends {
     counters: Arc<Counters>,
     limits: Arc<Limits>,
     /// Holds the connection open.
-    _usage: Arc<()>,
+    _usage: Use,
     /// Of an inbound channel: its place among those that are open.
     _seat: Option<Seat>,
 }
@@ -69,7 +70,7 @@ impl Channel {
         kind: Kind,
         mut reader: FrameReader,
         writer: FrameWriter,
-        usage: Arc<()>,
+        usage: Use,
         seat: Option<Seat>,
         shared: &Shared,
     ) -> Self {

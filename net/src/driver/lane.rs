@@ -45,6 +45,8 @@ pub struct LaneConfig {
     pub link_rate: Option<Bandwidth>,
     /// The node's own limits. Default: none.
     pub toll: Option<Toll>,
+    /// Channels that the peer may have open at once. Default: [`LANE_CHANNELS_MAX`].
+    pub inbound_max: Option<usize>,
 }
 
 /// One end of a lane. It ends when this is dropped.
@@ -100,6 +102,7 @@ impl Lane {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut mux = Mux::new(side, shared::now());
+        mux.set_theirs_max(config.inbound_max.unwrap_or(LANE_CHANNELS_MAX));
         let scheduler = mux.scheduler_mut();
         scheduler.limit_peer(config.upload_max);
         for (class, rate) in config.class_max {
@@ -130,6 +133,11 @@ impl Lane {
     pub fn open(&self, class: Class) -> Result<LaneStream, OpenLaneStreamError> {
         let channel = self.shared.open(class)?;
         Ok(LaneStream::new(Arc::clone(&self.shared), channel, class))
+    }
+
+    /// How many channels the peer may have open from now on, of at most [`LANE_CHANNELS_MAX`]; more are refused.
+    pub fn set_inbound_max(&self, max: usize) {
+        self.shared.with(|state| state.mux.set_theirs_max(max));
     }
 
     /// The link carries so much, as measured otherwise.
@@ -181,6 +189,7 @@ impl fmt::Debug for LaneConfig {
             .field("class_max", &self.class_max)
             .field("window_max", &self.window_max)
             .field("link_rate", &self.link_rate)
+            .field("inbound_max", &self.inbound_max)
             .finish_non_exhaustive()
     }
 }
@@ -375,6 +384,22 @@ mod tests {
         let (ended, ()) = futures::future::join(theirs.read_to_end(&mut read), write).await;
         ended.unwrap();
         assert!(read == sent);
+        pair.finish().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_finishes_a_channel_that_is_not_wanted_reads_why() {
+        let mut pair = Pair::over(LINK);
+        let [mut ours, mut theirs] = pair.channel(Class::Call).await;
+        theirs.write_all(b"no").await.unwrap();
+        drop(theirs);
+        while ours.write_all(b"please").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        ours.close().await.unwrap();
+        let mut answer = Vec::new();
+        ours.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"no");
         pair.finish().await;
     }
 

@@ -2,25 +2,30 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use libp2p::swarm::ConnectionId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::trace;
+use tracing::{debug, trace};
 
-use super::acceptor::{Accepted, HELLO_TIMEOUT};
+use super::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
 use super::fused::Fused;
 use super::lane::{Lane, LaneConfig, LaneStream};
+use super::now;
 use super::quic::{Session, SessionId, to_multiaddr};
-use super::shared::Shared;
+use super::shared::{Shared, lock};
 use super::stream::{Opened, Stream};
-use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport, Unwelcome};
+use super::usage::Usage;
+use crate::{
+    Allowance, Dialed, LANE_CHANNELS_MAX, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Traffic,
+    Transport, Unwelcome,
+};
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, PeerId};
 
 /// Distinguishes the links of one node.
@@ -86,7 +91,15 @@ impl Link {
     pub(crate) fn in_use(&self) -> bool {
         match self {
             Self::Session(session) => session.in_use(),
-            Self::Lane(link) => Arc::strong_count(&link.usage) > 1,
+            Self::Lane(link) => link.usage.channels() > 0,
+        }
+    }
+
+    /// What happens over it now, channels that are held elsewhere included.
+    pub(crate) fn traffic(&self) -> Traffic {
+        match self {
+            Self::Session(session) => session.traffic(),
+            Self::Lane(link) => link.traffic(),
         }
     }
 
@@ -111,6 +124,15 @@ impl Link {
             Self::Session(session) => session.set_pace(if closely { Pace::CLOSE } else { Pace::LOOSE }),
             // A lost segment holds up everything behind it: two in a row already take a second.
             Self::Lane(link) => link.lane.set_pace(if closely { Pace::USED } else { Pace::LOOSE }),
+        }
+    }
+
+    /// The peer has become a member, or is none any more.
+    pub(crate) fn admit(&self, is_member: bool) {
+        match self {
+            // It gives more when more are used.
+            Self::Session(_) => (),
+            Self::Lane(link) => link.lane.set_inbound_max(inbound_max(is_member)),
         }
     }
 
@@ -143,7 +165,14 @@ pub(crate) struct LaneLink {
     stop: CancellationToken,
     /// Bulk passes where there is no better way, and waits where one may be found.
     takes_bulk: AtomicBool,
-    usage: Arc<()>,
+    usage: Usage,
+    offences: Mutex<Allowance>,
+}
+
+/// Channels that a peer may have open with us over one lane. Each may send 16 KiB before anybody has looked at it, so
+/// whoever is no member gets as many as streams on a session.
+const fn inbound_max(is_member: bool) -> usize {
+    if is_member { LANE_CHANNELS_MAX } else { 32 }
 }
 
 /// What bulk may take of a relay that others need too, for each peer.
@@ -184,6 +213,7 @@ impl LaneLink {
                 .into_iter()
                 .filter_map(|class| Some((class, shared.limits.window(&peer, class)?)))
                 .collect(),
+            inbound_max: Some(inbound_max(shared.is_member(&peer))),
             ..LaneConfig::default()
         };
         let stop = stop.child_token();
@@ -197,7 +227,8 @@ impl LaneLink {
             lane,
             stop,
             takes_bulk: AtomicBool::new(rung != Rung::Relayed),
-            usage: Arc::default(),
+            usage: Usage::default(),
+            offences: Mutex::new(OFFENCES),
         });
         tracker.spawn(run(
             Arc::clone(&link),
@@ -225,10 +256,30 @@ impl LaneLink {
             .store(allow || self.rung != Rung::Relayed, Ordering::Relaxed);
     }
 
+    /// The peer has done what no node of ours does. Ends the lane when it goes on with it.
+    fn offend(&self, shared: &Shared) {
+        shared.refused.count(Unwelcome::Stream);
+        if !lock(&self.offences).take(now()) && !self.stop.is_cancelled() {
+            debug!(peer = %self.peer, "peer misbehaves, closing the lane");
+            shared.refused.count(Unwelcome::Session);
+            self.stop.cancel();
+        }
+    }
+
     fn opened(&self, stream: LaneStream) -> Opened {
         Opened {
             stream: Stream::lane(stream),
-            usage: Arc::clone(&self.usage),
+            usage: self.usage.channel(None),
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let figures = self.lane.figures();
+        Traffic {
+            // A channel that was let go here is one of the lane's until all of it has left.
+            busy: self.usage.channels() > 0 || figures.channels > 0 || figures.in_flight > 0,
+            moved: figures.received.wrapping_add(self.usage.begun().into()),
+            rtt: figures.rtt,
         }
     }
 
@@ -265,13 +316,18 @@ async fn run(
         tokio::select! {
             end = link.lane.ended() => break end.to_string(),
             Some((class, stream)) = inbound.recv() => {
-                let (opened, shared, peer) = (link.opened(stream), Arc::clone(&shared), link.peer);
+                let (opened, link, shared) = (link.opened(stream), Arc::clone(&link), Arc::clone(&shared));
                 tracker.spawn(async move {
+                    let peer = link.peer;
                     let accepting = shared.acceptor.accept(peer, class, opened, &shared);
-                    let accepted = tokio::time::timeout(HELLO_TIMEOUT, accepting).await;
-                    if matches!(accepted, Err(_) | Ok(Accepted::NotOurs)) {
-                        trace!(%peer, %class, "a stream said nothing of ours");
-                        shared.refused.count(Unwelcome::Stream);
+                    match tokio::time::timeout(HELLO_TIMEOUT, accepting).await {
+                        Ok(Accepted::Answered | Accepted::Ended) => (),
+                        Ok(Accepted::NotOurs) => {
+                            trace!(%peer, %class, "a stream said nothing of ours");
+                            link.offend(&shared);
+                        }
+                        // A stream that says nothing for so long is half-open and dropped.
+                        Err(_) => shared.refused.count(Unwelcome::Stream),
                     }
                 });
             }

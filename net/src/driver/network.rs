@@ -121,11 +121,13 @@ impl Network {
         let shared = Arc::new(Shared::new(me, commands, limits, probe_interval, received));
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
+        // What was begun ends where the rest cannot be.
+        let stop_on_drop = stop.clone().drop_guard();
         let probed = shared.acceptor.serve(prober::PROBE, prober::QUEUE);
         let told = shared.acceptor.serve(prober::MEASURED, prober::QUEUE);
         let inboxes = Inboxes::open(&shared);
         let (noted, notes) = mpsc::channel(notes::QUEUE);
-        let driver = Driver::bind(super::Setup {
+        let bound = Driver::bind(super::Setup {
             config: &config,
             notes,
             shared: Arc::clone(&shared),
@@ -135,7 +137,17 @@ impl Network {
             stop: stop.child_token(),
             incarnation: rand::random(),
         })
-        .await?;
+        .await;
+        let driver = match bound {
+            Ok(driver) => driver,
+            Err(error) => {
+                drop(stop_on_drop);
+                tracker.close();
+                // Sockets are free once the tasks have ended that use them.
+                tracker.wait().await;
+                return Err(error);
+            }
+        };
         let span = info_span!("net", %me);
         tracker.spawn(driver.run().instrument(span.clone()));
         let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval));
@@ -153,7 +165,7 @@ impl Network {
         let inner = Inner {
             shared,
             tracker,
-            _stop_on_drop: stop.clone().drop_guard(),
+            _stop_on_drop: stop_on_drop,
             stop,
         };
         Ok(Self {

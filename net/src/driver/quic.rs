@@ -214,26 +214,24 @@ impl Quic {
         let session = Arc::new(Session::new(id, peer, dialed, socket, control.clone()));
         {
             let mut sessions = lock(&self.sessions);
-            let of_peer = sessions.entry(peer).or_default();
-            of_peer.retain(|session| session.strong_count() > 0);
-            of_peer.push(Arc::downgrade(&session));
+            sessions.entry(peer).or_default().push(Arc::downgrade(&session));
         }
         let (sender, substreams) = mpsc::channel(SUBSTREAMS_MAX);
         self.tracker.spawn({
             let quic = Arc::clone(self);
             async move {
                 session::run(session, Arc::clone(&quic), sender).await;
-                quic.forget(peer);
+                quic.forget(peer, id);
             }
         });
         Muxer::sorted(control, substreams)
     }
 
-    /// Drops what is left of a peer's sessions that have ended.
-    fn forget(&self, peer: PeerId) {
+    /// A session has ended, though others may hold on to it for a while.
+    fn forget(&self, peer: PeerId, id: SessionId) {
         let mut sessions = lock(&self.sessions);
         if let Some(of_peer) = sessions.get_mut(&peer) {
-            of_peer.retain(|session| session.strong_count() > 0);
+            of_peer.retain(|session| session.upgrade().is_some_and(|session| session.id != id));
             if of_peer.is_empty() {
                 sessions.remove(&peer);
             }

@@ -4,7 +4,6 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -15,12 +14,13 @@ use quinn::{RecvStream, SendStream, StoppedError, VarInt};
 use tokio::io::AsyncReadExt as _;
 
 use super::lane::LaneStream;
+use super::usage::Use;
 
 /// A stream with a hold on what carries it.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) stream: Stream,
-    pub(crate) usage: Arc<()>,
+    pub(crate) usage: Use,
 }
 
 /// Both directions.

@@ -34,6 +34,8 @@ pub struct Mux {
     theirs: usize,
     /// What a channel of each class may be granted at most.
     windows: [u32; CLASSES.len()],
+    /// What `theirs` may become: at most [`CHANNELS_MAX`].
+    theirs_max: usize,
     /// Bytes granted over [`WINDOW_MIN`], by class.
     lent: [u64; CLASSES.len()],
     /// The beginning of a packet.
@@ -199,6 +201,7 @@ impl Mux {
             ours: 0,
             theirs: 0,
             windows: CLASSES.map(window_max),
+            theirs_max: CHANNELS_MAX,
             lent: [0; CLASSES.len()],
             partial: BytesMut::new(),
             received: 0,
@@ -211,6 +214,12 @@ impl Mux {
             pings: 0,
             rtt: None,
         }
+    }
+
+    /// How many channels the peer may have open from now on; those that are open stay. At most [`CHANNELS_MAX`], which
+    /// it is at first.
+    pub fn set_theirs_max(&mut self, max: usize) {
+        self.theirs_max = max.min(CHANNELS_MAX);
     }
 
     /// Opens a channel. The peer learns of it before anything that is written on it.
@@ -562,7 +571,7 @@ impl Mux {
             .next_theirs
             .checked_add(2)
             .ok_or(LaneError::OutOfOrder { channel })?;
-        if self.theirs >= CHANNELS_MAX {
+        if self.theirs >= self.theirs_max {
             // The peer may have seen the end of channels that are still being read here.
             self.notice(Packet::Stop { channel })?;
             return self.notice(Packet::Reset { channel });
@@ -921,6 +930,23 @@ mod tests {
         pair.settle();
         assert_eq!(pair.drain(0, refused).1, Read::Broken);
         assert_eq!(pair.ends[0].write(refused, b"x"), Err(WriteError::Refused));
+        assert_eq!(pair.ends[1].channels(), CHANNELS_MAX);
+    }
+
+    #[test]
+    fn a_peer_that_is_allowed_few_channels_has_the_others_refused() {
+        let mut pair = Pair::new();
+        pair.ends[1].set_theirs_max(2);
+        let opened: Vec<ChannelId> = (0..3).map(|_| pair.ends[0].open(Class::Call).unwrap()).collect();
+        pair.settle();
+        assert_eq!(pair.ends[1].channels(), 2);
+        assert_eq!(pair.ends[0].write(opened[2], b"x"), Err(WriteError::Refused));
+        pair.ends[0].release(opened[2]);
+        pair.ends[1].set_theirs_max(CHANNELS_MAX + 1);
+        for _ in 0..2 * CHANNELS_MAX {
+            let _ = pair.ends[0].open(Class::Call);
+        }
+        pair.settle();
         assert_eq!(pair.ends[1].channels(), CHANNELS_MAX);
     }
 

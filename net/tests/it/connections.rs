@@ -193,6 +193,30 @@ async fn a_peer_that_does_not_answer_is_unreachable_in_time() {
 }
 
 #[tokio::test]
+async fn a_peer_that_nobody_waits_for_any_more_is_dialed_no_more() {
+    let (a, nobody) = (Node::start().await, PeerId::random());
+    let hangs_up = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = hangs_up.local_addr().unwrap().port();
+    let address: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}/tls/ws").parse().unwrap();
+    a.network.learn(nobody, vec![address]);
+    let open = a
+        .network
+        .open(nobody, kind(Class::Control), Duration::from_millis(300));
+    let accept = async {
+        loop {
+            drop(hangs_up.accept().await);
+        }
+    };
+    tokio::select! {
+        opened = open => drop(opened.unwrap_err()),
+        () = accept => (),
+    }
+    // The next dial would begin within a second.
+    let dialed = tokio::time::timeout(Duration::from_secs(2), hangs_up.accept()).await;
+    assert!(dialed.is_err(), "{dialed:?}");
+}
+
+#[tokio::test]
 async fn another_node_at_the_address_is_named() {
     let (a, b) = (Node::start().await, Node::start().await);
     let expected = PeerId::random();

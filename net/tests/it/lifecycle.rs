@@ -17,6 +17,19 @@ async fn a_port_in_use_is_named() {
 }
 
 #[tokio::test]
+async fn a_start_that_fails_leaves_no_port_bound() {
+    let a = Node::start().await;
+    let free = a.network.listen_addrs()[0].clone();
+    a.network.shutdown().await;
+    let b = Node::start().await;
+    let taken = b.network.listen_addrs()[0].clone();
+    let failed = start_at(vec![free.clone(), taken]).await;
+    assert!(matches!(failed.err(), Some(StartError::AddressInUse { .. })));
+    let again = start_at(vec![free]).await;
+    assert!(again.is_ok(), "{:?}", again.err());
+}
+
+#[tokio::test]
 async fn an_address_that_is_not_ours_is_named() {
     let foreign: Multiaddr = "/ip4/192.0.2.1/udp/0/quic-v1".parse().unwrap();
     let error = start_at(vec![foreign.clone()]).await.err().unwrap();

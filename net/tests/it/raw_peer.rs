@@ -118,7 +118,9 @@ fn client_config(keypair: &Keypair, protocol: &[u8]) -> ClientConfig {
     config.alpn_protocols = vec![protocol.to_vec()];
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
     if protocol == b"lapwing-bulk/1" {
-        config.initial_dst_cid_provider(Arc::new(|| quinn::ConnectionId::new(b"lapwbulk-raw-peer-20")));
+        // What follows the mark tells the lanes of one peer apart.
+        let marked = || [*b"lapwbulk", rand::random()].concat();
+        config.initial_dst_cid_provider(Arc::new(move || quinn::ConnectionId::new(&marked())));
     }
     let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(Duration::from_secs(1)));

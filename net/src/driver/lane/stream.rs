@@ -14,9 +14,9 @@ use lapwing_base::Class;
 
 /// A stream of bytes both ways. What was written leaves by itself, in order of class: flushing waits for nothing.
 ///
-/// Closing waits until everything written has been handed to the stream below, and the end with it. Dropping it
-/// ends both directions: the peer takes everything that was written, then sees the end, and is told that
-/// nothing more will be read.
+/// Closing waits until everything written has been handed to the stream below, and the end with it; or until the peer
+/// wants no more of it, which is no failure: what it has answered may say why. Dropping it ends both directions: the
+/// peer takes everything that was written, then sees the end, and is told that nothing more will be read.
 pub struct LaneStream {
     shared: Arc<Shared>,
     channel: ChannelId,
@@ -103,8 +103,7 @@ impl AsyncWrite for LaneStream {
         let polled = self.shared.with(|state| {
             state.mux.finish(channel);
             match state.mux.has_left(channel) {
-                Ok(true) => Poll::Ready(Ok(())),
-                Err(error) => Poll::Ready(Err(refused(error))),
+                Ok(true) | Err(_) => Poll::Ready(Ok(())),
                 Ok(false) => match &state.end {
                     Some(end) => Poll::Ready(Err(end.clone().into())),
                     None => {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::address::to_multiaddr;
 use super::priority::LIBP2P;
+use crate::driver::usage::Place;
 
 /// One connection. Dropping it closes the connection, and with it a session that shares it.
 pub(crate) struct Muxer {
@@ -84,7 +85,7 @@ impl StreamMuxer for Muxer {
                 });
                 let accepted = ready!(next.as_mut().poll(cx));
                 *incoming = None;
-                Poll::Ready(accepted.map(|(send, receive)| Substream::new(send, receive, None)))
+                Poll::Ready(accepted.map(|(send, receive)| Substream::new(send, receive)))
             }
         }
     }
@@ -97,7 +98,7 @@ impl StreamMuxer for Muxer {
         });
         let opened = ready!(next.as_mut().poll(cx));
         this.outgoing = None;
-        Poll::Ready(opened.map(|(send, receive)| Substream::new(send, receive, None)))
+        Poll::Ready(opened.map(|(send, receive)| Substream::new(send, receive)))
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
@@ -131,13 +132,29 @@ pub(crate) struct Substream {
     receive: RecvStream,
     /// A byte that was read to tell whose stream it is.
     first: Option<u8>,
+    /// Where the peer has opened it, beside a session.
+    _place: Option<Place>,
 }
 
 impl Substream {
-    pub(crate) fn new(send: SendStream, receive: RecvStream, first: Option<u8>) -> Self {
+    fn new(send: SendStream, receive: RecvStream) -> Self {
         // It fails only where the stream has ended, which the first use will tell.
         let _ = send.set_priority(LIBP2P);
-        Self { send, receive, first }
+        Self {
+            send,
+            receive,
+            first: None,
+            _place: None,
+        }
+    }
+
+    /// One that a session has taken, and of which it has read the first byte.
+    pub(super) fn sorted(send: SendStream, receive: RecvStream, first: u8, place: Place) -> Self {
+        Self {
+            first: Some(first),
+            _place: Some(place),
+            ..Self::new(send, receive)
+        }
     }
 }
 

@@ -22,14 +22,15 @@ use super::message::{Message, SIZE_MAX};
 use super::muxer::Substream;
 use super::settings::{BulkWindows, STREAMS_AT_FIRST};
 use super::{priority, settings};
-use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT};
+use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
+use crate::driver::usage::{Place, Usage};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::{
-    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Transport, Unwelcome,
-    decode, encode,
+    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Traffic, Transport,
+    Unwelcome, decode, encode,
 };
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
@@ -38,10 +39,6 @@ pub(crate) const CLOSED: VarInt = VarInt::from_u32(0);
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(1);
 const SILENT: VarInt = VarInt::from_u32(2);
 const MISBEHAVED: VarInt = VarInt::from_u32(3);
-
-/// Streams and messages that are none may happen, as between versions; a peer that goes on with them wants to keep us
-/// busy.
-const OFFENCES: Allowance = Allowance::new(64, Duration::from_secs(1));
 
 /// Messages about the session: a peer sends a handful in its lifetime, and a few whenever it moves or wants bulk.
 const MESSAGES: Allowance = Allowance::new(32, Duration::from_millis(500));
@@ -78,10 +75,9 @@ pub(crate) struct Session {
     suspected: Notify,
     /// When the bulk lane last failed to open, as a count, so that waiters see a failure that is theirs.
     failures: AtomicU64,
-    /// Cloned into every channel.
-    usage: Arc<()>,
-    /// The same of those on the bulk lane.
-    bulk_usage: Arc<()>,
+    usage: Usage,
+    /// The same of the bulk lane.
+    bulk_usage: Usage,
     offences: Mutex<Allowance>,
     /// Where the peer said last that it sees us.
     seen: Mutex<Option<SocketAddr>>,
@@ -134,8 +130,8 @@ impl Session {
             pace: watch::Sender::new(Pace::LOOSE),
             suspected: Notify::new(),
             failures: AtomicU64::new(0),
-            usage: Arc::default(),
-            bulk_usage: Arc::default(),
+            usage: Usage::default(),
+            bulk_usage: Usage::default(),
             offences: Mutex::new(OFFENCES),
             seen: Mutex::default(),
         }
@@ -155,17 +151,17 @@ impl Session {
         send.set_priority(priority::of(class)).map_err(io::Error::other)?;
         // It leaves with the first frame.
         send.write_all(&[tag(class)]).await?;
-        Ok(self.opened(class, send, receive))
+        Ok(self.opened(class, send, receive, None))
     }
 
-    fn opened(&self, class: Class, send: SendStream, receive: RecvStream) -> Opened {
+    fn opened(&self, class: Class, send: SendStream, receive: RecvStream, place: Option<Place>) -> Opened {
         Opened {
             stream: Stream::quic(send, receive),
-            usage: Arc::clone(self.usage_of(priority::is_bulk(class))),
+            usage: self.usage_of(priority::is_bulk(class)).channel(place),
         }
     }
 
-    const fn usage_of(&self, bulk: bool) -> &Arc<()> {
+    const fn usage_of(&self, bulk: bool) -> &Usage {
         if bulk { &self.bulk_usage } else { &self.usage }
     }
 
@@ -195,22 +191,45 @@ impl Session {
         }
     }
 
-    /// Takes a connection for bulk that the peer has dialed; says whether this session has a place for it.
+    /// Takes a connection for bulk that the peer has dialed, in place of an earlier one; says whether this session has
+    /// a place for it.
     pub(super) fn attach_bulk(&self, lane: Connection) -> bool {
-        self.dialed == Dialed::ByThem && self.control.close_reason().is_none() && {
-            self.bulk.send_replace(Bulk::Up(lane));
-            true
+        let takes = self.dialed == Dialed::ByThem && self.control.close_reason().is_none();
+        if takes {
+            self.set_bulk(lane);
+        }
+        takes
+    }
+
+    /// One lane at a time: the peer opens another where it has lost the one before.
+    fn set_bulk(&self, lane: Connection) {
+        if let Bulk::Up(before) = self.bulk.send_replace(Bulk::Up(lane)) {
+            before.close(CLOSED, b"another one has taken its place");
         }
     }
 
     /// Whether any channel is open over it.
     pub(crate) fn in_use(&self) -> bool {
-        Arc::strong_count(&self.usage) > 1 || Arc::strong_count(&self.bulk_usage) > 1
+        self.usage.channels() > 0 || self.bulk_usage.channels() > 0
     }
 
-    /// Channels that are open over one of its connections.
-    fn channels(&self, bulk: bool) -> u32 {
-        u32::try_from(Arc::strong_count(self.usage_of(bulk)) - 1).unwrap_or(u32::MAX)
+    /// What happens over it now.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let carried = |lane: &Connection| {
+            let stats = lane.stats();
+            // What is lost and sent again counts again.
+            stats.frame_tx.stream + stats.frame_rx.stream
+        };
+        let bulk = match &*self.bulk.borrow() {
+            Bulk::Up(lane) => carried(lane),
+            Bulk::None | Bulk::Failed(..) => 0,
+        };
+        let begun = u64::from(self.usage.begun()) + u64::from(self.bulk_usage.begun());
+        Traffic {
+            busy: self.in_use(),
+            moved: carried(&self.control) + bulk + begun,
+            rtt: Some(self.rtt()),
+        }
     }
 
     /// The peer has done what no node of ours does. Ends the session when it goes on with it.
@@ -333,9 +352,6 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
     };
     let ended = task.run(inbox).await;
     let why = ended.to_string();
-    if let Bulk::Up(lane) = session.bulk.send_replace(Bulk::None) {
-        lane.close(CLOSED, b"the session has ended");
-    }
     trace!(peer = %session.peer, why, "session ended");
     let closed = SessionEvent::Closed {
         id: session.id,
@@ -367,7 +383,7 @@ struct Task {
 /// How many streams the peer may have open on one connection.
 ///
 /// Each has its place in two tables as soon as it is allowed, some 90 bytes, so most peers are allowed few; members
-/// that use half of theirs are given more.
+/// that use half of theirs, for whatever it is (of the circuits that we relay each is a stream), are given more.
 struct Streams(u32);
 
 impl Default for Streams {
@@ -378,7 +394,7 @@ impl Default for Streams {
 
 impl Streams {
     fn make_room(&mut self, connection: &Connection, session: &Session, quic: &Quic, bulk: bool) {
-        let is_short = session.channels(bulk) >= self.0 / 2;
+        let is_short = session.usage_of(bulk).of_peer() >= self.0 / 2;
         if is_short && self.0 < settings::STREAMS_MAX && quic.shared.is_member(&session.peer) {
             self.0 = (self.0 * 4).min(settings::STREAMS_MAX);
             connection.set_max_concurrent_bi_streams(self.0.into());
@@ -395,6 +411,7 @@ impl Task {
         let mut dialing_now = false;
         self.tell(Message::greeting(self.quic.incarnation));
         loop {
+            self.streams.make_room(control, &session, &self.quic, false);
             self.tell_observed();
             self.set_pace(*pace.borrow_and_update());
             let wake_at = match self.liveness.poll(control.rtt(), now()) {
@@ -413,10 +430,7 @@ impl Task {
             };
             tokio::select! {
                 stream = control.accept_bi() => match stream {
-                    Ok((send, receive)) => {
-                        self.streams.make_room(control, &session, &self.quic, false);
-                        self.route(send, receive);
-                    }
+                    Ok((send, receive)) => self.route(send, receive),
                     Err(error) => return error,
                 },
                 stream = control.accept_uni() => match stream {
@@ -456,7 +470,7 @@ impl Task {
                     match dialed {
                         Ok(lane) => {
                             self.quic.tracker.spawn(accept_bulk(Arc::clone(&session), Arc::clone(&self.quic), lane.clone()));
-                            session.bulk.send_replace(Bulk::Up(lane));
+                            session.set_bulk(lane);
                         }
                         Err(why) => {
                             debug!(peer = %session.peer, why, "no bulk lane");
@@ -489,7 +503,9 @@ impl Task {
     fn rest_bulk(&mut self) {
         let session = &self.session;
         let lane = match &*session.bulk.borrow() {
-            Bulk::Up(lane) if session.dialed == Dialed::ByUs && session.channels(true) == 0 => lane.clone(),
+            Bulk::Up(lane) if session.dialed == Dialed::ByUs && session.bulk_usage.channels() == 0 => {
+                lane.clone()
+            }
             _ => {
                 self.bulk_idle = None;
                 return;
@@ -519,8 +535,8 @@ impl Task {
             Arc::clone(&self.session),
             Arc::clone(&self.quic),
             self.substreams.clone(),
-            send,
-            receive,
+            (send, receive),
+            self.session.usage.place(),
         );
         self.quic.tracker.spawn(routing);
     }
@@ -595,8 +611,8 @@ async fn route(
     session: Arc<Session>,
     quic: Arc<Quic>,
     substreams: mpsc::Sender<Substream>,
-    mut send: SendStream,
-    mut receive: RecvStream,
+    (mut send, mut receive): (SendStream, RecvStream),
+    place: Place,
 ) {
     let accepting = async {
         let mut first = [0];
@@ -605,7 +621,7 @@ async fn route(
         }
         match announced(first[0]) {
             Announced::Class(class) if !priority::is_bulk(class) => {
-                accept(&session, &quic, class, send, receive).await;
+                accept(&session, &quic, class, (send, receive), place).await;
             }
             Announced::Class(class) => {
                 debug!(peer = %session.peer, %class, "a stream of bulk came outside the bulk lane");
@@ -613,7 +629,7 @@ async fn route(
                 let _ = send.reset(REFUSED);
             }
             Announced::Libp2p => {
-                let substream = Substream::new(send, receive, Some(first[0]));
+                let substream = Substream::sorted(send, receive, first[0], place);
                 // libp2p has let go of the connection: it is being closed.
                 drop(substreams.send(substream).await);
             }
@@ -630,17 +646,25 @@ async fn route(
     }
 }
 
-/// Takes the streams of a bulk lane until it ends.
+/// Takes the streams of a bulk lane until it ends, which it does with its session.
 pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Connection) {
     // It began with what anybody may have.
     let windows = BulkWindows::within(&quic.shared.limits, Some(&session.peer));
     lane.set_receive_window(windows.connection);
     let mut streams = Streams::default();
     let why = loop {
-        let (mut send, mut receive) = match lane.accept_bi().await {
+        let accepted = tokio::select! {
+            accepted = lane.accept_bi() => accepted,
+            _ = session.control.closed() => {
+                lane.close(CLOSED, b"the session has ended");
+                break ConnectionError::LocallyClosed;
+            }
+        };
+        let (mut send, mut receive) = match accepted {
             Ok(stream) => stream,
             Err(error) => break error,
         };
+        let place = session.bulk_usage.place();
         streams.make_room(&lane, &session, &quic, true);
         let (session, quic_of_stream) = (Arc::clone(&session), Arc::clone(&quic));
         quic.tracker.spawn(async move {
@@ -651,7 +675,7 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
                 }
                 match announced(first[0]) {
                     Announced::Class(class) if priority::is_bulk(class) => {
-                        accept(&session, &quic_of_stream, class, send, receive).await;
+                        accept(&session, &quic_of_stream, class, (send, receive), place).await;
                     }
                     _ => {
                         debug!(peer = %session.peer, first = first[0], "the bulk lane carries nothing but bulk");
@@ -675,10 +699,16 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
     });
 }
 
-async fn accept(session: &Session, quic: &Quic, class: Class, send: SendStream, receive: RecvStream) {
+async fn accept(
+    session: &Session,
+    quic: &Quic,
+    class: Class,
+    (send, receive): (SendStream, RecvStream),
+    place: Place,
+) {
     // Answers travel as urgently as what they answer. It fails where the stream has ended, which the first use tells.
     let _ = send.set_priority(priority::of(class));
-    let opened = session.opened(class, send, receive);
+    let opened = session.opened(class, send, receive, Some(place));
     let accepting = quic
         .shared
         .acceptor

@@ -120,11 +120,8 @@ impl Driver {
 
     /// No reservation is wanted of a relay any more, so that it need not be reached.
     pub(super) fn forget_asked(&mut self, relay: PeerId, now: Instant) {
-        if self.reach.asked.remove(&relay)
-            && !self.pending.contains_key(&relay)
-            && self.connections.count(&relay) == 0
-        {
-            self.unwanted(relay, now);
+        if self.reach.asked.remove(&relay) {
+            self.want_no_more(relay, now);
         }
     }
 

@@ -9,7 +9,7 @@ use tracing::{debug, info};
 use crate::driver::addresses::{relay_of, without_peer};
 use crate::driver::links::Link;
 use crate::driver::{Driver, RETIRE_MAX, now};
-use crate::{Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
+use crate::{Dialed, Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
 use super::dial::Dial;
@@ -40,6 +40,14 @@ impl Driver {
         climb.ladder.set_addresses(addresses, now);
         climb.ladder.want(true, now);
         self.drive(peer, now);
+    }
+
+    /// Somebody who has waited for a link to a peer does so no longer: without anybody else it is dialed no more.
+    pub(in crate::driver) fn want_no_more(&mut self, peer: PeerId, now: Instant) {
+        let is_waited_for = self.pending.contains_key(&peer) || self.reach.asked.contains(&peer);
+        if !is_waited_for && self.connections.count(&peer) == 0 {
+            self.unwanted(peer, now);
+        }
     }
 
     /// Nobody waits for a link to a peer, and none stands.
@@ -85,7 +93,10 @@ impl Driver {
     /// The way through a relay that we are connected to.
     pub(super) fn circuit_through(&self, relay: &PeerId) -> Option<Multiaddr> {
         let address = match self.shared.link(relay) {
-            Some(link) if link.rung() == Rung::Relayed => return None,
+            // Nor is one that has come to us over TCP reached by others at the port that it came from.
+            Some(Link::Lane(link)) if link.rung == Rung::Relayed || link.dialed == Dialed::ByThem => {
+                return None;
+            }
             Some(link) => link.address(),
             None if self.swarm.is_connected(relay) => self.reach.relays_dialed.get(relay)?.clone(),
             None => return None,
@@ -156,10 +167,10 @@ impl Driver {
                 for id in self.connections.on_rung(&peer, rung) {
                     self.retiring.entry(id).or_insert(now + RETIRE_MAX);
                 }
-                self.retire(now);
+                self.let_go(now);
             }
             LadderAction::SawBlocked => self.saw(peer, Udp::Blocked, now),
-            LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at),
+            LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at, now),
         }
     }
 
