@@ -21,6 +21,7 @@ mod probes;
 mod reach;
 mod refusal;
 mod refused;
+mod said;
 mod send;
 mod status;
 

@@ -20,6 +20,7 @@ use super::lane::{Lane, LaneConfig, LaneStream};
 use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::Shared;
 use super::stream::{Opened, Stream};
+use crate::said::{REASON_MAX, legible};
 use crate::{Dialed, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Transport, Unwelcome};
 use lapwing_base::{Bandwidth, ByteSize, Class, Multiaddr, PeerId};
 
@@ -259,7 +260,7 @@ async fn run(
 ) {
     let why = loop {
         tokio::select! {
-            end = link.lane.ended() => break end.to_string(),
+            end = link.lane.ended() => break legible(&end.to_string(), REASON_MAX),
             Some((class, stream)) = inbound.recv() => {
                 let (opened, shared, peer) = (link.opened(stream), Arc::clone(&shared), link.peer);
                 tracker.spawn(async move {

@@ -27,6 +27,7 @@ use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::liveness::{Beat, Liveness, Pace};
+use crate::said::{REASON_MAX, legible};
 use crate::{
     Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Transport, Unwelcome,
     decode, encode,
@@ -332,7 +333,8 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         liveness: Liveness::new(*session.pace.borrow(), now()),
     };
     let ended = task.run(inbox).await;
-    let why = ended.to_string();
+    // The peer may have said why.
+    let why = legible(&ended.to_string(), REASON_MAX);
     if let Bulk::Up(lane) = session.bulk.send_replace(Bulk::None) {
         lane.close(CLOSED, b"the session has ended");
     }
