@@ -31,8 +31,8 @@ use tracing::{debug, trace};
 
 use super::interfaces::Interfaces;
 use super::now;
-use lapwing_base::{Multiaddr, PeerId};
 use answer::Answer;
+use lapwing_base::{Multiaddr, PeerId};
 use message::{Message, RECEIVED_MAX};
 use neighbours::Neighbours;
 
