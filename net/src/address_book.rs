@@ -4,7 +4,7 @@
 //! makes room for what peers say of themselves.
 
 use lapwing_base::{Member, Multiaddr, PeerId};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What is known of peers' addresses, by who said it. Each source replaces only what it said before.
 #[derive(Debug, Default)]
@@ -25,6 +25,13 @@ struct Entry {
     /// Where the last dial succeeded.
     reached: Option<Multiaddr>,
     changed: u64,
+}
+
+impl Entry {
+    const fn is_empty(&self) -> bool {
+        let nobody_says = self.learned.is_empty() && self.told.is_empty() && self.heard.is_empty();
+        nobody_says && self.reached.is_none()
+    }
 }
 
 impl AddressBook {
@@ -59,14 +66,26 @@ impl AddressBook {
         }
     }
 
-    /// Replaces what the peer was heard to say in the local network; says whether that changed anything.
-    pub fn heard(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> bool {
-        let addrs = bounded(addrs);
-        let Some(entry) = self.entry(peer) else {
-            return false;
-        };
-        let changed = entry.heard != addrs;
-        entry.heard = addrs;
+    /// Replaces what peers were heard to say in the local network, of everybody: who is no longer around is not heard.
+    /// Returns those of whom that changed anything.
+    pub fn heard(&mut self, around: &BTreeMap<PeerId, Vec<Multiaddr>>) -> Vec<PeerId> {
+        let mut changed = Vec::new();
+        for (peer, entry) in &mut self.peers {
+            if !entry.heard.is_empty() && !around.contains_key(peer) {
+                entry.heard.clear();
+                changed.push(*peer);
+            }
+        }
+        self.peers.retain(|_, entry| !entry.is_empty());
+        for (peer, addrs) in around {
+            let addrs = bounded(addrs.clone());
+            if let Some(entry) = self.entry(*peer)
+                && entry.heard != addrs
+            {
+                entry.heard = addrs;
+                changed.push(*peer);
+            }
+        }
         changed
     }
 
@@ -173,6 +192,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_left_the_local_network_is_not_looked_for_there() {
+        let (mut book, [a, b]) = (AddressBook::default(), [PeerId::random(), PeerId::random()]);
+        book.learn(a, vec![addr(1)]);
+        let around = BTreeMap::from([(a, vec![addr(2)]), (b, vec![addr(3)])]);
+        assert_eq!(book.heard(&around).len(), 2);
+        assert!(book.heard(&around).is_empty(), "nothing has changed");
+        assert_eq!(book.addresses(&a), [addr(2), addr(1)]);
+        assert_eq!(book.heard(&BTreeMap::from([(b, vec![addr(3)])])), [a]);
+        assert_eq!(book.addresses(&a), [addr(1)]);
+        assert_eq!(book.heard(&BTreeMap::new()), [b]);
+        assert_eq!(book.peers.len(), 1, "of the other nothing is known any more");
+    }
+
+    #[test]
     fn neither_peers_nor_addresses_grow_without_bound() {
         let mut book = AddressBook::default();
         let first = PeerId::random();
@@ -205,7 +238,7 @@ mod tests {
         assert_eq!(book.addresses(&first), [addr(1)]);
         for stranger in &strangers[..10] {
             book.told(*stranger, vec![addr(2)]);
-            book.heard(*stranger, vec![addr(2)]);
+            book.heard(&BTreeMap::from([(*stranger, vec![addr(2)])]));
             book.reached(*stranger, addr(2));
         }
         assert_eq!(book.addresses(&first), [addr(1)]);

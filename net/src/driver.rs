@@ -437,7 +437,9 @@ impl Driver {
             self.want_no_more(peer, now);
         }
         self.let_go(now);
-        self.quic.tidy();
+        for closed in self.quic.tidy() {
+            self.on_socket_closed(closed, now);
+        }
         self.publish_links();
     }
 
@@ -799,10 +801,9 @@ impl Driver {
             .neighbours
             .as_mut()
             .map(|around| around.borrow_and_update().clone());
-        for (peer, addresses) in around.unwrap_or_default() {
-            if self.shared.book().heard(peer, addresses) {
-                self.relearn(peer, now());
-            }
+        let changed = self.shared.book().heard(&around.unwrap_or_default());
+        for peer in changed {
+            self.relearn(peer, now());
         }
     }
 

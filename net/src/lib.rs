@@ -22,6 +22,7 @@ mod quiet;
 mod reach;
 mod refusal;
 mod refused;
+mod said;
 mod send;
 mod status;
 

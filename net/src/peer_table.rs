@@ -1,5 +1,6 @@
 //! What is remembered of each peer: its link, its speed, and what went over it.
 
+use crate::said::legible;
 use crate::{Estimate, LinkStatus, PeerStatus, RelayedBecause};
 use lapwing_base::{ByteSize, CLASSES, Class, Multiaddr, PeerId};
 use std::collections::BTreeMap;
@@ -67,16 +68,9 @@ pub struct PeerEntry {
 }
 
 impl PeerEntry {
-    /// The peer has said what it runs. Cut to its bound, and what a terminal would obey is left out.
+    /// The peer has said what it runs. Cut to its bound, and without what a terminal would obey.
     pub fn set_agent(&mut self, said: &str) {
-        let mut agent = String::new();
-        for char in said.chars().filter(|char| !char.is_control()) {
-            if agent.len() + char.len_utf8() > PeerTable::AGENT_MAX {
-                break;
-            }
-            agent.push(char);
-        }
-        self.agent = Some(agent);
+        self.agent = Some(legible(said, PeerTable::AGENT_MAX));
     }
 
     /// The entry as the status document shows it, with the link that stands now.
@@ -156,7 +150,7 @@ mod tests {
     fn what_a_peer_says_of_itself_is_cut_and_cannot_steer_a_terminal() {
         let mut entry = PeerEntry::default();
         entry.set_agent("go-libp2p\u{1b}[2J\n");
-        assert_eq!(entry.agent.as_deref(), Some("go-libp2p[2J"));
+        assert_eq!(entry.agent.as_deref(), Some("go-libp2p\u{fffd}[2J\u{fffd}"));
         entry.set_agent(&"ü".repeat(1000));
         assert_eq!(entry.agent.map(|agent| agent.len()), Some(PeerTable::AGENT_MAX));
     }

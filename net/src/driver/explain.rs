@@ -9,6 +9,7 @@ use libp2p::swarm::DialError;
 use super::addresses::without_peer;
 use super::network::StartError;
 use super::quic;
+use crate::said::{REASON_MAX, legible};
 use lapwing_base::{Multiaddr, chain};
 
 /// Why an address cannot be listened on.
@@ -37,8 +38,12 @@ pub(crate) fn start_error(address: Multiaddr, error: TransportError<io::Error>) 
     }
 }
 
-/// Why a dial failed, in one line for people.
+/// Why a dial failed, in one line for people. Whoever has answered may have had a word in it.
 pub(crate) fn dial_error(error: &DialError) -> String {
+    legible(&every_address(error), REASON_MAX)
+}
+
+fn every_address(error: &DialError) -> String {
     match error {
         DialError::WrongPeerId { obtained, address } => {
             format!("at {} answers another node, {obtained}", without_peer(address))

@@ -22,6 +22,7 @@ use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::{Shared, lock};
 use super::stream::{Opened, Stream};
 use super::usage::Usage;
+use crate::said::{REASON_MAX, legible};
 use crate::{
     Allowance, Dialed, LANE_CHANNELS_MAX, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Traffic,
     Transport, Unwelcome,
@@ -314,7 +315,7 @@ async fn run(
 ) {
     let why = loop {
         tokio::select! {
-            end = link.lane.ended() => break end.to_string(),
+            end = link.lane.ended() => break legible(&end.to_string(), REASON_MAX),
             Some((class, stream)) = inbound.recv() => {
                 let (opened, link, shared) = (link.opened(stream), Arc::clone(&link), Arc::clone(&shared));
                 tracker.spawn(async move {

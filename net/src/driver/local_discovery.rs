@@ -7,6 +7,7 @@
 //! Written fresh, since libp2p's own speaks either IPv4 or IPv6 but not both, remembers without a bound whatever is
 //! made up in the network, and is overlooked by go-libp2p (see [`message`]).
 
+mod answer;
 mod message;
 mod neighbours;
 
@@ -30,6 +31,7 @@ use tracing::{debug, trace};
 
 use super::interfaces::Interfaces;
 use super::now;
+use answer::Answer;
 use lapwing_base::{Multiaddr, PeerId};
 use message::{Message, RECEIVED_MAX};
 use neighbours::Neighbours;
@@ -48,9 +50,6 @@ const ASK_MAX: Duration = Duration::from_secs(240);
 
 /// An answer waits a little, at random, so that not all speak at once (RFC 6762, 6).
 const ANSWER_DELAY_MS: std::ops::RangeInclusive<u64> = 20..=120;
-
-/// The same is not said again within a second (RFC 6762, 6), which also bounds what a flood of questions causes.
-const ANSWER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interfaces that are used: more than machines have, except those that host containers by the hundred.
 const LINKS_MAX: usize = 32;
@@ -95,8 +94,8 @@ pub(crate) fn discover(
         around,
         ask_at: now(),
         ask_interval: ASK_MIN,
-        answer_at: None,
-        answered_at: None,
+        here: Answer::default(),
+        services: Answer::default(),
     };
     // Between 32 and 63 letters, says libp2p's specification.
     let letters = (0..32).map(|_| char::from(discovery.random.random_range(b'a'..=b'z')));
@@ -117,9 +116,10 @@ struct Discovery {
     around: watch::Sender<Neighbourhood>,
     ask_at: Instant,
     ask_interval: Duration,
-    /// When to say who we are, if somebody has asked.
-    answer_at: Option<Instant>,
-    answered_at: Option<Instant>,
+    /// Who we are, and where.
+    here: Answer,
+    /// Which services we have.
+    services: Answer,
 }
 
 /// An interface on which it is spoken, in one family.
@@ -144,8 +144,13 @@ impl Discovery {
         let mut buffer = vec![0; RECEIVED_MAX];
         let mut turn: usize = 0;
         loop {
-            let wake_at = [Some(self.ask_at), self.answer_at, self.neighbours.expires_at()];
-            let wake_at = wake_at.into_iter().flatten().min().unwrap_or(self.ask_at);
+            let wake_at = [
+                self.here.due_at(),
+                self.services.due_at(),
+                self.neighbours.expires_at(),
+            ];
+            let wake_at = wake_at.into_iter().flatten().min();
+            let wake_at = wake_at.map_or(self.ask_at, |at| at.min(self.ask_at));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -166,7 +171,7 @@ impl Discovery {
                 () = sleep_until(wake_at.into()) => self.on_time().await,
                 (size, from) = receive(&self.links, turn, &mut buffer) => {
                     turn = turn.wrapping_add(1);
-                    self.on_message(&buffer[..size], from).await;
+                    self.on_message(&buffer[..size], from);
                 }
             }
         }
@@ -214,24 +219,28 @@ impl Discovery {
             self.ask_at = now + self.ask_interval;
             self.ask_interval = (2 * self.ask_interval).min(ASK_MAX);
         }
-        if self.answer_at.is_some_and(|at| at <= now) {
-            self.answer_at = None;
-            self.answered_at = Some(now);
+        if self.here.give(now) {
             self.say(LIFETIME).await;
+        }
+        if self.services.give(now) {
+            self.send_all(|_| message::services(LIFETIME)).await;
         }
         if self.neighbours.expire(now) {
             self.tell();
         }
     }
 
-    async fn on_message(&mut self, bytes: &[u8], from: SocketAddr) {
+    fn on_message(&mut self, bytes: &[u8], from: SocketAddr) {
         if !self.is_local(from.ip()) {
             return;
         }
         match Message::parse(bytes) {
             None => (),
             Some(Message::WhoIsThere) => self.answer_soon(),
-            Some(Message::WhichServices) => self.send_all(|_| message::services(LIFETIME)).await,
+            Some(Message::WhichServices) => {
+                let delay = self.delay();
+                self.services.asked(delay, now());
+            }
             Some(Message::Here(announced)) => {
                 let mut changed = false;
                 for mut announcement in announced {
@@ -250,13 +259,12 @@ impl Discovery {
     }
 
     fn answer_soon(&mut self) {
-        if self.answer_at.is_some() {
-            return;
-        }
-        let delay = Duration::from_millis(self.random.random_range(ANSWER_DELAY_MS));
-        let at = now() + delay;
-        let not_before = self.answered_at.map(|answered_at| answered_at + ANSWER_INTERVAL);
-        self.answer_at = Some(not_before.map_or(at, |not_before| at.max(not_before)));
+        let delay = self.delay();
+        self.here.asked(delay, now());
+    }
+
+    fn delay(&mut self) -> Duration {
+        Duration::from_millis(self.random.random_range(ANSWER_DELAY_MS))
     }
 
     /// Says on each link which of our addresses are there.

@@ -341,9 +341,10 @@ impl Quic {
         Ok(())
     }
 
-    /// Closes the sockets that were kept for paths which have ended since.
-    pub(crate) fn tidy(&self) {
+    /// Closes the sockets that were kept for paths which have ended since, and says which.
+    pub(crate) fn tidy(&self) -> Vec<SocketId> {
         let dialed = lock(&self.preferred);
+        let mut closed = Vec::new();
         self.locals().retain(|local| {
             let used = local.adopted.is_none_or(|adopted| {
                 local.endpoint.open_connections() > 0
@@ -352,9 +353,11 @@ impl Quic {
             });
             if !used {
                 local.endpoint.close(CLOSED, b"");
+                closed.push(local.socket.id());
             }
             used
         });
+        closed
     }
 
     /// The next dial to an address goes from this socket.

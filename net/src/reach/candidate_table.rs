@@ -1,6 +1,7 @@
 //! Every address that was tried for a peer, how it was known and what came of it: for people who ask why a path is
 //! relayed. Tries none.
 
+use crate::said::legible;
 use crate::{Probed, ProbedOutcome, ProbedSource, RelayedBecause};
 use lapwing_base::{Multiaddr, PeerId, Protocol};
 use serde::{Deserialize, Serialize};
@@ -164,16 +165,11 @@ impl CandidateTable {
         });
     }
 
-    /// An address does not work. `why` is cut to three lines of a terminal.
+    /// An address does not work. `why` is cut to three lines of a terminal, and shown without what that would obey.
     pub fn failed(&mut self, peer: &PeerId, address: &Multiaddr, why: &str, now: Instant) {
-        let mut end = why.len().min(WHY_MAX);
-        while !why.is_char_boundary(end) {
-            end -= 1;
-        }
-        let why = &why[..end];
         self.settle(peer, address, |began_at| CandidateOutcome::Failed {
             after: now.saturating_duration_since(began_at),
-            why: why.to_owned(),
+            why: legible(why, WHY_MAX),
         });
     }
 

@@ -6,12 +6,14 @@ use futures::{FutureExt as _, StreamExt as _};
 use lapwing_base::{ByteSize, Class, Keypair, Multiaddr, PeerId};
 use lapwing_net::{
     Access, Hello, Kind, NatType, Presence, PunchMessage, Refusal, Refused, Stance, Token, WitnessMessage,
-    decode,
+    decode, encode,
 };
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Swarm, noise, relay, yamux};
+use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const OPEN: Kind = Kind {
@@ -311,6 +313,61 @@ async fn a_witness_sends_to_nobody_but_the_asker() {
         .await;
     besieged.serves_others().await;
     victim.was_left_alone();
+}
+
+#[tokio::test]
+async fn where_a_stranger_sees_a_node_counts_for_nothing_until_it_is_a_main() {
+    const OBSERVED: u8 = 1;
+    let besieged = Besieged::start().await;
+    let keypair = Keypair::generate_ed25519();
+    let stranger = keypair.public().to_peer_id();
+    let raw = RawPeer::connect_as(keypair, &besieged.node).await;
+    let seen = address(&besieged.node);
+    let observed = || besieged.node.network.status().reach.observed;
+    let story = async {
+        let mut send = raw.connection.open_uni().await.unwrap();
+        let message = [[OBSERVED].as_slice(), &encode(&seen)].concat();
+        send.write_all(&message).await.unwrap();
+        send.finish().unwrap();
+        send.stopped().await.unwrap();
+        besieged.serves_others().await;
+        assert_eq!(observed(), []);
+        let mains = Arc::new(HashSet::from([stranger]));
+        besieged.node.gate.send_modify(|gate| gate.mains = mains);
+        eventually("the word of a main counts", || observed() == [seen]).await;
+    };
+    tokio::select! {
+        () = story => (),
+        gone = raw.is_alive() => panic!("the session has ended: {gone}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_peer_says_at_the_end_steers_no_terminal() {
+    let besieged = Besieged::start().await;
+    let keypair = Keypair::generate_ed25519();
+    let peer = keypair.public().to_peer_id();
+    let raw = RawPeer::connect_as(keypair, &besieged.node).await;
+    let error = || {
+        let peers = besieged.node.network.status().peers;
+        peers.into_iter().find(|of| of.peer == peer)?.last_error
+    };
+    eventually("the session stands", || {
+        besieged
+            .node
+            .network
+            .status()
+            .peers
+            .iter()
+            .any(|of| of.peer == peer)
+    })
+    .await;
+    let words = [b"\x1b[2J so long\r\n".as_slice(), &[b'x'; 900]].concat();
+    raw.connection.close(0_u32.into(), &words);
+    eventually("the session has ended", || error().is_some()).await;
+    let error = error().unwrap();
+    assert!(error.contains("so long") && error.len() <= 400, "{error:?}");
+    assert!(!error.contains(char::is_control), "{error:?}");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use super::session::{REFUSED, Session, SessionEvent};
 use super::tls::{IdentityError, Protocol, peer_of};
 use super::{Local, Quic};
 use crate::Dialed;
+use crate::said::{REASON_MAX, legible};
 use lapwing_base::PeerId;
 
 /// Two round trips at 600 ms and one lost packet.
@@ -70,7 +71,7 @@ impl Quic {
             let local = local.ok_or_else(|| "its socket is closed".to_owned())?;
             let (peer, connection) = handshake(&local, config, remote)
                 .await
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| legible(&error.to_string(), REASON_MAX))?;
             if peer == expected {
                 return Ok(connection);
             }

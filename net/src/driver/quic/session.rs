@@ -28,6 +28,7 @@ use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::driver::usage::{Place, Usage};
 use crate::liveness::{Beat, Liveness, Pace};
+use crate::said::{REASON_MAX, legible};
 use crate::{
     Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Traffic, Transport,
     Unwelcome, decode, encode,
@@ -351,7 +352,8 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         liveness: Liveness::new(*session.pace.borrow(), now()),
     };
     let ended = task.run(inbox).await;
-    let why = ended.to_string();
+    // The peer may have said why.
+    let why = legible(&ended.to_string(), REASON_MAX);
     trace!(peer = %session.peer, why, "session ended");
     let closed = SessionEvent::Closed {
         id: session.id,

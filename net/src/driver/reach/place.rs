@@ -77,6 +77,12 @@ impl Driver {
         }
     }
 
+    /// A socket that was kept for one path is gone with it.
+    pub(in crate::driver) fn on_socket_closed(&mut self, socket: SocketId, now: Instant) {
+        let changes = self.reach.observations.closed(socket, now);
+        self.on_changes(changes, now);
+    }
+
     pub(super) fn on_changes(&mut self, changes: Vec<Change>, now: Instant) {
         if changes.is_empty() {
             return;
