@@ -32,6 +32,7 @@ use circuit::Circuit;
 use climb::Climb;
 use dial::Dial;
 use lapwing_base::{Multiaddr, PeerId, Role};
+use punching::Awaited;
 use upgrade::UPGRADES_MAX;
 use verdicts_file::VerdictsFile;
 
@@ -62,8 +63,8 @@ pub(crate) struct Reach {
     relays_dialed: HashMap<PeerId, Multiaddr>,
     /// Where relays see those peers that we reach through them.
     seen_at: Whereabouts,
-    /// Until when the peer's handshake is waited for, after a path was found on which the peer dials.
-    awaited: HashMap<PeerId, Instant>,
+    /// What is waited for after a path was found.
+    awaited: HashMap<PeerId, Awaited>,
     /// What a router forwards to us.
     mapped: Option<SocketAddr>,
     standing: Option<Standing>,
@@ -146,7 +147,7 @@ impl Reach {
     pub(crate) fn next_at(&self) -> Option<Instant> {
         let cores = [
             self.due.first().map(|(at, _)| *at),
-            self.awaited.values().min().copied(),
+            self.awaited.values().map(Awaited::until).min(),
             self.observations.next_at(),
             self.reachability.next_at(),
             self.reservations.next_at(),
@@ -182,11 +183,17 @@ impl Driver {
             .reach
             .awaited
             .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(peer, _)| *peer)
+            .filter(|(_, awaited)| awaited.until() <= now)
+            .map(|(peer, awaited)| (*peer, *awaited))
             .collect();
-        for peer in overdue {
-            self.punch_failed(peer, now);
+        for (peer, awaited) in overdue {
+            match awaited {
+                Awaited::Handshake { .. } => self.punch_failed(peer, now),
+                Awaited::Answer { socket, remote, .. } => {
+                    self.reach.awaited.remove(&peer);
+                    self.dial_found(peer, socket, remote, now);
+                }
+            }
             self.drive(peer, now);
         }
         if self.reach.observations.next_at().is_some_and(|at| at <= now) {

@@ -175,11 +175,11 @@ impl Ladder {
         }
         self.wanted = wanted;
         if wanted {
-            if self.best().is_none() {
-                self.next = Next::Climb(now);
-            } else {
-                self.upgrade_soon(now);
-            }
+            self.next = match self.best() {
+                None => Next::Climb(now),
+                Some(Rung::Direct) => Next::Rest,
+                Some(_) => Next::Upgrade(now),
+            };
         } else {
             self.abandon(|_| true);
             self.next = Next::Rest;
@@ -258,7 +258,8 @@ impl Ladder {
         } else if self.wanted && matches!(self.next, Next::Rest | Next::Climb(_)) {
             self.upgrade_soon(now);
         }
-        self.punch_soon(now);
+        // Whoever has dialed the circuit offers first: two offers that cross cost half a round trip more than one.
+        self.punch_soon(if dial.is_some() { now } else { now + OFFER_LEAD });
         self.tell();
     }
 
@@ -494,9 +495,9 @@ impl Ladder {
         }
     }
 
-    fn punch_soon(&mut self, now: Instant) {
+    fn punch_soon(&mut self, at: Instant) {
         if !self.punching && self.punch_at.is_none() {
-            self.punch_at = Some(now);
+            self.punch_at = Some(at);
         }
     }
 
@@ -592,6 +593,8 @@ const STAGGER: Duration = Duration::from_millis(50);
 const RELAYED_STAGGER: Duration = Duration::from_millis(250);
 /// How long QUIC goes ahead of the fallback. Drawn, so that the homes of one main do not fall back together.
 const FALLBACK_LEAD: std::ops::Range<Duration> = Duration::from_millis(250)..Duration::from_millis(400);
+/// How long the side that was dialed waits for the other's offer, which follows the circuit at once.
+const OFFER_LEAD: Duration = Duration::from_millis(300);
 /// How long a direct dial goes ahead of the relay where the last connection was direct.
 const DIRECT_LEAD: Duration = Duration::from_millis(200);
 /// How often something better is tried while something worse stands.

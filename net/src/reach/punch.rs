@@ -94,6 +94,8 @@ pub(crate) struct Sides<'a> {
     pub(crate) dialer: Side,
     /// Over the relayed connection.
     pub(crate) rtt: Option<Duration>,
+    /// Whether the first addresses are in all likelihood the ones.
+    pub(crate) foreseen: bool,
 }
 
 /// One attempt, from the moment that both know the strategy.
@@ -115,6 +117,8 @@ pub(crate) struct Punch {
     /// What the peer has told of where our packets come from: our socket, the peer's address, what it saw there.
     /// Once for each pair.
     seen: VecDeque<(SocketId, SocketAddr, SocketAddr)>,
+    /// Where QUIC is dialed before any probe has come back, told once.
+    early: Option<(SocketId, SocketAddr)>,
     /// Nothing is tried any more from then on; when chosen, how long answers are still given.
     ends_at: Instant,
     chosen: Option<Chosen>,
@@ -183,6 +187,7 @@ impl Punch {
             sent: 0,
             outbox: VecDeque::new(),
             seen: VecDeque::new(),
+            early: None,
             ends_at: now,
             chosen: None,
             nominated: 0,
@@ -209,6 +214,9 @@ impl Punch {
                 punch.probe_all(&sides.theirs.candidates, ProbedSource::Named, starts_at);
                 punch.probe_all(&sides.theirs.predicted, ProbedSource::Predicted, starts_at);
                 punch.ends_at = now + rtt * 4 + TURN_MARGIN + PROBING;
+                if sides.foreseen && punch.dials && sides.me == Side::Offerer {
+                    punch.early = punch.likeliest(&sides.theirs.candidates);
+                }
             }
             Strategy::Birthday {
                 symmetric,
@@ -308,6 +316,18 @@ impl Punch {
         let pairs = self.pairs.iter().filter_map(Pair::due_at);
         let spray = self.spray.as_ref().and_then(Spray::due_at);
         pairs.chain(spray).fold(self.ends_at, Instant::min)
+    }
+
+    /// Where to dial before any probe has come back, told once: from which socket, and where to.
+    pub(crate) const fn take_early(&mut self) -> Option<(SocketId, SocketAddr)> {
+        self.early.take()
+    }
+
+    /// The first address that the peer names. None of a peer on the same site, whose other addresses are better.
+    fn likeliest(&self, candidates: &[SocketAddr]) -> Option<(SocketId, SocketAddr)> {
+        let seen = |remote: &SocketAddr| self.seen_at.contains(&remote.ip().to_canonical());
+        let remote = canonical(*candidates.first().filter(|_| candidates.iter().all(seen))?);
+        Some((*self.sockets_for(remote).first()?, remote))
     }
 
     /// Where the peer has seen packets of ours come from, told once: our socket, where they went, and that.

@@ -3,6 +3,7 @@
 use crate::{DecodeError, NatType, PortSpan, RelayedBecause, Strategy, Token, decode, encode};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// A message of an attempt. Its frames go in order, encrypted from end to end.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,8 @@ pub struct Presence {
     pub predicted: Vec<SocketAddr>,
     /// From where its NAT gives ports, when that is known.
     pub ports: Option<PortSpan>,
+    /// Its round trip to the relay: with the other's, that of the relayed path, which is too new to have been measured.
+    pub to_relay: Option<Duration>,
 }
 
 impl Presence {
@@ -135,6 +138,7 @@ mod tests {
                 candidates: addresses.clone(),
                 predicted: addresses,
                 ports: Some(PortSpan::ANY),
+                to_relay: Some(Duration::MAX),
                 ..Presence::default()
             },
         };

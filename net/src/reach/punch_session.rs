@@ -2,8 +2,8 @@
 
 use crate::reach::punch::Punch;
 use crate::{
-    Here, NatType, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, RelayedBecause, SocketId,
-    Strategy, There, Token,
+    Here, NatType, Presence, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, RelayedBecause,
+    SocketId, Strategy, There, Token,
 };
 use lapwing_base::PeerId;
 use std::net::SocketAddr;
@@ -27,8 +27,22 @@ pub(crate) struct Session {
 pub(crate) enum Phase {
     /// We have offered.
     Offered { token: Token, gives_up_at: Instant },
+    /// We have answered, and cannot begin before a relay has said where the peer is.
+    Answered(Box<Answered>),
     /// Both know what to do. Boxed: it is ten times the size of the other.
     Punching(Box<Punching>),
+}
+
+/// An offer that was answered before it was known which of the peer's addresses are its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Answered {
+    pub(crate) token: Token,
+    pub(crate) strategy: Strategy,
+    /// As the peer names it.
+    pub(crate) presence: Presence,
+    /// When it was answered.
+    pub(crate) at: Instant,
+    pub(crate) gives_up_at: Instant,
 }
 
 /// An attempt under way.
@@ -72,9 +86,17 @@ impl Session {
             Phase::Offered { gives_up_at, .. } => {
                 return (*gives_up_at <= now).then_some(Next::Failed(peer, RelayedBecause::NoAnswer));
             }
+            Phase::Answered(answered) => {
+                let overdue = answered.gives_up_at <= now;
+                return overdue.then_some(Next::Failed(peer, RelayedBecause::NoCandidates));
+            }
             Phase::Punching(punching) => punching,
         };
         let punch = &mut punching.punch;
+        if let Some((socket, remote)) = punch.take_early() {
+            let dial = PunchAction::Dial { peer, socket, remote };
+            return Some(Next::Act(dial));
+        }
         if let Some(datagram) = punch.poll(now) {
             return Some(Next::Act(PunchAction::Send(datagram)));
         }
@@ -108,6 +130,7 @@ impl Session {
     pub(crate) fn next_at(&self) -> Instant {
         match &self.phase {
             Phase::Offered { gives_up_at, .. } => *gives_up_at,
+            Phase::Answered(answered) => answered.gives_up_at,
             Phase::Punching(punching) => punching.punch.next_at(),
         }
     }
@@ -129,7 +152,7 @@ impl Session {
     /// What is under way, once both know.
     pub(crate) fn punching(&self) -> Option<&Punching> {
         match &self.phase {
-            Phase::Offered { .. } => None,
+            Phase::Offered { .. } | Phase::Answered(_) => None,
             Phase::Punching(punching) => Some(punching),
         }
     }
@@ -137,7 +160,7 @@ impl Session {
     /// As [`Self::punching`].
     pub(crate) fn punching_mut(&mut self) -> Option<&mut Punching> {
         match &mut self.phase {
-            Phase::Offered { .. } => None,
+            Phase::Offered { .. } | Phase::Answered(_) => None,
             Phase::Punching(punching) => Some(punching),
         }
     }

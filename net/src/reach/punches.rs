@@ -9,7 +9,7 @@
 use crate::reach::observations::Family;
 use crate::reach::punch::{Punch, Sides};
 use crate::reach::punch_history::{Histories, SOON};
-use crate::reach::punch_session::{Next, Opening, Phase, Punching, Session};
+use crate::reach::punch_session::{Answered, Next, Opening, Phase, Punching, Session};
 use crate::{
     Chosen, Datagram, NatType, Observation, PortSpan, Presence, Probe, ProbeId, Probed, Prospect,
     PunchMessage, RelayedBecause, Side, SocketId, Strategy, Token, Vetting,
@@ -36,7 +36,9 @@ pub struct Here {
 pub struct There {
     /// The IP addresses from which this node or a relay sees its packets come. Nothing else of it is probed.
     pub seen_at: Vec<IpAddr>,
-    /// Round-trip time of the relayed connection.
+    /// Whether a relay is being asked for that, so that [`Punches::located`] will tell.
+    pub awaited: bool,
+    /// Round-trip time of the relayed connection, where both sides' ways to the relay are not known.
     pub rtt: Option<Duration>,
 }
 
@@ -70,6 +72,16 @@ pub enum PunchAction {
     },
     /// The peer has told where one of our sockets' packets come from.
     Observed(Observation),
+    /// Dial QUIC there at once, from this socket: the peer's NAT is about to be opened, and in all likelihood the
+    /// handshake itself gets through, a round trip before it is known that probes do. What comes of it may be nothing.
+    Dial {
+        /// Whom.
+        peer: PeerId,
+        /// Our socket.
+        socket: SocketId,
+        /// The peer's address.
+        remote: SocketAddr,
+    },
     /// A path was found.
     Found {
         /// To whom.
@@ -238,6 +250,43 @@ impl Punches {
         }
     }
 
+    /// A relay has said where it sees the peer; nowhere, when it does not know.
+    pub fn located(&mut self, peer: PeerId, seen_at: &[IpAddr], now: Instant) {
+        let Some(session) = self.sessions.get_mut(&peer) else {
+            return;
+        };
+        let Phase::Answered(answered) = &session.phase else {
+            return;
+        };
+        let Answered {
+            token,
+            strategy,
+            presence,
+            at,
+            ..
+        } = Answered::clone(answered);
+        session.there.seen_at.extend_from_slice(seen_at);
+        let (here, there) = (session.here.clone(), session.there.clone());
+        let (attempt, nat) = (session.attempt, presence.nat);
+        let theirs = self.vet(presence, &here, &there);
+        if theirs.candidates.is_empty() {
+            let why = RelayedBecause::NoCandidates;
+            self.actions.push_back(PunchAction::Tell {
+                peer,
+                message: PunchMessage::GiveUp { attempt, why },
+            });
+            self.fail(peer, why, now);
+            return;
+        }
+        let prospect = here.presence.nat.prospect(&nat);
+        let (me, plan) = (Side::Answerer, (token, strategy, prospect));
+        // The moments are those that were agreed on.
+        let phase = self.punching(peer, me, plan, &theirs, &here, &there, at);
+        if let Some(session) = self.sessions.get_mut(&peer) {
+            session.phase = phase;
+        }
+    }
+
     /// A datagram has come from a socket; says whether it belonged to an attempt.
     pub fn on_datagram(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Instant) -> bool {
         let Some(peer) = Probe::id(datagram).ok().and_then(|id| self.by_probe.get(&id)) else {
@@ -375,8 +424,14 @@ impl Punches {
             return;
         }
         let nat = presence.nat;
-        let (theirs, refused) = vetting(&here, &there).vet(presence.bounded());
-        self.refused += refused;
+        let presence = presence.bounded();
+        // Until the relay has said where the peer is, its addresses are taken for its own, and nothing is sent there.
+        let awaited = there.awaited && there.seen_at.is_empty();
+        let theirs = if awaited {
+            presence.clone()
+        } else {
+            self.vet(presence.clone(), &here, &there)
+        };
         if here.presence.candidates.is_empty() || here.sockets.is_empty() || theirs.candidates.is_empty() {
             self.actions.push_back(give_up(RelayedBecause::NoCandidates));
             return;
@@ -405,17 +460,18 @@ impl Punches {
                 presence: here.presence.clone().bounded(),
             },
         });
-        let phase = self.punching(
-            peer,
-            Side::Answerer,
-            token,
-            strategy,
-            prospect,
-            &theirs,
-            &here,
-            &there,
-            now,
-        );
+        let phase = if awaited {
+            Phase::Answered(Box::new(Answered {
+                token,
+                strategy,
+                presence,
+                at: now,
+                gives_up_at: now + LOCATING_PATIENCE,
+            }))
+        } else {
+            let (me, plan) = (Side::Answerer, (token, strategy, prospect));
+            self.punching(peer, me, plan, &theirs, &here, &there, now)
+        };
         let session = Session {
             peer,
             attempt,
@@ -447,8 +503,7 @@ impl Punches {
         }
         let (here, there) = (session.here.clone(), session.there.clone());
         let nat = presence.nat;
-        let (theirs, refused) = vetting(&here, &there).vet(presence.bounded());
-        self.refused += refused;
+        let theirs = self.vet(presence.bounded(), &here, &there);
         let give_up = match () {
             () if theirs.candidates.is_empty() => Some(RelayedBecause::NoCandidates),
             () if !self.is_acceptable(peer, strategy, &here.presence.nat, &nat, now) => {
@@ -465,17 +520,8 @@ impl Punches {
             return;
         }
         let prospect = here.presence.nat.prospect(&nat);
-        let phase = self.punching(
-            peer,
-            Side::Offerer,
-            token,
-            strategy,
-            prospect,
-            &theirs,
-            &here,
-            &there,
-            now,
-        );
+        let (me, plan) = (Side::Offerer, (token, strategy, prospect));
+        let phase = self.punching(peer, me, plan, &theirs, &here, &there, now);
         if let Some(session) = self.sessions.get_mut(&peer) {
             session.phase = phase;
         }
@@ -489,9 +535,7 @@ impl Punches {
         &mut self,
         peer: PeerId,
         me: Side,
-        token: Token,
-        strategy: Strategy,
-        prospect: Prospect,
+        (token, strategy, prospect): (Token, Strategy, Prospect),
         theirs: &Presence,
         here: &Here,
         there: &There,
@@ -502,8 +546,8 @@ impl Punches {
         let dialer = match (here.presence.nat.is_symmetric(), theirs.nat.is_symmetric()) {
             (true, false) => me,
             (false, true) => me.other(),
-            _ if self.me < peer => me,
-            _ => me.other(),
+            // Otherwise who has asked, and so is the first to know that both begin.
+            _ => Side::Offerer,
         };
         let sides = Sides {
             me,
@@ -512,7 +556,12 @@ impl Punches {
             theirs,
             seen_at: &there.seen_at,
             dialer,
-            rtt: there.rtt,
+            rtt: match (here.presence.to_relay, theirs.to_relay) {
+                (Some(ours), Some(theirs)) => Some(ours + theirs.min(RTT_MAX)),
+                _ => there.rtt,
+            },
+            foreseen: strategy == Strategy::Simultaneous
+                && matches!(prospect, Prospect::Direct | Prospect::Simultaneous),
         };
         let punch = Punch::begin(&sides, strategy, &mut self.rng, now);
         self.by_probe.insert(punch.id(), peer);
@@ -534,6 +583,13 @@ impl Punches {
             nat: theirs.nat,
             opening,
         }))
+    }
+
+    /// What remains of what a peer names.
+    fn vet(&mut self, presence: Presence, here: &Here, there: &There) -> Presence {
+        let (theirs, refused) = vetting(here, there).vet(presence);
+        self.refused += refused;
+        theirs
     }
 
     /// Whether the strategy with which a peer has answered our offer is one that this node takes part in.
@@ -661,6 +717,10 @@ fn vetting<'a>(here: &'a Here, there: &'a There) -> Vetting<'a> {
 const SEED_CONTEXT: &str = "lapwing 2026 punches";
 /// How long an offer waits, besides three round trips: the peer answers from memory.
 const OFFER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a relay may take to say where a peer is: the attempt is in vain when it says so later than the peer probes.
+const LOCATING_PATIENCE: Duration = Duration::from_secs(2);
+/// No way to a relay takes longer that is of any use.
+const RTT_MAX: Duration = Duration::from_secs(2);
 /// Each opens up to 256 sockets or sends 100 packets a second.
 const BIRTHDAYS_MAX: usize = 2;
 /// Attempts at once: each takes about 10 KiB, guessing 100 KiB, and a few packets a second.

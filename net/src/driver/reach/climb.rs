@@ -27,6 +27,12 @@ pub(super) struct Climb {
 impl Driver {
     /// Somebody wants a link to a peer.
     pub(in crate::driver) fn want(&mut self, peer: PeerId, now: Instant) {
+        self.climb_to(peer, now).ladder.want(true, now);
+        self.drive(peer, now);
+    }
+
+    /// The way to a peer, which is begun when there is none, with what is known of where the peer is.
+    fn climb_to(&mut self, peer: PeerId, now: Instant) -> &mut Climb {
         let addresses = self.addresses_of(&peer);
         let seed = self.reach.seed ^ now.elapsed().as_nanos() as u64;
         let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
@@ -38,8 +44,7 @@ impl Driver {
         });
         climb.ladder.set_udp(udp);
         climb.ladder.set_addresses(addresses, now);
-        climb.ladder.want(true, now);
-        self.drive(peer, now);
+        climb
     }
 
     /// Somebody who has waited for a link to a peer does so no longer: without anybody else it is dialed no more.
@@ -150,7 +155,7 @@ impl Driver {
                         id: other,
                         address,
                     } if *of == peer && *other == id => Some((*connection, address.clone())),
-                    Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => None,
+                    Dial::Ladder { .. } | Dial::Punch(_) | Dial::Early { .. } | Dial::Foreign => None,
                 });
                 if let Some((connection, address)) = abandoned {
                     // The swarm lets no dial go; what comes of it is one link more, which is closed as surplus.
@@ -209,16 +214,17 @@ impl Driver {
                 id,
                 address: to,
             } if *of == peer && without_peer(to) == *address => Some((*connection, *id, to.clone())),
-            Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => None,
+            Dial::Ladder { .. } | Dial::Punch(_) | Dial::Early { .. } | Dial::Foreign => None,
         });
         if let Some((connection, _, to)) = &dial {
             self.reach.dials.remove(connection);
             self.reach.candidates.succeeded(&peer, to, now);
         }
         if rung == Rung::Direct {
-            self.reach
-                .dials
-                .retain(|_, dial| !matches!(dial, Dial::Punch(of) if *of == peer));
+            self.reach.dials.retain(
+                |_, dial| !matches!(dial, Dial::Punch(of) | Dial::Early { peer: of, .. } if *of == peer),
+            );
+            self.reach.candidates.succeeded(&peer, address, now);
             self.reach.awaited.remove(&peer);
             self.reach.punches.connected(&peer, now);
             if let Link::Session(session) = link {
@@ -243,12 +249,17 @@ impl Driver {
             }
         }
         // Links that others have made climb too: what is relayed is worth improving from either side.
-        if !self.reach.climbs.contains_key(&peer) && self.is_member(&peer) && rung != Rung::Direct {
-            self.want(peer, now);
+        let begins = !self.reach.climbs.contains_key(&peer) && self.is_member(&peer) && rung != Rung::Direct;
+        if begins {
+            self.climb_to(peer, now);
         }
         if let Some(climb) = self.reach.climbs.get_mut(&peer) {
             climb.failures.clear();
             climb.ladder.connected(rung, dial.map(|(_, id, _)| id), now);
+            if begins {
+                // After it is known what stands, so that this is not dialed once more.
+                climb.ladder.want(true, now);
+            }
             self.drive(peer, now);
         }
         if is_main {

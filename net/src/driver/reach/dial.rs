@@ -20,6 +20,11 @@ pub(super) enum Dial {
         address: Multiaddr,
     },
     Punch(PeerId),
+    /// While NATs are being opened.
+    Early {
+        peer: PeerId,
+        remote: SocketAddr,
+    },
     /// To a peer that is no node of ours.
     Foreign,
 }
@@ -54,13 +59,27 @@ impl Driver {
     }
 
     pub(super) fn dial_found(&mut self, peer: PeerId, socket: SocketId, remote: SocketAddr, now: Instant) {
+        self.dial_from(socket, remote, peer, Dial::Punch(peer), now);
+    }
+
+    /// Dials a peer where it can be found once the NATs are open, which they are about to be.
+    pub(super) fn dial_early(&mut self, peer: PeerId, socket: SocketId, remote: SocketAddr, now: Instant) {
+        let (kind, source) = (CandidateKind::Reflexive, CandidateSource::Peer);
+        let address = to_multiaddr(remote);
+        self.reach.candidates.trying(peer, address, kind, source, now);
+        self.reach.reachability.sent(remote, now);
+        self.dial_from(socket, remote, peer, Dial::Early { peer, remote }, now);
+    }
+
+    fn dial_from(&mut self, socket: SocketId, remote: SocketAddr, peer: PeerId, dial: Dial, now: Instant) {
+        trace!(%peer, %remote, "dialing from the socket that the peer is to see");
         self.quic.dial_from(socket, remote);
         let options = DialOpts::peer_id(peer)
             .condition(PeerCondition::Always)
             .addresses(vec![to_multiaddr(remote)])
             .build();
         let connection = options.connection_id();
-        self.reach.dials.insert(connection, Dial::Punch(peer));
+        self.reach.dials.insert(connection, dial);
         if let Err(error) = self.swarm.dial(options) {
             self.dial_failed(connection, peer, &error, now);
             self.drive(peer, now);
@@ -96,6 +115,12 @@ impl Driver {
                 }
             }
             Some(Dial::Punch(peer)) => self.punch_failed(peer, now),
+            Some(Dial::Early { peer, remote }) => {
+                // The probes may yet find the path.
+                self.reach
+                    .candidates
+                    .failed(&peer, &to_multiaddr(remote), &why, now);
+            }
             Some(Dial::Foreign) | None => (),
         }
     }

@@ -11,8 +11,10 @@ use crate::driver::addresses::{relay_of, socket_address};
 use crate::driver::links::Link;
 use crate::driver::quic::Stray;
 use crate::driver::{Command, Driver, notes};
-use crate::{Family, Here, Presence, Probe, PunchAction, PunchError, RelayedBecause, Rung, There};
+use crate::{Family, Here, Presence, Probe, PunchAction, PunchError, RelayedBecause, Rung, SocketId, There};
 use lapwing_base::PeerId;
+
+use super::dial::Dial;
 
 impl Driver {
     pub(super) fn punch(&mut self, peer: PeerId, now: Instant) {
@@ -28,7 +30,7 @@ impl Driver {
             climb.asking = true;
             return;
         }
-        let here = self.here(now);
+        let here = self.here_for(&peer, now);
         trace!(%peer, ?here, ?there, "offering to punch");
         let started = self.reach.punches.start(peer, here, there, now);
         let failed = match started {
@@ -61,6 +63,7 @@ impl Driver {
                     trace!(to = %datagram.to, %error, "a probe was not sent");
                 }
             }
+            PunchAction::Dial { peer, socket, remote } => self.dial_early(peer, socket, remote, now),
             PunchAction::OpenSockets { peer, count } => {
                 let sockets = self.quic.open_spares(peer, count);
                 self.reach.punches.sockets_opened(&peer, sockets, now);
@@ -81,10 +84,25 @@ impl Driver {
                 self.reach
                     .candidates
                     .punched(peer, &probed, None, now.checked_sub(took).unwrap_or(now), now);
-                if chosen.dials {
-                    self.dial_found(peer, chosen.socket, chosen.remote, now);
+                let dialed = self.reach.dials.values().any(|dial| match dial {
+                    Dial::Early { peer: of, remote } => (*of, *remote) == (peer, chosen.remote),
+                    Dial::Ladder { .. } | Dial::Punch(_) | Dial::Foreign => false,
+                });
+                if !chosen.dials {
+                    let awaited = Awaited::Handshake {
+                        until: now + HANDSHAKE_AWAITED,
+                    };
+                    self.reach.awaited.insert(peer, awaited);
+                } else if dialed {
+                    // Its answer comes with that to the probe, or the dial was too early for the peer's NAT.
+                    let awaited = Awaited::Answer {
+                        until: now + ANSWER_AWAITED,
+                        socket: chosen.socket,
+                        remote: chosen.remote,
+                    };
+                    self.reach.awaited.insert(peer, awaited);
                 } else {
-                    self.reach.awaited.insert(peer, now + HANDSHAKE_AWAITED);
+                    self.dial_found(peer, chosen.socket, chosen.remote, now);
                 }
             }
             PunchAction::Failed {
@@ -118,6 +136,18 @@ impl Driver {
         }
     }
 
+    /// Where this node is, as a peer is told.
+    pub(super) fn here_for(&self, peer: &PeerId, now: Instant) -> Here {
+        let mut here = self.here(now);
+        here.presence.to_relay = self.to_relay(peer);
+        here
+    }
+
+    /// The round trip to the relay of the path on which a peer stands.
+    fn to_relay(&self, peer: &PeerId) -> Option<Duration> {
+        self.shared.link(&self.relay_towards(peer)?)?.rtt()
+    }
+
     pub(super) fn here(&self, now: Instant) -> Here {
         let sockets = self.quic.sockets();
         let reflexive = self.reach.observations.reflexive(now);
@@ -139,6 +169,7 @@ impl Driver {
                 candidates,
                 predicted,
                 ports: self.reach.observations.port_block(now),
+                to_relay: None,
             },
             sockets,
             seen_at: reflexive
@@ -154,19 +185,14 @@ impl Driver {
         let mut seen_at = self.reach.seen_at.of(peer).to_vec();
         let link = self.shared.link(peer);
         seen_at.extend(link.as_ref().and_then(Link::remote_ip));
-        // A circuit is seldom old enough to have been measured; what is known is our half of it.
-        let to_relay = match &link {
-            Some(Link::Lane(lane)) => {
-                relay_of(&lane.address).and_then(|relay| self.shared.link(&relay)?.rtt())
-            }
-            Some(Link::Session(_)) | None => None,
-        };
         There {
             seen_at,
+            awaited: self.reach.seen_at.is_awaited(peer),
+            // A circuit is seldom old enough to have been measured; what is known is our half of it.
             rtt: link
                 .as_ref()
                 .and_then(Link::rtt)
-                .or_else(|| to_relay.map(|rtt| rtt * 2)),
+                .or_else(|| self.to_relay(peer).map(|rtt| rtt * 2)),
         }
     }
 
@@ -191,6 +217,7 @@ impl Driver {
 
     pub(in crate::driver) fn on_seen_at(&mut self, peer: PeerId, seen: Vec<IpAddr>, now: Instant) {
         trace!(%peer, ?seen, "where the relay sees the peer");
+        self.reach.punches.located(peer, &seen, now);
         self.reach.seen_at.answered(peer, seen, now);
         if let Some(climb) = self.reach.climbs.get_mut(&peer)
             && std::mem::take(&mut climb.asking)
@@ -234,3 +261,28 @@ impl Driver {
 
 /// How long a handshake may take on a path that was found.
 const HANDSHAKE_AWAITED: Duration = Duration::from_secs(4);
+
+/// How much later than the answer to a probe the one to a handshake may come that was begun at the same time: the peer
+/// looks at certificates and signs.
+const ANSWER_AWAITED: Duration = Duration::from_millis(50);
+
+/// What is waited for, after a path was found.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Awaited {
+    /// The peer's handshake, since it dials.
+    Handshake { until: Instant },
+    /// The answer to a handshake that was begun before it was known that it gets through; then it is begun anew.
+    Answer {
+        until: Instant,
+        socket: SocketId,
+        remote: SocketAddr,
+    },
+}
+
+impl Awaited {
+    pub(super) const fn until(&self) -> Instant {
+        match self {
+            Self::Handshake { until } | Self::Answer { until, .. } => *until,
+        }
+    }
+}

@@ -19,7 +19,7 @@ impl Driver {
                     // The peer has no direct path to us any more.
                     self.suspect(&peer);
                 }
-                let (here, there) = (self.here(now), self.there(&peer));
+                let (here, there) = (self.here_for(&peer, now), self.there(&peer));
                 self.reach.punches.on_message(peer, message, here, there, now);
             }
             Note::Witness(peer, message) => {

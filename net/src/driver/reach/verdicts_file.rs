@@ -1,7 +1,7 @@
 //! The file that keeps over a restart on which networks UDP passes. What is in it is the core's to say.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -59,23 +59,12 @@ async fn write_each(path: PathBuf, mut texts: watch::Receiver<String>) {
     while texts.changed().await.is_ok() {
         let text = texts.borrow_and_update().clone();
         let to = path.clone();
-        let written = tokio::task::spawn_blocking(move || replace(&to, &text)).await;
+        let written = tokio::task::spawn_blocking(move || lapwing_durable::write(&to, text.as_bytes())).await;
         if let Ok(Err(error)) = written {
             // Nobody needs it: the next start looks anew.
             debug!(file = %path.display(), %error, "what is known of networks is not kept");
         }
     }
-}
-
-/// A crash leaves the old text or the new one.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let draft = PathBuf::from(draft);
-    let mut file = File::create(&draft)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(draft, path)
 }
 
 #[expect(
@@ -95,6 +84,7 @@ mod tests {
     use crate::driver::now;
     use crate::{NetworkPrint, Udp};
     use lapwing_base::PeerId;
+    use std::fs;
 
     const HERE: NetworkPrint = NetworkPrint(7);
 
