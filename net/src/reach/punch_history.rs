@@ -77,7 +77,7 @@ impl History {
     }
 
     /// The attempt with this number has found a path: the next one begins with what worked.
-    pub(crate) const fn found(&mut self, number: u32, now: Instant) {
+    pub(crate) fn found(&mut self, number: u32, now: Instant) {
         self.number = number.min(NUMBER_MAX);
         self.retry_at = now;
     }

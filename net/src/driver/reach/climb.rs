@@ -65,7 +65,7 @@ impl Driver {
         let gate = self.gate.borrow();
         if gate.mains.contains(peer) {
             // Whoever has UDP reaches it, and need not burden those that relay for it.
-            if self.reach.verdicts.udp(self.reach.network, now()) != Udp::Blocked {
+            if self.reach.verdicts.udp(self.reach.surroundings.network(), now()) != Udp::Blocked {
                 addresses.retain(|address| relay_of(address).is_none());
             }
             return addresses;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tracing::{debug, info};
 
+use crate::driver::addresses::is_loopback;
 use crate::driver::links::Link;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
 use crate::driver::{Driver, notes};
