@@ -41,6 +41,8 @@ struct Row {
     rtt: Duration,
     queue: Duration,
     through: Through,
+    /// Whether the other node sends as much at the same time, as partners do that exchange.
+    exchange: bool,
     /// How much longer the slowest of a hundred echoes may take under load.
     more: Duration,
     /// Which share of the link bulk must get.
@@ -61,6 +63,7 @@ const fn row(name: &'static str, rate: u64, rtt: u64, queue: u64) -> Row {
         rtt: Duration::from_millis(rtt),
         queue: Duration::from_millis(queue),
         through: Through::Quic,
+        exchange: false,
         more: Duration::from_millis(25),
         share: 0.9,
     }
@@ -73,6 +76,10 @@ fn consensus_keeps_its_latency_while_model_values_fill_the_link() {
         row("20 Mbit/s, 50 ms, 200 ms of queue", 20, 50, 200),
         row("20 Mbit/s, 50 ms, 1 s of queue", 20, 50, 1000),
         row("100 Mbit/s, 20 ms, 200 ms of queue", 100, 20, 200),
+        Row {
+            exchange: true,
+            ..row("20 Mbit/s both ways, 50 ms, 1 s of queue", 20, 50, 1000)
+        },
     ];
     measure(&rows);
 }
@@ -166,13 +173,19 @@ fn run(row: &Row) -> Result<(), String> {
     assert_eq!(through, row.through, "{}", row.name);
 
     let idle = echoes(home, other, IDLE);
-    let received = receive(other);
+    let mut received = vec![receive(other)];
     send(home, other);
+    if row.exchange {
+        received.push(receive(home));
+        send(other, home);
+    }
     echoes(home, other, WARM);
-    let (before, since) = (received.load(Ordering::Relaxed), Instant::now());
+    let count = || received.iter().map(|received| received.load(Ordering::Relaxed));
+    let (before, since): (Vec<_>, _) = (count().collect(), Instant::now());
     let loaded = echoes(home, other, lasts());
-    let bits = (received.load(Ordering::Relaxed) - before) as f64 * 8.0;
-    let carried = bits / since.elapsed().as_secs_f64() / 1e6;
+    // Of two directions the slower one.
+    let bytes = count().zip(before).map(|(after, before)| after - before).min();
+    let carried = bytes.unwrap_or(0) as f64 * 8.0 / since.elapsed().as_secs_f64() / 1e6;
     let share = carried / Rate::mbit(row.rate).as_bits() as f64 * 1e6;
     let ms = |duration: Duration| format!("{:.1}", duration.as_secs_f64() * 1e3);
     println!(
