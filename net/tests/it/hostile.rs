@@ -275,6 +275,7 @@ async fn a_punch_aimed_at_a_third_party_hits_nobody() {
                 candidates: vec![victim.address(); 16],
                 predicted: vec![victim.address(); 16],
                 ports: None,
+                to_relay: None,
             },
         };
         let _ = raw.exchange(said(&PUNCH, &offer.to_bytes())).await;
