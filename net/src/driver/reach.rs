@@ -49,7 +49,7 @@ pub(crate) struct Reach {
     verdicts_kept_at: Instant,
     candidates: CandidateTable,
     surroundings: Surroundings,
-    seed: u64,
+    seed: [u8; 32],
     climbs: HashMap<PeerId, Climb>,
     /// The climbs that have something to do, by when.
     due: BTreeSet<(Instant, PeerId)>,
@@ -84,6 +84,9 @@ pub(crate) struct Reach {
 /// How often what is sent to is told to the core that judges what comes back, and the relays' round trips are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// Keeps the jitter of ladders apart from what else follows from the node's seed.
+const LADDER_CONTEXT: &str = "lapwing 2026 ladder";
+
 /// How often it is kept that verdicts still hold: they do for a week.
 const KEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
 
@@ -107,7 +110,7 @@ impl Reach {
             verdicts_kept_at: now,
             candidates: CandidateTable::default(),
             surroundings: Surroundings::default(),
-            seed: short,
+            seed,
             climbs: HashMap::new(),
             due: BTreeSet::new(),
             dials: HashMap::new(),
@@ -155,6 +158,15 @@ impl Reach {
             Some(self.looked_at + LOOK_EVERY),
         ];
         cores.into_iter().flatten().min()
+    }
+
+    /// What the jitter on the way to a peer follows from: nobody else's is the same.
+    fn seed_towards(&self, peer: &PeerId) -> u64 {
+        let mut hasher = blake3::Hasher::new_derive_key(LADDER_CONTEXT);
+        hasher.update(&self.seed).update(&peer.to_bytes());
+        let mut seed = [0; 8];
+        hasher.finalize_xof().fill(&mut seed);
+        u64::from_le_bytes(seed)
     }
 
     fn nat(&self, family: Family, now: Instant) -> NatType {

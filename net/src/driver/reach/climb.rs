@@ -34,7 +34,7 @@ impl Driver {
     /// The way to a peer, which is begun when there is none, with what is known of where the peer is.
     fn climb_to(&mut self, peer: PeerId, now: Instant) -> &mut Climb {
         let addresses = self.addresses_of(&peer);
-        let seed = self.reach.seed ^ now.elapsed().as_nanos() as u64;
+        let seed = self.reach.seed_towards(&peer);
         let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
         let climb = self.reach.climbs.entry(peer).or_insert_with(|| Climb {
             ladder: Ladder::new(seed),
