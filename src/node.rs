@@ -374,7 +374,7 @@ impl Shared {
             });
         StatusDocument::new(Parts {
             name: &self.name,
-            uptime: self.started.elapsed(),
+            uptime: now().duration_since(self.started),
             network,
             failed: failed.is_some(),
             reason: failed.or(waiting),

@@ -1,6 +1,7 @@
 //! The edge: raft on the cores, with disk, tasks, messages and the clock.
 
 mod asking;
+#[expect(clippy::disallowed_methods, reason = "it measures real time")]
 pub mod bench;
 mod consensus;
 mod directory;
@@ -37,6 +38,12 @@ use crate::RequestId;
 )]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// The clock of the runtime's timers.
+#[expect(clippy::disallowed_methods, reason = "the driver reads the clock")]
+fn timer_now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }
 
 /// Request ids name wishes across nodes and restarts, so they are drawn and never derived.

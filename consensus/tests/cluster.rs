@@ -585,6 +585,7 @@ struct Node {
 }
 
 impl Node {
+    #[expect(clippy::disallowed_methods, reason = "a cluster like no other")]
     async fn found_closed() -> Self {
         let cluster = ClusterId::from_bytes(rand::random());
         Blank::new().await.start(Start::Found { cluster, epoch: 1 }).await

@@ -111,7 +111,7 @@ async fn obey(network: &Network, gate: &watch::Sender<Gate>, line: &str) -> Resu
             if &*answer != b"interop" {
                 return Err("something else came back".into());
             }
-            Ok(json!({ "ms": asked_at.elapsed().as_secs_f64() * 1e3 }))
+            Ok(json!({ "ms": now().duration_since(asked_at).as_secs_f64() * 1e3 }))
         }
         _ => Err(format!("no such thing as {verb}").into()),
     }

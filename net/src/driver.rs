@@ -6,6 +6,7 @@
 mod acceptor;
 mod addresses;
 mod behaviour;
+#[expect(clippy::disallowed_methods, reason = "it measures real time")]
 pub mod bench;
 mod channel;
 mod confirming;
@@ -68,6 +69,7 @@ use local_discovery::{LocalDiscoveryConfig, Neighbourhood};
 use notes::Note;
 use port_mapping::{PortMapping, PortMappingConfig};
 use quic::{Quic, Session, SessionEvent, Stray, to_multiaddr};
+use rand::distr::{Distribution, StandardUniform};
 use rand::{SeedableRng as _, rngs::StdRng};
 use reach::Reach;
 use shared::Shared;
@@ -81,6 +83,21 @@ use websocket::{CertificateFiles, Proxy};
 )]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// The clock of the runtime's timers, which tests can set.
+#[expect(clippy::disallowed_methods, reason = "the driver reads the clock")]
+pub(crate) fn timer_now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+/// The randomness of this room; cores take seeds.
+#[expect(clippy::disallowed_methods, reason = "the driver draws for the cores")]
+pub(crate) fn draw<T>() -> T
+where
+    StandardUniform: Distribution<T>,
+{
+    rand::random()
 }
 
 /// What handles ask of the driver.
@@ -290,7 +307,7 @@ impl Driver {
             mapping: None,
             announced: watch::Sender::default(),
             neighbours: None,
-            reach: Reach::new(me, role, rand::random(), candidates, now()),
+            reach: Reach::new(me, role, draw(), candidates, now()),
             tracker,
             known_gate: Gate::default(),
             pending: HashMap::new(),
@@ -789,7 +806,7 @@ impl Driver {
             LocalDiscoveryConfig::default(),
             self.announced.subscribe(),
             self.interfaces.clone(),
-            StdRng::from_seed(rand::random()),
+            StdRng::from_seed(draw()),
             &self.tracker,
             self.stop.clone(),
         );

@@ -215,7 +215,7 @@ async fn gateway(url: &str, keypair: &Keypair) -> (Vec<Finding>, Vec<(PeerId, Ve
     };
     let begun = now();
     let discovered = client.discover().await;
-    let took = begun.elapsed();
+    let took = now().duration_since(begun);
     client.shutdown().await;
     let discovered = match discovered {
         Ok(discovered) => discovered,
@@ -253,7 +253,7 @@ async fn clock(url: &str) -> Option<Finding> {
     let answer = asked.get(health).send().await.ok()?;
     let date = answer.headers().get(reqwest::header::DATE)?.to_str().ok()?;
     let theirs = httpdate::parse_http_date(date).ok()? + Duration::from_millis(500);
-    let ours = wall_clock() - begun.elapsed() / 2;
+    let ours = wall_clock() - now().duration_since(begun) / 2;
     let (skew, which) = match ours.duration_since(theirs) {
         Ok(ahead) => (ahead, "ahead of"),
         Err(error) => (error.duration(), "behind"),
@@ -282,7 +282,7 @@ fn disk(dir: &std::path::Path) -> Result<Finding, Failure> {
             file.write_all(&[0; 4096])?;
             file.sync_data()?;
         }
-        Ok(begun.elapsed() / APPENDS)
+        Ok(now().duration_since(begun) / APPENDS)
     };
     let each = measure().map_err(|error| Failure::new("write to the disk", error))?;
     let found = format!(

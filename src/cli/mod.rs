@@ -6,6 +6,7 @@
 mod admin_client;
 mod bench;
 mod cluster;
+#[expect(clippy::disallowed_methods, reason = "it follows a run in real time")]
 mod demo;
 mod doctor;
 mod documents;

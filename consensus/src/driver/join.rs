@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, PeerId};
 use lapwing_net::Network;
-use tokio::time::Instant;
 
 use super::wire::{JOIN, JoinAnswer, JoinAttempt};
 use crate::{JoinAccepted, JoinRequest};
@@ -77,7 +76,7 @@ pub async fn join(
     request: JoinRequest,
     timeout: Duration,
 ) -> Result<JoinAccepted, JoinError> {
-    let began = Instant::now();
+    let began = super::now();
     let deadline = began + timeout;
     let body = lapwing_net::encode(&JoinAttempt {
         id: super::draw_request_id(),
@@ -97,7 +96,7 @@ pub async fn join(
         // Each answer may send us on once; a circle of followers ends with the round.
         let mut asked = 0;
         while let Some(peer) = round.pop_front() {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(super::now());
             asked += 1;
             if left.is_zero() || asked > CANDIDATES_MAX {
                 break;
@@ -134,7 +133,7 @@ pub async fn join(
         if let Some(theirs) = wrong_cluster.filter(|_| !not_open) {
             return Err(JoinError::WrongCluster { theirs });
         }
-        if known.is_empty() || Instant::now() + ROUND_INTERVAL >= deadline {
+        if known.is_empty() || super::now() + ROUND_INTERVAL >= deadline {
             break;
         }
         tokio::time::sleep(ROUND_INTERVAL).await;
@@ -144,7 +143,7 @@ pub async fn join(
     }
     Err(JoinError::Nobody {
         reasons: reasons.into_iter().collect(),
-        after: began.elapsed(),
+        after: super::now().duration_since(began),
     })
 }
 

@@ -204,7 +204,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
                 send,
                 receiving: Receiving::Idle(receive),
                 sent: VecDeque::new(),
-                deadline: Instant::now() + APPEND_TIMEOUT,
+                deadline: super::timer_now() + APPEND_TIMEOUT,
             };
             let answers = futures::stream::unfold(Some(pipeline), |pipeline| async move {
                 let pipeline = pipeline?;
@@ -385,7 +385,7 @@ where
                         Ok(frame) => frame?.ok_or(LinkError::Closed)?,
                         Err(_) => return Err(LinkError::Timeout(APPEND_TIMEOUT)),
                     };
-                    self.deadline = Instant::now() + APPEND_TIMEOUT;
+                    self.deadline = super::timer_now() + APPEND_TIMEOUT;
                     return Ok(self.sent.pop_front().map(|sent| read_answer(&frame, &sent)));
                 }
                 append = next_input => match append {
@@ -398,7 +398,7 @@ where
 
     async fn send(&mut self, append: Append) -> Result<(), LinkError> {
         if self.sent.is_empty() {
-            self.deadline = Instant::now() + APPEND_TIMEOUT;
+            self.deadline = super::timer_now() + APPEND_TIMEOUT;
         }
         let sent = Sent {
             prev: append.prev_log_id,

@@ -61,7 +61,7 @@ fn create(file: &Path, keypair: &Keypair) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut name = file.file_name().unwrap_or_default().to_owned();
     // Its own for each attempt: others may be at it too.
-    name.push(format!(".{:016x}.tmp", rand::random::<u64>()));
+    name.push(format!(".{:016x}.tmp", super::draw::<u64>()));
     let draft = folder.join(name);
     let written = write_new(&draft, &bytes).and_then(|()| {
         // A link fails where the name exists already; a rename would replace another process's key.

@@ -10,6 +10,10 @@ mod stream;
 mod writing;
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a link between tests has the runtime's clock"
+)]
 mod link;
 
 pub use shared::LaneEnd;
@@ -195,6 +199,7 @@ impl fmt::Debug for LaneConfig {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests of the runtime's time")]
 mod tests {
     use super::link::Link;
     use super::*;

@@ -135,7 +135,7 @@ impl Network {
             gate,
             tracker: tracker.clone(),
             stop: stop.child_token(),
-            incarnation: rand::random(),
+            incarnation: super::draw(),
         })
         .await;
         let driver = match bound {

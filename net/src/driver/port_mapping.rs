@@ -16,13 +16,14 @@ use socket2::SockRef;
 use thiserror::Error;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use super::http::exchange;
 use super::interfaces::Interfaces;
+use super::{draw, timer_now};
 use pcp::{Nonce, Promise};
 use upnp::{Place, Service};
 
@@ -286,7 +287,7 @@ impl Keeper {
         for search in upnp::searches() {
             socket.send_to(search.as_bytes(), self.config.ssdp).await?;
         }
-        let deadline = Instant::now() + SEARCH_MAX;
+        let deadline = timer_now() + SEARCH_MAX;
         let mut asked: Vec<Place> = Vec::new();
         let mut failure = MapError::Silent;
         let mut buffer = [0; upnp::DATAGRAM_MAX];
@@ -359,7 +360,7 @@ impl Handle {
 
 impl Lease {
     async fn by_pcp(gateway: SocketAddr, port: u16) -> Result<Self, MapError> {
-        let nonce = rand::random();
+        let nonce = draw();
         let promise = pcp_exchange(gateway, port, None, LIFETIME, &nonce).await?;
         Ok(Self::new(promise, Handle::Pcp { gateway, nonce }))
     }
@@ -387,7 +388,7 @@ impl Lease {
                     code: upnp::CONFLICT, ..
                 }) if tries < PORTS_TRIED => {
                     // Out of the way of services that people map by hand.
-                    external = rand::random_range(20_000..60_000);
+                    external = 20_000 + draw::<u16>() % 40_000;
                     tries += 1;
                 }
                 Err(error) => return Err(error),
@@ -513,7 +514,7 @@ async fn ask<T>(
     let mut buffer = [0; pcp::SIZE_MAX];
     for patience in PATIENCE {
         socket.send(&request).await?;
-        let deadline = Instant::now() + patience;
+        let deadline = timer_now() + patience;
         while let Ok(received) = timeout_at(deadline, socket.recv(&mut buffer)).await {
             if let Some(answer) = read(&buffer[..received?]) {
                 return answer;

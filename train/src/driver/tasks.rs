@@ -28,7 +28,7 @@ pub(super) async fn train(id: JobId, compute: ComputeHandle, plan: Box<RoundPlan
     let trained = compute
         .run(move |slot| with(slot, id, |worker| worker.train(&plan)))
         .await;
-    Event::Trained(id, flatten(trained), started.elapsed())
+    Event::Trained(id, flatten(trained), now().duration_since(started))
 }
 
 pub(super) async fn settle(
@@ -82,7 +82,7 @@ impl Exchange {
         let swapped = tokio::time::timeout(self.plan.deadline(), self.swap())
             .await
             .unwrap_or(Err(ExchangeError::Late));
-        let took = started.elapsed();
+        let took = now().duration_since(started);
         match swapped {
             Ok(Swapped {
                 sent_bytes,
@@ -382,7 +382,7 @@ async fn fetch_after(
     };
     loop {
         match models::fetch(network, peer, ask, parameters, MODEL_PATIENCE).await {
-            Err(FetchError::Declined(_)) if started.elapsed() < GREETING_PATIENCE => {
+            Err(FetchError::Declined(_)) if now().duration_since(started) < GREETING_PATIENCE => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             ended => return ended,

@@ -85,7 +85,7 @@ impl Load {
                 Err(panicked) => taken.lose(panicked.to_string()),
             }
         }
-        taken.all = began.elapsed();
+        taken.all = clock::now().instant.duration_since(began);
         taken.each.sort_unstable();
         taken
     }
@@ -100,7 +100,7 @@ impl Load {
             }
         };
         for nth in 0.. {
-            if began.elapsed() >= self.lasting {
+            if clock::now().instant.duration_since(began) >= self.lasting {
                 break;
             }
             let Some(request) = (self.next)(client, nth) else {
@@ -108,7 +108,7 @@ impl Load {
             };
             let at = clock::now().instant;
             match timeout(PATIENCE, connection.ask(&request)).await {
-                Ok(Ok(())) => taken.each.push(at.elapsed()),
+                Ok(Ok(())) => taken.each.push(clock::now().instant.duration_since(at)),
                 Ok(Err(error)) => {
                     // What follows on this connection may belong to this answer.
                     taken.lose(error.to_string());

@@ -11,12 +11,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::OpenLaneStreamError;
+use crate::driver::timer_now;
 use crate::{ChannelId, LaneError, LaneEvent, Mux, Pace};
 use lapwing_base::Class;
 
 /// The runtime's clock, which tests can set.
 pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
+    timer_now().into_std()
 }
 
 #[derive(Debug)]

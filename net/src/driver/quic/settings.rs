@@ -12,6 +12,7 @@ use quinn::{
 use super::route;
 use super::tls::Identity;
 use crate::driver::congestion::DelayCongestion;
+use crate::driver::draw;
 use crate::driver::limits::Limits;
 use lapwing_base::{ByteSize, PeerId};
 
@@ -212,7 +213,7 @@ fn marked_cid() -> ConnectionId {
     let mut cid = [0; CID_SIZE];
     cid[..BULK_MARK.len()].copy_from_slice(&BULK_MARK);
     // Unpredictable, as RFC 9000 section 7.2 asks: at least eight bytes.
-    cid[BULK_MARK.len()..].copy_from_slice(&rand::random::<[u8; CID_SIZE - BULK_MARK.len()]>());
+    cid[BULK_MARK.len()..].copy_from_slice(&draw::<[u8; CID_SIZE - BULK_MARK.len()]>());
     ConnectionId::new(&cid)
 }
 

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use libp2p::identify;
 use libp2p::swarm::ConnectionId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tracing::{debug, trace};
 
 use super::dial::Dial;
 use crate::driver::quic::{from_multiaddr, to_multiaddr};
 use crate::driver::upgrading::{self, Agreed};
-use crate::driver::{Driver, addresses::is_loopback};
+use crate::driver::{Driver, addresses::is_loopback, draw};
 use crate::{Observation, Scope};
 use lapwing_base::{Multiaddr, PeerId};
 
@@ -136,6 +138,7 @@ impl Driver {
             .filter_map(|address| Some((self.socket_towards(*address)?, *address)))
             .collect();
         let (quic, stop) = (Arc::clone(&self.quic), self.stop.clone());
+        let mut pauses = StdRng::from_seed(draw());
         self.tracker.spawn(async move {
             let opening = async {
                 for _ in 0..PACKETS_MAX {
@@ -146,7 +149,7 @@ impl Driver {
                             trace!(to = %address, %error, "a packet was not sent");
                         }
                     }
-                    let pause = rand::random_range(PAUSE_MS);
+                    let pause = pauses.random_range(PAUSE_MS);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
             };

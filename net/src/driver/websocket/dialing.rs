@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tokio_rustls::{TlsConnector, TlsStream};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -20,6 +20,7 @@ use super::proxy::{Proxy, ProxyError};
 use super::stream::ByteStream;
 use super::tcp;
 use crate::driver::http::{Head, Response, upgrade_request};
+use crate::driver::timer_now;
 
 /// Plaintext and ciphertext that TLS may hold each, so that a message of a higher class does not wait behind more.
 pub(crate) const TLS_BUFFER: usize = 16 * 1024;
@@ -123,7 +124,7 @@ impl Dialing {
     /// Connects.
     pub(crate) async fn run<G>(self, guard: G) -> Result<ByteStream<TlsStream<TcpStream>, G>, DialError> {
         let to = self.remote.authority();
-        let deadline = Instant::now() + self.patience;
+        let deadline = timer_now() + self.patience;
         let timed_out = |step| {
             let (to, after) = (to.clone(), self.patience);
             move |_| DialError::TimedOut { to, step, after }
