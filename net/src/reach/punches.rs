@@ -8,8 +8,8 @@
 
 use crate::reach::observations::Family;
 use crate::reach::punch::{Punch, Sides};
+use crate::reach::punch_attempt::{Answered, Attempt, Next, Opening, Phase, Punching};
 use crate::reach::punch_history::{Histories, SOON};
-use crate::reach::punch_session::{Answered, Next, Opening, Phase, Punching, Session};
 use crate::{
     Chosen, Datagram, NatType, Observation, PortSpan, Presence, Probe, ProbeId, Probed, Prospect,
     PunchMessage, RelayedBecause, Side, SocketId, Strategy, Token, Vetting,
@@ -135,8 +135,8 @@ pub enum PunchError {
 pub struct Punches {
     me: PeerId,
     rng: StdRng,
-    /// At most [`SESSIONS_MAX`].
-    sessions: BTreeMap<PeerId, Session>,
+    /// At most [`ATTEMPTS_MAX`].
+    attempts: BTreeMap<PeerId, Attempt>,
     by_probe: HashMap<ProbeId, PeerId>,
     histories: Histories,
     actions: VecDeque<PunchAction>,
@@ -152,7 +152,7 @@ impl Punches {
         Self {
             me,
             rng: StdRng::from_seed(blake3::derive_key(SEED_CONTEXT, &seed)),
-            sessions: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             by_probe: HashMap::new(),
             histories: Histories::default(),
             actions: VecDeque::new(),
@@ -169,7 +169,7 @@ impl Punches {
         if self.is_under_way(&peer) {
             return Err(PunchError::UnderWay);
         }
-        let full = self.sessions.len() >= SESSIONS_MAX;
+        let full = self.attempts.len() >= ATTEMPTS_MAX;
         let history = *self.histories.of(peer, now);
         if now < history.retry_at {
             let retry_at = history.retry_at;
@@ -190,13 +190,13 @@ impl Punches {
         }
         let number = history.number;
         let token = Token(self.rng.random());
-        let attempt = self.rng.random();
+        let name = self.rng.random();
         let patience = OFFER_PATIENCE + there.rtt.unwrap_or_default() * 3;
         self.end(&peer);
         self.actions.push_back(PunchAction::Tell {
             peer,
             message: PunchMessage::Offer {
-                attempt,
+                attempt: name,
                 token,
                 number,
                 presence: here.presence.clone().bounded(),
@@ -204,16 +204,16 @@ impl Punches {
         });
         let gives_up_at = now + patience;
         let phase = Phase::Offered { token, gives_up_at };
-        let session = Session {
+        let attempt = Attempt {
             peer,
-            attempt,
+            name,
             number,
             began_at: now,
             here,
             there,
             phase,
         };
-        self.sessions.insert(peer, session);
+        self.attempts.insert(peer, attempt);
         Ok(())
     }
 
@@ -228,21 +228,21 @@ impl Punches {
     ) {
         match message {
             PunchMessage::Offer {
-                attempt,
+                attempt: name,
                 token,
                 number,
                 presence,
-            } => self.on_offer(peer, attempt, token, number, presence, here, there, now),
+            } => self.on_offer(peer, name, token, number, presence, here, there, now),
             PunchMessage::Answer {
-                attempt,
+                attempt: name,
                 strategy,
                 presence,
-            } => self.on_answer(peer, attempt, strategy, presence, now),
-            PunchMessage::GiveUp { attempt, why } => {
+            } => self.on_answer(peer, name, strategy, presence, now),
+            PunchMessage::GiveUp { attempt: name, why } => {
                 let named = self
-                    .sessions
+                    .attempts
                     .get(&peer)
-                    .is_some_and(|session| session.attempt == attempt);
+                    .is_some_and(|attempt| attempt.name == name);
                 if named && self.is_under_way(&peer) {
                     self.fail(peer, why, now);
                 }
@@ -252,10 +252,10 @@ impl Punches {
 
     /// A relay has said where it sees the peer; nowhere, when it does not know.
     pub fn located(&mut self, peer: PeerId, seen_at: &[IpAddr], now: Instant) {
-        let Some(session) = self.sessions.get_mut(&peer) else {
+        let Some(attempt) = self.attempts.get_mut(&peer) else {
             return;
         };
-        let Phase::Answered(answered) = &session.phase else {
+        let Phase::Answered(answered) = &attempt.phase else {
             return;
         };
         let Answered {
@@ -265,15 +265,15 @@ impl Punches {
             at,
             ..
         } = Answered::clone(answered);
-        session.there.seen_at.extend_from_slice(seen_at);
-        let (here, there) = (session.here.clone(), session.there.clone());
-        let (attempt, nat) = (session.attempt, presence.nat);
+        attempt.there.seen_at.extend_from_slice(seen_at);
+        let (here, there) = (attempt.here.clone(), attempt.there.clone());
+        let (name, nat) = (attempt.name, presence.nat);
         let theirs = self.vet(presence, &here, &there);
         if theirs.candidates.is_empty() {
             let why = RelayedBecause::NoCandidates;
             self.actions.push_back(PunchAction::Tell {
                 peer,
-                message: PunchMessage::GiveUp { attempt, why },
+                message: PunchMessage::GiveUp { attempt: name, why },
             });
             self.fail(peer, why, now);
             return;
@@ -282,8 +282,8 @@ impl Punches {
         let (me, plan) = (Side::Answerer, (token, strategy, prospect));
         // The moments are those that were agreed on.
         let phase = self.punching(peer, me, plan, &theirs, &here, &there, at);
-        if let Some(session) = self.sessions.get_mut(&peer) {
-            session.phase = phase;
+        if let Some(attempt) = self.attempts.get_mut(&peer) {
+            attempt.phase = phase;
         }
     }
 
@@ -293,7 +293,7 @@ impl Punches {
             return false;
         };
         let peer = *peer;
-        let punching = self.sessions.get_mut(&peer).and_then(Session::punching_mut);
+        let punching = self.attempts.get_mut(&peer).and_then(Attempt::punching_mut);
         if let Some(punching) = punching
             && punching.punch.on_datagram(socket, from, datagram, now).is_err()
         {
@@ -306,9 +306,9 @@ impl Punches {
     pub fn sockets_opened(&mut self, peer: &PeerId, mut sockets: Vec<SocketId>, now: Instant) {
         sockets.truncate(usize::from(Strategy::SOCKETS_MAX));
         let needed = self
-            .sessions
+            .attempts
             .get_mut(peer)
-            .is_some_and(|session| session.opened(sockets, now));
+            .is_some_and(|attempt| attempt.opened(sockets, now));
         if !needed {
             // The attempt has ended meanwhile.
             let (peer, keep) = (*peer, None);
@@ -322,7 +322,7 @@ impl Punches {
             self.histories.of(*peer, now).not_needed(now);
             self.end(peer);
         }
-        // A session that has found its path goes on answering, so that the peer learns of it.
+        // An attempt that has found its path goes on answering, so that the peer learns of it.
     }
 
     /// The peer cannot be told anything any more.
@@ -334,7 +334,7 @@ impl Punches {
 
     /// The path that was found did not carry a connection; says when another attempt is worth while.
     pub fn failed(&mut self, peer: PeerId, now: Instant) -> Instant {
-        let number = self.sessions.get(&peer).map_or(0, |session| session.number);
+        let number = self.attempts.get(&peer).map_or(0, |attempt| attempt.number);
         self.end(&peer);
         let jitter = self.jitter();
         let history = self.histories.of(peer, now);
@@ -343,7 +343,7 @@ impl Punches {
 
     /// The network has changed: what is under way is in vain, and what failed may work now.
     pub fn network_changed(&mut self, now: Instant) {
-        let peers: Vec<_> = self.sessions.keys().copied().collect();
+        let peers: Vec<_> = self.attempts.keys().copied().collect();
         for peer in peers {
             if self.is_under_way(&peer) {
                 self.fail(peer, RelayedBecause::TimedOut, now);
@@ -360,7 +360,7 @@ impl Punches {
             if let Some(action) = self.actions.pop_front() {
                 return Some(action);
             }
-            let next = self.sessions.values_mut().find_map(|session| session.poll(now));
+            let next = self.attempts.values_mut().find_map(|attempt| attempt.poll(now));
             match next? {
                 Next::Act(action) => {
                     if let PunchAction::Found { peer, chosen, .. } = &action {
@@ -377,7 +377,7 @@ impl Punches {
 
     /// When [`Self::poll`] has something to do.
     pub fn next_at(&self) -> Option<Instant> {
-        self.sessions.values().map(Session::next_at).min()
+        self.attempts.values().map(Attempt::next_at).min()
     }
 
     /// Addresses that peers named and that are not theirs, since the start.
@@ -397,7 +397,7 @@ impl Punches {
     fn on_offer(
         &mut self,
         peer: PeerId,
-        attempt: u64,
+        name: u64,
         token: Token,
         number: u32,
         presence: Presence,
@@ -407,18 +407,18 @@ impl Punches {
     ) {
         // Both have offered: the smaller one's offer stands.
         let ours_stands = self.me < peer;
-        if let Some(session) = self.sessions.get(&peer)
-            && matches!(session.phase, Phase::Offered { .. })
+        if let Some(attempt) = self.attempts.get(&peer)
+            && matches!(attempt.phase, Phase::Offered { .. })
             && ours_stands
         {
             return;
         }
         let give_up = |why| PunchAction::Tell {
             peer,
-            message: PunchMessage::GiveUp { attempt, why },
+            message: PunchMessage::GiveUp { attempt: name, why },
         };
-        let known = self.sessions.contains_key(&peer);
-        let full = self.sessions.len() >= SESSIONS_MAX && !known;
+        let known = self.attempts.contains_key(&peer);
+        let full = self.attempts.len() >= ATTEMPTS_MAX && !known;
         if !self.histories.of(peer, now).admit_offer(now) || full {
             self.actions.push_back(give_up(RelayedBecause::Busy));
             return;
@@ -455,7 +455,7 @@ impl Punches {
         self.actions.push_back(PunchAction::Tell {
             peer,
             message: PunchMessage::Answer {
-                attempt,
+                attempt: name,
                 strategy,
                 presence: here.presence.clone().bounded(),
             },
@@ -472,36 +472,29 @@ impl Punches {
             let (me, plan) = (Side::Answerer, (token, strategy, prospect));
             self.punching(peer, me, plan, &theirs, &here, &there, now)
         };
-        let session = Session {
+        let attempt = Attempt {
             peer,
-            attempt,
+            name,
             number,
             began_at: now,
             here,
             there,
             phase,
         };
-        self.sessions.insert(peer, session);
+        self.attempts.insert(peer, attempt);
     }
 
-    fn on_answer(
-        &mut self,
-        peer: PeerId,
-        attempt: u64,
-        strategy: Strategy,
-        presence: Presence,
-        now: Instant,
-    ) {
-        let Some(session) = self.sessions.get(&peer) else {
+    fn on_answer(&mut self, peer: PeerId, name: u64, strategy: Strategy, presence: Presence, now: Instant) {
+        let Some(attempt) = self.attempts.get(&peer) else {
             return;
         };
-        let &Phase::Offered { token, .. } = &session.phase else {
+        let &Phase::Offered { token, .. } = &attempt.phase else {
             return;
         };
-        if session.attempt != attempt {
+        if attempt.name != name {
             return;
         }
-        let (here, there) = (session.here.clone(), session.there.clone());
+        let (here, there) = (attempt.here.clone(), attempt.there.clone());
         let nat = presence.nat;
         let theirs = self.vet(presence.bounded(), &here, &there);
         let give_up = match () {
@@ -514,7 +507,7 @@ impl Punches {
         if let Some(why) = give_up {
             self.actions.push_back(PunchAction::Tell {
                 peer,
-                message: PunchMessage::GiveUp { attempt, why },
+                message: PunchMessage::GiveUp { attempt: name, why },
             });
             self.fail(peer, why, now);
             return;
@@ -522,8 +515,8 @@ impl Punches {
         let prospect = here.presence.nat.prospect(&nat);
         let (me, plan) = (Side::Offerer, (token, strategy, prospect));
         let phase = self.punching(peer, me, plan, &theirs, &here, &there, now);
-        if let Some(session) = self.sessions.get_mut(&peer) {
-            session.phase = phase;
+        if let Some(attempt) = self.attempts.get_mut(&peer) {
+            attempt.phase = phase;
         }
     }
 
@@ -624,25 +617,25 @@ impl Punches {
 
     /// Whether ports may be guessed with this peer now.
     fn may_guess(&self, peer: PeerId, now: Instant) -> bool {
-        let guessing = self.sessions.values().filter(|session| session.is_guessing());
+        let guessing = self.attempts.values().filter(|attempt| attempt.is_guessing());
         self.histories.may_guess(&peer, now) && guessing.count() < BIRTHDAYS_MAX
     }
 
     fn is_under_way(&self, peer: &PeerId) -> bool {
-        self.sessions
+        self.attempts
             .get(peer)
-            .is_some_and(|session| !session.is_settled())
+            .is_some_and(|attempt| !attempt.is_settled())
     }
 
     /// Notes what has worked, and lets go of the sockets that have not.
     fn found(&mut self, peer: PeerId, chosen: Chosen, now: Instant) {
-        let Some(session) = self.sessions.get(&peer) else {
+        let Some(attempt) = self.attempts.get(&peer) else {
             return;
         };
-        let opened = session
+        let opened = attempt
             .punching()
             .is_some_and(|punching| punching.opening == Opening::Open);
-        self.histories.of(peer, now).found(session.number, now);
+        self.histories.of(peer, now).found(attempt.number, now);
         if opened {
             let keep = Some(chosen.socket);
             self.actions.push_back(PunchAction::CloseSockets { peer, keep });
@@ -651,14 +644,14 @@ impl Punches {
 
     /// Ends an attempt that found nothing, and tells so.
     fn fail(&mut self, peer: PeerId, why: RelayedBecause, now: Instant) {
-        let Some(session) = self.sessions.get(&peer) else {
+        let Some(attempt) = self.attempts.get(&peer) else {
             return;
         };
-        let number = session.number;
-        let ran = session
+        let number = attempt.number;
+        let ran = attempt
             .punching()
             .map(|punching| (punching.strategy, punching.prospect));
-        let probed = session.punching().map(|punching| punching.punch.probed());
+        let probed = attempt.punching().map(|punching| punching.punch.probed());
         self.end(&peer);
         let jitter = self.jitter();
         let history = self.histories.of(peer, now);
@@ -679,9 +672,9 @@ impl Punches {
     /// Ends whatever there is with a peer.
     fn end(&mut self, peer: &PeerId) {
         let opened = self
-            .sessions
+            .attempts
             .get(peer)
-            .and_then(Session::punching)
+            .and_then(Attempt::punching)
             .is_some_and(|punching| punching.opening == Opening::Open);
         if opened && self.is_under_way(peer) {
             let (peer, keep) = (*peer, None);
@@ -691,7 +684,7 @@ impl Punches {
     }
 
     fn forget(&mut self, peer: &PeerId) {
-        if self.sessions.remove(peer).is_some() {
+        if self.attempts.remove(peer).is_some() {
             self.by_probe.retain(|_, of| of != peer);
         }
     }
@@ -724,4 +717,4 @@ const RTT_MAX: Duration = Duration::from_secs(2);
 /// Each opens up to 256 sockets or sends 100 packets a second.
 const BIRTHDAYS_MAX: usize = 2;
 /// Attempts at once: each takes about 10 KiB, guessing 100 KiB, and a few packets a second.
-const SESSIONS_MAX: usize = 64;
+const ATTEMPTS_MAX: usize = 64;

@@ -25,8 +25,8 @@ pub struct DelayWindow {
     window: u64,
     phase: Phase,
     base: Base,
-    round: Round,
-    /// Bytes a second that were acknowledged over the last round.
+    trip: RoundTrip,
+    /// Bytes a second that were acknowledged over the last round trip.
     rate: f64,
     losses: Losses,
     /// How long the next loss-based spell lasts.
@@ -63,9 +63,9 @@ enum Phase {
 /// Growth since the last cut.
 #[derive(Clone, Copy, Debug, Default)]
 struct Steady {
-    /// Rounds since the last cut: the longer ago, the larger the steps.
+    /// Round trips since the last cut: the longer ago, the larger the steps.
     grown: u32,
-    /// Rounds in a row in which there was no queue at all.
+    /// Round trips in a row in which there was no queue at all.
     calm: u32,
     /// A window at which packets were lost: up to there in small steps only.
     ceiling: Option<u64>,
@@ -76,7 +76,7 @@ struct Steady {
 #[derive(Clone, Copy, Debug)]
 struct Stuck {
     cuts: u32,
-    /// Rounds in a row whose shortest round trip was about `rtt`.
+    /// Round trips in a row of which the shortest measured was about `rtt`.
     flat: u32,
     /// The window before the first of them.
     before: u64,
@@ -95,7 +95,7 @@ struct Base {
 
 /// The packets sent in one round trip.
 #[derive(Clone, Copy, Debug)]
-struct Round {
+struct RoundTrip {
     /// Only what was sent from here on belongs to it.
     opened_at: Instant,
     window_at_open: u64,
@@ -147,7 +147,7 @@ impl DelayWindow {
                 epochs: [None; EPOCHS],
                 drained_at: now,
             },
-            round: Round::opened(now, window),
+            trip: RoundTrip::opened(now, window),
             rate: 0.0,
             losses: Losses {
                 acked: 0,
@@ -197,18 +197,18 @@ impl DelayWindow {
         if sent_at >= self.losses.since {
             self.losses.acked += bytes;
         }
-        self.round.acked += bytes;
+        self.trip.acked += bytes;
         if limited {
-            self.round.acked_limited += bytes;
+            self.trip.acked_limited += bytes;
         }
-        if sent_at >= self.round.opened_at {
-            if self.round.closing.is_none() {
-                self.round.start(now, self.window, bytes, limited);
+        if sent_at >= self.trip.opened_at {
+            if self.trip.closing.is_none() {
+                self.trip.start(now, self.window, bytes, limited);
             }
             if let Some(rtt) = rtt {
-                self.round.samples += 1;
-                self.round.rtt_min = self.round.rtt_min.min(rtt);
-                self.round.rtt_sum += rtt;
+                self.trip.samples += 1;
+                self.trip.rtt_min = self.trip.rtt_min.min(rtt);
+                self.trip.rtt_sum += rtt;
             }
         }
         match &mut self.phase {
@@ -226,10 +226,10 @@ impl DelayWindow {
             }
             Phase::Steady(_) | Phase::Drain { .. } => {}
         }
-        if let Some(closing) = self.round.closing {
+        if let Some(closing) = self.trip.closing {
             let whole = sent_at >= closing.at && now.saturating_duration_since(closing.at) >= ROUND_MIN;
             if whole || self.is_stuck_still() {
-                self.end_round(now, closing);
+                self.end_trip(now, closing);
             }
         }
         self.bound();
@@ -250,7 +250,7 @@ impl DelayWindow {
             }
             self.window = WINDOW_MIN * self.mtu;
             self.phase = Phase::Startup;
-            self.open_round(now);
+            self.open_trip(now);
             self.losses.begin(now);
             return;
         }
@@ -264,15 +264,15 @@ impl DelayWindow {
             return;
         }
         self.losses.lost += bytes;
-        self.round.lost += bytes;
+        self.trip.lost += bytes;
         // A start that has outrun a shallow queue loses half of what it sends.
-        let seen = self.round.acked + self.round.lost;
+        let seen = self.trip.acked + self.trip.lost;
         if matches!(self.phase, Phase::Startup)
             && seen >= STARTUP_LOSS_SAMPLE * self.mtu
-            && self.round.lost as f64 > STARTUP_LOSS_MAX * seen as f64
+            && self.trip.lost as f64 > STARTUP_LOSS_MAX * seen as f64
         {
-            let ceiling = Some(self.round.window_at_open);
-            self.window = scaled(self.round.window_at_open, LOSS_CUT);
+            let ceiling = Some(self.trip.window_at_open);
+            self.window = scaled(self.trip.window_at_open, LOSS_CUT);
             self.settle(
                 now,
                 Steady {
@@ -291,7 +291,7 @@ impl DelayWindow {
                 cubic.on_loss(now, sent_at);
                 self.window = cubic.window();
             }
-            Phase::Startup | Phase::Steady(_) if sent_at >= self.round.opened_at => {
+            Phase::Startup | Phase::Steady(_) if sent_at >= self.trip.opened_at => {
                 self.window = scaled(self.window, MARK_CUT);
                 self.settle(now, Steady::default());
             }
@@ -317,14 +317,14 @@ impl DelayWindow {
 
     fn leave_startup_on_delay(&mut self, now: Instant) {
         let Some(base) = self.base.rtt() else { return };
-        let delay = self.round.rtt_min.saturating_sub(base);
-        if self.round.samples < STARTUP_SAMPLES
+        let delay = self.trip.rtt_min.saturating_sub(base);
+        if self.trip.samples < STARTUP_SAMPLES
             || delay < (base / 8).clamp(STARTUP_DELAY_MIN, STARTUP_DELAY_MAX)
         {
             return;
         }
         // The samples left when this much was in flight; the window has grown ahead of them since.
-        self.window = scaled(self.round.window_at_open, ratio(base, base + delay));
+        self.window = scaled(self.trip.window_at_open, ratio(base, base + delay));
         self.settle(now, Steady::default());
         // What the overshoot loses says nothing of the window as it is now.
         self.losses.begin(now);
@@ -333,32 +333,32 @@ impl DelayWindow {
     /// Whether a cut has changed nothing: a few packets show that, without a whole round trip of them.
     fn is_stuck_still(&self) -> bool {
         let stuck = matches!(self.phase, Phase::Steady(Steady { stuck: Some(_), .. }));
-        let foreign = |base| self.round.rtt_min.saturating_sub(base) > FOREIGN;
-        stuck && self.round.samples >= STARTUP_SAMPLES && self.base.rtt().is_some_and(foreign)
+        let foreign = |base| self.trip.rtt_min.saturating_sub(base) > FOREIGN;
+        stuck && self.trip.samples >= STARTUP_SAMPLES && self.base.rtt().is_some_and(foreign)
     }
 
     /// Everything sent in one round trip has been answered.
-    fn end_round(&mut self, now: Instant, closing: Closing) {
-        let round = self.round;
+    fn end_trip(&mut self, now: Instant, closing: Closing) {
+        let trip = self.trip;
         let took = now.saturating_duration_since(closing.at).as_secs_f64();
-        self.rate = round.acked as f64 / took.max(RTT_MIN.as_secs_f64());
-        self.round = Round::opened(closing.at, closing.window);
+        self.rate = trip.acked as f64 / took.max(RTT_MIN.as_secs_f64());
+        self.trip = RoundTrip::opened(closing.at, closing.window);
         let Some(base) = self.base.rtt() else { return };
-        let Some(mean) = round.rtt_sum.checked_div(round.samples) else {
+        let Some(mean) = trip.rtt_sum.checked_div(trip.samples) else {
             return;
         };
-        // The shortest alone would miss a queue that comes and goes within the round, as when timers are late;
+        // The shortest alone would miss a queue that comes and goes within the round trip, as when timers are late;
         // the mean alone would take jitter for a queue.
-        let rtt = (round.rtt_min + mean) / 2;
+        let rtt = (trip.rtt_min + mean) / 2;
         let delay = rtt.saturating_sub(base);
-        let limited = 2 * round.acked_limited > round.acked;
+        let limited = 2 * trip.acked_limited > trip.acked;
         match self.phase.clone() {
             Phase::Startup => {}
             Phase::Steady(steady) => {
                 if delay > TARGET {
                     self.losses.begin(now);
                     self.losses.trial = None;
-                    self.cut(now, steady, base, rtt, round.rtt_min);
+                    self.cut(now, steady, base, rtt, trip.rtt_min);
                 } else if self.judge_losses(now) {
                     // Looks at the result next.
                 } else if now >= self.base.drained_at + DRAIN_INTERVAL.max(DRAIN_INTERVAL_RTTS * rtt) {
@@ -366,13 +366,13 @@ impl DelayWindow {
                     let drained = (1.0 - ratio(4 * TARGET, base)).clamp(DRAIN_MAX, DRAIN_MIN);
                     self.window = scaled(self.window, drained * ratio(base + CALM, base + delay).min(1.0));
                     self.phase = Phase::Drain { resume };
-                    self.open_round(now);
+                    self.open_trip(now);
                 } else {
                     self.grow(now, steady, base, delay, limited);
                 }
             }
             Phase::Drain { resume } => {
-                self.base.turn(round.rtt_min, now);
+                self.base.turn(trip.rtt_min, now);
                 self.window = resume;
                 self.settle(now, Steady::default());
             }
@@ -403,16 +403,16 @@ impl DelayWindow {
         }
         steady.calm = if delay < CALM { steady.calm + 1 } else { 0 };
         steady.grown += 1;
-        if steady.calm > CALM_ROUNDS && steady.ceiling.is_none() {
+        if steady.calm > CALM_TRIPS && steady.ceiling.is_none() {
             // The link is not full: half the target at once, and more each time that this shows no delay.
-            let doublings = ((steady.calm - CALM_ROUNDS) / 2).min(8);
+            let doublings = ((steady.calm - CALM_TRIPS) / 2).min(8);
             let step = ratio(TARGET / 2, base + delay) * f64::from(1_u32 << doublings);
             let step = step.min(ratio(2 * TARGET, base + delay)).min(CALM_STEP_MAX);
             self.window = scaled(self.window, 1.0 + step);
-            self.open_round(now);
+            self.open_trip(now);
         } else {
             let step = self.mtu * u64::from(1 + steady.grown / 8);
-            // Back to where packets were lost in a few rounds, the slower the nearer (BIC, INFOCOM 2004).
+            // Back to where packets were lost in a few round trips, the slower the nearer (BIC, INFOCOM 2004).
             let below = steady
                 .ceiling
                 .map_or(0, |ceiling| ceiling.saturating_sub(self.window));
@@ -421,7 +421,7 @@ impl DelayWindow {
         self.phase = Phase::Steady(steady);
     }
 
-    /// The delay of this round was above the target.
+    /// The delay of this round trip was above the target.
     fn cut(&mut self, now: Instant, steady: Steady, base: Duration, rtt: Duration, rtt_min: Duration) {
         let stuck = match steady.stuck {
             None => Stuck {
@@ -443,7 +443,7 @@ impl DelayWindow {
                 ..stuck
             },
         };
-        if stuck.flat >= FLAT_ROUNDS {
+        if stuck.flat >= FLAT_TRIPS {
             // Whatever we take away changes nothing: it is the path that has become longer.
             self.base.restart(rtt_min, now);
             self.window = scaled(stuck.before, LOSS_CUT);
@@ -481,7 +481,7 @@ impl DelayWindow {
             until: now + self.fair_for.max(FAIR_RTTS * stuck.rtt),
         };
         self.fair_for = (2 * self.fair_for).min(FAIR_MAX);
-        self.open_round(now);
+        self.open_trip(now);
     }
 
     /// Holds to the target for a moment, to see whether the queue was ours.
@@ -542,12 +542,12 @@ impl DelayWindow {
     /// Goes on with the window as it is now, and looks only at what is sent from now on.
     fn settle(&mut self, now: Instant, steady: Steady) {
         self.phase = Phase::Steady(steady);
-        self.open_round(now);
+        self.open_trip(now);
     }
 
-    fn open_round(&mut self, now: Instant) {
+    fn open_trip(&mut self, now: Instant) {
         self.bound();
-        self.round = Round::opened(now, self.window);
+        self.trip = RoundTrip::opened(now, self.window);
     }
 
     fn bound(&mut self) {
@@ -555,7 +555,7 @@ impl DelayWindow {
     }
 }
 
-impl Round {
+impl RoundTrip {
     const fn opened(at: Instant, window: u64) -> Self {
         Self {
             opened_at: at,
@@ -573,7 +573,7 @@ impl Round {
     /// The first of it was acknowledged, and with it `bytes`.
     const fn start(&mut self, now: Instant, window: u64, bytes: u64, limited: bool) {
         self.closing = Some(Closing { at: now, window });
-        // What arrived before belongs to the round before.
+        // What arrived before belongs to the round trip before.
         self.acked = bytes;
         self.acked_limited = if limited { bytes } else { 0 };
     }
@@ -645,25 +645,25 @@ const RTT_MIN: Duration = Duration::from_micros(1);
 /// Where round trips are shorter than this, a scheduler's moods are most of what would be seen in one.
 const ROUND_MIN: Duration = Duration::from_millis(4);
 
-/// HyStart++ (RFC 9406, 4.3): samples that a round needs, and the delay at which the start is over.
+/// HyStart++ (RFC 9406, 4.3): samples that a round trip needs, and the delay at which the start is over.
 const STARTUP_SAMPLES: u32 = 8;
 const STARTUP_DELAY_MIN: Duration = Duration::from_millis(4);
 const STARTUP_DELAY_MAX: Duration = Duration::from_millis(8);
 
-/// Packets of a round, and the share of them lost, that end the start.
+/// Packets of a round trip, and the share of them lost, that end the start.
 const STARTUP_LOSS_SAMPLE: u64 = 32;
 const STARTUP_LOSS_MAX: f64 = 0.2;
 
 /// Below this delay the link is not full.
 const CALM: Duration = Duration::from_millis(2);
 
-/// Rounds without a queue that are no accident.
-const CALM_ROUNDS: u32 = 2;
+/// Round trips without a queue that are no accident.
+const CALM_TRIPS: u32 = 2;
 
-/// The largest step up in one round.
+/// The largest step up in one round trip.
 const CALM_STEP_MAX: f64 = 0.25;
 
-/// The deepest cut in one round (Swift).
+/// The deepest cut in one round trip (Swift).
 const CUT_MAX: f64 = 0.5;
 
 /// What is left of the window after a loss, as with Cubic, and after a mark, as with ABE (RFC 8511).
@@ -691,12 +691,12 @@ const STUCK_FAIR: u32 = 3;
 /// A trial from the loss-based mode has cut deeply at once, and needs one more.
 const STUCK_BY_TRIAL: u32 = 2;
 
-/// A delay that does not move by more than this, in so many rounds of cuts, is no queue but the path. Others of our
+/// A delay that does not move by more than this, in so many round trips of cuts, is no queue but the path. Others of our
 /// kind fill the queue by 3 ms or more in that time.
 const FLAT: Duration = Duration::from_micros(1500);
-const FLAT_ROUNDS: u32 = 5;
+const FLAT_TRIPS: u32 = 5;
 
-/// Rounds after which a delay that has not moved may turn out to be the path's.
+/// Round trips after which a delay that has not moved may turn out to be the path's.
 const FLAT_SUSPECT: u32 = 2;
 
 /// A delay that our own kind does not cause: two targets, of somebody who took our queue for distance, and a

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 /// One attempt.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct Attempt {
     pub(crate) peer: PeerId,
-    /// Its name, drawn by the offerer.
-    pub(crate) attempt: u64,
+    /// Drawn by the offerer.
+    pub(crate) name: u64,
     pub(crate) number: u32,
     pub(crate) began_at: Instant,
     pub(crate) here: Here,
@@ -67,7 +67,7 @@ pub(crate) enum Opening {
     Open,
 }
 
-/// What a session brings forth.
+/// What an attempt brings forth.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// Something to do.
@@ -78,7 +78,7 @@ pub(crate) enum Next {
     Over(PeerId),
 }
 
-impl Session {
+impl Attempt {
     /// What is due.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Next> {
         let peer = self.peer;
