@@ -16,6 +16,7 @@ pub(crate) mod session;
 mod settings;
 mod socket;
 mod spares;
+mod telling;
 mod tls;
 
 pub(crate) use address::{from_multiaddr, to_multiaddr};
