@@ -396,7 +396,9 @@ struct Life {
 
 impl Life {
     async fn run(self, admin_stop: CancellationToken) -> Result<(), NodeError> {
-        let ended = self.stretches().await;
+        // Also where this panics: whoever waits for the end waits for the admin address too.
+        let admin_stop = admin_stop.drop_guard();
+        let ended = self.until_ended().await;
         if let Err(error) = &ended {
             // Whoever waits for the end tells it to people.
             debug!(%error, "the node stops");
@@ -404,10 +406,24 @@ impl Life {
                 .phase
                 .send_modify(|phase| phase.failed = Some(error.0.clone()));
         }
-        admin_stop.cancel();
+        drop(admin_stop);
         self.dir.remove_admin_addr();
         self.shared.network.shutdown().await;
         ended
+    }
+
+    /// Lives until it is told to stop, cannot go on, or has no network any more, without which nothing would come of
+    /// going on.
+    async fn until_ended(&self) -> Result<(), NodeError> {
+        let mut stretches = std::pin::pin!(self.stretches());
+        tokio::select! {
+            ended = &mut stretches => ended,
+            () = self.shared.network.ended() => {
+                self.shared.stop.cancel();
+                stretches.await?;
+                Err(NodeError("its network has ended by itself, which is a defect: start it again".to_owned()))
+            }
+        }
     }
 
     /// Becomes a member and lives as one, again after each removal.

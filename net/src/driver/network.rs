@@ -104,6 +104,8 @@ struct Inner {
     shared: Arc<Shared>,
     tracker: TaskTracker,
     stop: CancellationToken,
+    /// Cancelled when the driver has ended, be it by a panic.
+    ended: CancellationToken,
     _stop_on_drop: DropGuard,
 }
 
@@ -149,7 +151,13 @@ impl Network {
             }
         };
         let span = info_span!("net", %me);
-        tracker.spawn(driver.run().instrument(span.clone()));
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard();
+        let driving = async move {
+            driver.run().await;
+            drop(end);
+        };
+        tracker.spawn(driving.instrument(span.clone()));
         let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval));
         let answering = prober::answer_probes(Arc::clone(&shared), probed);
         let telling = prober::tell_received(Arc::clone(&shared), to_tell);
@@ -165,6 +173,7 @@ impl Network {
         let inner = Inner {
             shared,
             tracker,
+            ended,
             _stop_on_drop: stop_on_drop,
             stop,
         };
@@ -319,6 +328,11 @@ impl Network {
             // An error means that the driver has stopped, and then everything is closed.
             let _ = closed.await;
         }
+    }
+
+    /// Waits until it has stopped: because it was told to, or because it cannot go on.
+    pub async fn ended(&self) {
+        self.inner.ended.cancelled().await;
     }
 
     /// Closes every connection, so that peers see it at once, frees the ports and waits for every task.

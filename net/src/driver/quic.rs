@@ -16,6 +16,7 @@ pub(crate) mod session;
 mod settings;
 mod socket;
 mod spares;
+mod telling;
 mod tls;
 
 pub(crate) use address::{from_multiaddr, to_multiaddr};
@@ -448,5 +449,58 @@ impl libp2p::core::Transport for Transport {
         }
         self.waker = Some(cx.waker().clone());
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::driver::limits::Limits;
+    use libp2p::core::transport::PortUse;
+
+    fn end(keypair: &Keypair) -> (Arc<Quic>, mpsc::Receiver<SessionEvent>) {
+        let (commands, _) = mpsc::channel(1);
+        let (events, heard) = mpsc::channel(EVENTS_MAX);
+        let (probes, _) = mpsc::channel(1);
+        let me = keypair.public().to_peer_id();
+        let limits = Limits::new(None, None);
+        let quic = Quic::new(Setup {
+            keypair,
+            shared: Arc::new(Shared::new(me, commands, limits, Duration::from_secs(30))),
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            incarnation: 1,
+            events,
+            probes,
+        });
+        (Arc::new(quic.unwrap()), heard)
+    }
+
+    #[tokio::test]
+    async fn a_session_that_has_ended_is_forgotten_though_somebody_holds_on_to_it() {
+        let (ours, theirs) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let ((ours, mut heard), (theirs, _heard)) = (end(&ours), end(&theirs));
+        let mut transport = Transport::new(Arc::clone(&ours));
+        let any = "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap();
+        libp2p::core::Transport::listen_on(&mut transport, ListenerId::next(), any).unwrap();
+        let (_, address) = ours.sockets()[0];
+        let (_, muxer) = dial::dial(theirs, address, None, PortUse::Reuse).await.unwrap();
+        let Some(SessionEvent::Established(held)) = heard.recv().await else {
+            panic!("it begins with this");
+        };
+        assert_eq!(lock(&ours.sessions).len(), 1);
+        drop(muxer);
+        let forgotten = async {
+            while !matches!(heard.recv().await, Some(SessionEvent::Closed { .. })) {}
+            while !lock(&ours.sessions).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), forgotten)
+            .await
+            .unwrap();
+        drop(held);
+        ours.stop.cancel();
     }
 }

@@ -54,6 +54,9 @@ struct Queue {
 struct ClassState {
     /// Channels that take turns.
     line: VecDeque<ChannelId>,
+    /// Places in the line whose channels are gone.
+    /// 0 <= stale <= line.len()
+    stale: usize,
     queued: usize,
     in_flight: u64,
     limit: Option<Bucket>,
@@ -195,9 +198,19 @@ impl Scheduler {
 
     /// Forgets a channel and what it has queued.
     pub fn remove(&mut self, channel: ChannelId) {
-        if let Some(queue) = self.queues.remove(&channel) {
-            self.classes[queue.class.index()].queued -= queue.bytes.len();
-            // Its place in the line is passed over when its turn comes.
+        let Some(queue) = self.queues.remove(&channel) else {
+            return;
+        };
+        let state = &mut self.classes[queue.class.index()];
+        state.queued -= queue.bytes.len();
+        if queue.in_line {
+            // Its place is passed over when its turn comes, which it does not while the class is held up; so a line
+            // is swept when most of it is stale.
+            state.stale += 1;
+            if 2 * state.stale > state.line.len() {
+                state.line.retain(|channel| self.queues.contains_key(channel));
+                state.stale = 0;
+            }
         }
     }
 
@@ -283,13 +296,14 @@ impl Scheduler {
     }
 
     fn first_in_line(&mut self, class: Class) -> Option<ChannelId> {
-        let line = &mut self.classes[class.index()].line;
-        while let Some(channel) = line.front().copied() {
+        let state = &mut self.classes[class.index()];
+        while let Some(channel) = state.line.front().copied() {
             // Identifiers are never used again, so a place in the line is always of the channel that took it.
             if self.queues.contains_key(&channel) {
                 return Some(channel);
             }
-            line.pop_front();
+            state.line.pop_front();
+            state.stale -= 1;
         }
         None
     }
@@ -682,6 +696,25 @@ mod tests {
         scheduler.remove(ChannelId(0));
         assert_eq!(scheduler.queued(ChannelId(0)), 0);
         assert_eq!(scheduler.push(ChannelId(0), b"gone"), 0);
+    }
+
+    #[test]
+    fn channels_that_come_and_go_while_their_class_is_held_up_leave_no_places_behind() {
+        let now = start();
+        let mut scheduler = scheduler(now, &[(1, Class::Control)]);
+        scheduler.push(ChannelId(1), &[0; QUEUED_MAX]);
+        while next(&mut scheduler, now).is_some() {
+            scheduler.push(ChannelId(1), &[0; SLICE_MAX]);
+        }
+        for id in 2..10_000 {
+            scheduler.open(ChannelId(id), Class::Control, 100);
+            scheduler.push(ChannelId(id), b"open");
+            scheduler.remove(ChannelId(id));
+        }
+        let line = &scheduler.classes[Class::Control.index()].line;
+        assert!(line.len() < 4, "{}", line.len());
+        scheduler.on_ack(now, scheduler.sent).unwrap();
+        assert!(matches!(next(&mut scheduler, now), Some((1, _))));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A network starts whole or not at all, and leaves nothing behind.
 
 use crate::nodes::{Node, PATIENCE, config, kind, loopback, two_members};
+use futures::FutureExt as _;
 use lapwing_base::{Class, Multiaddr};
 use lapwing_net::{NetworkConfig, OpenError, StartError};
 
@@ -78,7 +79,9 @@ async fn a_network_that_was_shut_down_leaves_no_port_and_opens_nothing() {
             .unwrap();
         let mut served = a.network.serve(kind(Class::Call), 1);
         let addr = a.network.listen_addrs();
+        assert!(a.network.ended().now_or_never().is_none());
         a.network.shutdown().await;
+        a.network.ended().await;
         let again = start_at(addr).await;
         assert!(again.is_ok(), "{:?}", again.err());
         assert!(served.recv().await.is_none());

@@ -1,10 +1,11 @@
 //! What a link carries, and when it is let go.
 
 use crate::lane_peer::Relayed;
-use crate::nodes::{Node, PATIENCE, eventually};
+use crate::nodes::{Node, PATIENCE, eventually, kind};
 use crate::raw_peer::RawPeer;
 use lapwing_base::{Class, Keypair};
 use quinn::Connection;
+use std::time::Duration;
 
 const CONTROL: u8 = Class::Control.index() as u8;
 
@@ -43,6 +44,50 @@ async fn of_several_bulk_lanes_the_last_counts_and_it_ends_with_its_session() {
     raw.connection.close(0_u32.into(), b"");
     let why = tokio::time::timeout(PATIENCE, second.closed()).await.unwrap();
     assert!(why.to_string().contains("session has ended"), "{why}");
+}
+
+#[tokio::test]
+async fn who_wants_bulk_right_after_the_peer_was_asked_for_a_lane_has_it_asked_again() {
+    const BULK_WANTED: [u8; 1] = [2];
+    let node = Node::start().await;
+    let keypair = Keypair::generate_ed25519();
+    let peer = keypair.public().to_peer_id();
+    node.admit(&[peer]);
+    let raw = RawPeer::connect_as(keypair, &node).await;
+    let asked = || async {
+        loop {
+            let mut told = raw.connection.accept_uni().await.unwrap();
+            if told.read_to_end(128).await.unwrap() == BULK_WANTED {
+                return now();
+            }
+        }
+    };
+    eventually("there is a session", || {
+        node.network
+            .status()
+            .peers
+            .iter()
+            .any(|known| known.peer == peer && known.connected)
+    })
+    .await;
+    let opening = || node.network.open(peer, kind(Class::Model), PATIENCE);
+    let twice = async {
+        let first = tokio::select! {
+            at = asked() => at,
+            _ = opening() => panic!("there is no lane"),
+        };
+        let second = tokio::select! {
+            at = asked() => at,
+            _ = opening() => panic!("there is no lane"),
+        };
+        second - first
+    };
+    let apart = tokio::time::timeout(PATIENCE, twice).await.unwrap();
+    // Nobody asks by itself again before five seconds are over.
+    assert!(
+        apart > Duration::from_millis(900) && apart < Duration::from_secs(4),
+        "{apart:?}"
+    );
 }
 
 #[tokio::test]

@@ -102,6 +102,8 @@ impl Listener {
                     }
                 }
                 Err(error) => {
+                    // It would say so again each time that it is asked, and never anything else.
+                    self.addresses = Addresses::One(None);
                     return Poll::Ready(TransportEvent::ListenerError {
                         listener_id,
                         error: Error::Io(error),

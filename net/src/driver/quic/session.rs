@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::future::{BoxFuture, OptionFuture};
 use quinn::{Connection, ConnectionError, PathStats, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,6 +22,7 @@ use super::Quic;
 use super::message::{Message, SIZE_MAX};
 use super::muxer::Substream;
 use super::settings::{BulkWindows, STREAMS_AT_FIRST};
+use super::telling::Telling;
 use super::{priority, settings};
 use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use crate::driver::now;
@@ -346,7 +348,9 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         messages,
         sighting: Sighting::default(),
         allowed: MESSAGES,
+        telling: Telling::default(),
         bulk_asked_at: None,
+        bulk_ask_at: None,
         bulk_idle: None,
         streams: Streams::default(),
         liveness: Liveness::new(*session.pace.borrow(), now()),
@@ -374,8 +378,11 @@ struct Task {
     sighting: Sighting,
     /// Messages that the peer may send.
     allowed: Allowance,
+    telling: Telling,
     /// When the peer was last asked for a bulk lane.
     bulk_asked_at: Option<Instant>,
+    /// When it is to be asked again: somebody has wanted one who came too soon after that.
+    bulk_ask_at: Option<Instant>,
     /// How much the bulk lane had carried when it was last seen idle, and since when that has not changed.
     bulk_idle: Option<(u64, Instant)>,
     streams: Streams,
@@ -411,11 +418,15 @@ impl Task {
         let mut pace = session.pace.subscribe();
         let mut dialing: OptionFuture<BoxFuture<'static, Result<Connection, String>>> = None.into();
         let mut dialing_now = false;
-        self.tell(Message::greeting(self.quic.incarnation));
+        self.telling.add(Message::greeting(self.quic.incarnation));
         loop {
             self.streams.make_room(control, &session, &self.quic, false);
             self.tell_observed();
             self.set_pace(*pace.borrow_and_update());
+            if self.bulk_ask_at.is_some_and(|at| at <= now()) {
+                self.bulk_ask_at = None;
+                session.bulk_wanted.notify_one();
+            }
             let wake_at = match self.liveness.poll(control.rtt(), now()) {
                 Beat::Wait(at) => at,
                 Beat::Probe(number) => {
@@ -447,11 +458,11 @@ impl Task {
                 Some(message) = inbox.recv() => match message {
                     Message::Greeting { incarnation, .. } => {
                         let (id, peer) = (session.id, session.peer);
-                        self.report(SessionEvent::Greeted { id, peer, incarnation }).await;
+                        report(&self.quic, SessionEvent::Greeted { id, peer, incarnation }).await;
                     }
                     Message::Observed(seen) => {
                         *lock(&session.seen) = Some(seen);
-                        self.report(SessionEvent::Observed(Arc::clone(&session))).await;
+                        report(&self.quic, SessionEvent::Observed(Arc::clone(&session))).await;
                     }
                     Message::BulkWanted => session.bulk_wanted.notify_one(),
                 },
@@ -480,9 +491,10 @@ impl Task {
                         }
                     }
                 }
+                () = self.telling.next(|message| tell(control.clone(), message).boxed()) => (),
                 _ = pace.changed() => (),
                 () = session.suspected.notified() => self.liveness.suspect(now()),
-                () = tokio::time::sleep_until(wake_at.into()) => (),
+                () = tokio::time::sleep_until(self.bulk_ask_at.map_or(wake_at, |at| at.min(wake_at)).into()) => (),
             }
         }
     }
@@ -494,10 +506,15 @@ impl Task {
             .set_pace(if used { Pace::USED } else { pace }, now());
     }
 
+    /// Asks the peer for a bulk lane; where it was asked a moment ago, once that is over. Whoever waits may have come
+    /// after the peer had tried, and the peer does not try again unasked.
     fn ask_bulk(&mut self, now: Instant) {
-        if self.bulk_asked_at.is_none_or(|at| now >= at + BULK_ASK_INTERVAL) {
-            self.bulk_asked_at = Some(now);
-            self.tell(Message::BulkWanted);
+        match self.bulk_asked_at.map(|at| at + BULK_ASK_INTERVAL) {
+            Some(at) if now < at => self.bulk_ask_at = Some(at),
+            Some(_) | None => {
+                self.bulk_asked_at = Some(now);
+                self.telling.add(Message::BulkWanted);
+            }
         }
     }
 
@@ -527,11 +544,6 @@ impl Task {
         }
     }
 
-    async fn report(&self, event: SessionEvent) {
-        // Nobody listens where the whole network has stopped.
-        let _ = self.quic.events.send(event).await;
-    }
-
     fn route(&self, send: SendStream, receive: RecvStream) {
         let routing = route(
             Arc::clone(&self.session),
@@ -543,22 +555,11 @@ impl Task {
         self.quic.tracker.spawn(routing);
     }
 
-    fn tell(&self, message: Message) {
-        let control = self.session.control.clone();
-        self.quic.tracker.spawn(async move {
-            // A session that ends meanwhile has nothing more to be told.
-            if let Ok(mut send) = control.open_uni().await {
-                let _ = send.set_priority(priority::of(Class::Control));
-                let _ = send.write_all(&encode(&message)).await;
-            }
-        });
-    }
-
     /// Tells the peer where we see it, at first, when it has moved, and before it forgets.
     fn tell_observed(&mut self) {
         let remote = self.session.control.remote_address();
         if self.sighting.is_due(remote, now()) {
-            self.tell(Message::Observed(remote));
+            self.telling.add(Message::Observed(remote));
         }
     }
 
@@ -606,6 +607,20 @@ fn beat(kind: u8, number: u64) -> Bytes {
 fn read_beat(datagram: &[u8]) -> Option<(u8, u64)> {
     let (kind, number) = datagram.split_first()?;
     Some((*kind, u64::from_le_bytes(number.try_into().ok()?)))
+}
+
+async fn report(quic: &Quic, event: SessionEvent) {
+    // Nobody listens where the whole network has stopped.
+    let _ = quic.events.send(event).await;
+}
+
+/// Tells the peer something about the session.
+async fn tell(control: Connection, message: Message) {
+    // A session that ends meanwhile has nothing more to be told.
+    if let Ok(mut send) = control.open_uni().await {
+        let _ = send.set_priority(priority::of(Class::Control));
+        let _ = send.write_all(&encode(&message)).await;
+    }
 }
 
 /// Reads whose stream it is and hands it on.
