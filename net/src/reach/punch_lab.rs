@@ -541,12 +541,10 @@ fn nothing_is_sent_to_where_no_relay_sees_the_peer() {
     lab.drain(1);
     assert_eq!(lab.nodes[1].failures, [RelayedBecause::NoCandidates]);
     assert_eq!((lab.nodes[1].sent, lab.nodes[1].punches.refused()), (0, 2));
-    assert!(lab.step());
-    assert_eq!(
-        lab.nodes[0].failures,
-        [RelayedBecause::NoCandidates],
-        "the peer is told"
-    );
+    while lab.nodes[0].failures.is_empty() {
+        assert!(lab.step(), "the peer is told");
+    }
+    assert_eq!(lab.nodes[0].failures, [RelayedBecause::NoCandidates]);
 }
 
 #[test]
