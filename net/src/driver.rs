@@ -59,8 +59,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Quiet};
-use addresses::{for_others, is_loopback, without_peer};
+use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Quiet, Rung};
+use addresses::{for_others, is_loopback, relay_of, without_peer};
 use behaviour::Carrier;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role, chain};
@@ -470,9 +470,13 @@ impl Driver {
             .collect();
         let leaving: HashSet<_> = surplus.into_iter().chain(self.retiring.keys().copied()).collect();
         let links = &self.links;
-        let traffic = leaving
-            .iter()
-            .filter_map(|id| Some((*id, links.get(id)?.traffic())));
+        let traffic = leaving.iter().filter_map(|id| {
+            let link = links.get(id)?;
+            let mut traffic = link.traffic();
+            traffic.busy |= link.rung() == Rung::Fallback && self.leads_on(&link.peer());
+            Some((*id, traffic))
+        });
+        let traffic: Vec<_> = traffic.collect();
         let mut due = self.quiet.look(traffic, now);
         let overdue = self.retiring.iter().filter(|(_, latest)| **latest <= now);
         due.extend(overdue.map(|(id, _)| *id).filter(|id| links.contains_key(id)));
@@ -487,6 +491,13 @@ impl Driver {
             }
             self.retiring.remove(&id);
         }
+    }
+
+    /// Whether links lead through a peer. libp2p's circuits take whichever connection with the relay is the oldest.
+    fn leads_on(&self, relay: &PeerId) -> bool {
+        self.links
+            .values()
+            .any(|link| matches!(link, Link::Lane(lane) if relay_of(&lane.address) == Some(*relay)))
     }
 
     fn on_gate(&mut self) {

@@ -325,9 +325,10 @@ impl Punches {
         // An attempt that has found its path goes on answering, so that the peer learns of it.
     }
 
-    /// The peer cannot be told anything any more.
+    /// The peer cannot be told anything any more. An attempt that both have begun goes on: nothing is left to tell.
     pub fn disconnected(&mut self, peer: &PeerId) {
-        if self.is_under_way(peer) {
+        let offered = |session: &Session| matches!(session.phase, Phase::Offered { .. });
+        if self.sessions.get(peer).is_some_and(offered) {
             self.end(peer);
         }
     }
