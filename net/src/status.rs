@@ -93,7 +93,7 @@ pub struct PeerStatus {
 pub struct LinkStatus {
     /// Whether somebody stands between.
     pub path: Path,
-    /// What it is spoken over.
+    /// What it is spoken over; of a relayed one, as far as the relay.
     pub transport: Transport,
     /// Round-trip time, smoothed.
     pub rtt: Duration,

@@ -12,6 +12,7 @@ use lapwing_base::Row;
 use super::failure::Failure;
 use super::folder::Folder;
 use super::output::{Align, Output, Table};
+use super::until_interrupted;
 
 /// What to measure.
 #[derive(Clone, Debug, Subcommand)]
@@ -34,17 +35,18 @@ pub(crate) enum BenchCommand {
 
 /// How two machines measure what lies between them.
 const NET_HELP: &str = "\
-Between two machines: `lapwing bench net serve` on one of them prints what to run on the other.
+Between two machines: `lapwing bench net serve` on one of them prints what to run on the other. Where neither can be
+reached, a third one that can runs `serve` too, and the first one `serve --relay` with what that has printed.
 On one: `lapwing bench net --shape 20mbit,50ms,queue=200ms` fills such a link with bulk, first over one QUIC
 connection as it ships, then with priorities, then over two connections, then with the classes of a node.";
 
 /// Measures, and prints a table, or for programs an object a row.
 pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Failure> {
     let rows = match command {
-        BenchCommand::Consensus { dir } => consensus(&dir).await?,
-        BenchCommand::Gateway => gateway().await?,
+        BenchCommand::Consensus { dir } => until_interrupted(consensus(&dir)).await?,
+        BenchCommand::Gateway => until_interrupted(gateway()).await?,
         BenchCommand::Net(flags) => net::rows(flags, output).await?,
-        BenchCommand::Train => train().await?,
+        BenchCommand::Train => until_interrupted(train()).await?,
     };
     if output.is_json() {
         return rows.iter().try_for_each(|row| output.document(row));

@@ -110,7 +110,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Bench(command) => {
             start_log(&cli.log_level, None, cli.verbose, "warn")?;
-            several_threads()?.block_on(until_interrupted(bench::run(command, output)))
+            several_threads()?.block_on(bench::run(command, output))
         }
         Command::Doctor(flags) => {
             start_log(&cli.log_level, None, cli.verbose, "warn")?;
@@ -134,7 +134,7 @@ fn client(
 }
 
 /// Drops the command when somebody wants it to end, so that what it holds is tidied up.
-async fn until_interrupted(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+async fn until_interrupted<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let mut interrupts = Interrupts::catch().map_err(|error| Failure::new("catch signals", error))?;
     tokio::select! {
         biased;

@@ -7,6 +7,7 @@
 //! of at most 64 KiB. The partner with the smaller number opens the channel.
 
 use crate::payload::{self, CHUNK_BYTES, PayloadError};
+use bytes::Bytes;
 use lapwing_base::{ByteSize, Class, JobId, Round, RoundPlan, Values};
 use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, OpenError};
 use serde::{Deserialize, Serialize};
@@ -132,9 +133,10 @@ pub(crate) async fn decline(mut channel: Channel, reason: Decline) -> Result<(),
 pub(crate) async fn swap_as_opener(
     channel: Channel,
     mine: &Offer,
-    encoded: &[u8],
+    encoded: Bytes,
 ) -> Result<payload::Received, ExchangeError> {
     let (mut sender, mut receiver) = channel.split();
+    let expected = encoded.len();
     let send = async {
         sender
             .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
@@ -150,7 +152,7 @@ pub(crate) async fn swap_as_opener(
             Greeting::Withdrawn { .. } => return Err(ExchangeError::Declined(Decline::Unable)),
         };
         check(mine, &theirs)?;
-        Ok(payload::receive(&mut receiver, encoded.len(), &theirs.hash).await?)
+        Ok(payload::receive(&mut receiver, expected, &theirs.hash).await?)
     };
     let ((), received) = tokio::try_join!(send, receive)?;
     Ok(received)
@@ -163,13 +165,14 @@ pub(crate) async fn swap_as_acceptor(
         offer: theirs,
     }: Offered,
     mine: &Offer,
-    encoded: &[u8],
+    encoded: Bytes,
 ) -> Result<payload::Received, ExchangeError> {
     if let Err(error) = check(mine, &theirs) {
         decline(channel, Decline::AnotherPlan).await?;
         return Err(error);
     }
     let (mut sender, mut receiver) = channel.split();
+    let expected = encoded.len();
     let send = async {
         sender
             .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
@@ -178,7 +181,7 @@ pub(crate) async fn swap_as_acceptor(
         sender.finish().await?;
         Ok::<_, ExchangeError>(())
     };
-    let receive = async { Ok(payload::receive(&mut receiver, encoded.len(), &theirs.hash).await?) };
+    let receive = async { Ok(payload::receive(&mut receiver, expected, &theirs.hash).await?) };
     let ((), received) = tokio::try_join!(send, receive)?;
     Ok(received)
 }

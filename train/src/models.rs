@@ -5,6 +5,7 @@
 //! endian `f32` in frames of at most 64 KiB.
 
 use crate::payload::{self, CHUNK_BYTES, PayloadError};
+use bytes::Bytes;
 use lapwing_base::{ByteSize, Class, JobId, PeerId, Ppm, Round};
 use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, Network, OpenError};
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,7 @@ pub(crate) async fn asked(channel: &mut Channel, patience: Duration) -> Result<A
 
 /// Answers with a model.
 pub(crate) async fn give(channel: Channel, held: Held) -> Result<(), FetchError> {
-    let bytes = to_bytes(&held.flat);
+    let bytes = Bytes::from(to_bytes(&held.flat));
     let header = Header {
         round: held.round,
         parameters: held.flat.len() as u64,
@@ -96,7 +97,7 @@ pub(crate) async fn give(channel: Channel, held: Held) -> Result<(), FetchError>
     };
     let (mut sender, _receiver) = channel.split();
     sender.send(&lapwing_net::encode(&Answer::Model(header))).await?;
-    payload::send(&mut sender, &bytes).await?;
+    payload::send(&mut sender, bytes).await?;
     sender.finish().await?;
     Ok(())
 }

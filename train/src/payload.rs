@@ -3,6 +3,7 @@
 //! How long a payload may be is the receiver's knowledge (its own mask, its own layout), never the sender's
 //! word, so that no peer decides how much memory another one uses.
 
+use bytes::Bytes;
 use lapwing_net::{ChannelError, ReceiveHalf, SendHalf};
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Sends a payload in frames of at most [`CHUNK_BYTES`]. An empty payload sends nothing.
-pub(crate) async fn send(channel: &mut SendHalf, payload: &[u8]) -> Result<(), ChannelError> {
-    for chunk in payload.chunks(CHUNK_BYTES) {
-        channel.send(chunk).await?;
+pub(crate) async fn send(channel: &mut SendHalf, mut payload: Bytes) -> Result<(), ChannelError> {
+    while !payload.is_empty() {
+        let chunk = payload.split_to(CHUNK_BYTES.min(payload.len()));
+        channel.send_bytes(chunk).await?;
     }
     Ok(())
 }

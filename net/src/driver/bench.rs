@@ -5,22 +5,25 @@
 
 mod ablation;
 mod asking;
+mod direct;
 mod floor;
+mod greeting;
+mod lease;
 mod link;
 mod measuring;
 mod pipe;
 mod serving;
 mod shape;
+mod target;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use libp2p::multiaddr::Protocol;
 use quinn::Connection;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::addresses::without_peer;
 use super::now;
 use super::quic::from_multiaddr;
 use crate::{Access, Kind};
@@ -29,6 +32,7 @@ use floor::Floor;
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, Row};
 use measuring::{Echo, Load, PATIENCE, Times, download};
 use pipe::Pipe;
+use target::Target;
 
 pub use serving::Server;
 pub use shape::{ParseShapeError, Shape};
@@ -67,6 +71,7 @@ const LOAD_STREAMS: usize = 4;
 const INTERVAL: Duration = Duration::from_millis(5);
 
 const LOOPBACK: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+const LISTEN_ANY: &str = "/ip4/0.0.0.0/udp/0/quic-v1";
 
 /// Percentiles over a shaped link are of as many messages.
 const SHAPED_FACTOR: u32 = 4;
@@ -106,9 +111,9 @@ const fn kind(class: Class) -> Kind {
 /// # Errors
 /// The loopback network, or no answer.
 pub async fn rows(case_time: Duration) -> Result<Vec<Row>, BenchError> {
-    let server = Server::start(LOOPBACK.parse().map_err(failed("listen"))?).await?;
+    let server = Server::start(LOOPBACK.parse().map_err(failed("listen"))?, &[]).await?;
     let rows = match server.addrs().pop() {
-        Some(address) => run(address, case_time).await,
+        Some(address) => run(&address, case_time, &CancellationToken::new()).await,
         None => Err(failed("listen")("there is no address")),
     };
     server.shutdown().await;
@@ -124,33 +129,40 @@ pub async fn shaped_rows(shape: Shape, case_time: Duration) -> Result<Vec<Row>, 
     ablation::rows(shape, case_time * SHAPED_FACTOR).await
 }
 
-/// Measures what lies between this node and a [`Server`]. Where the floors beside it cannot be reached, rows have no
-/// baseline.
+/// Measures what lies between this node and a [`Server`], until `stop`. Where the floors beside it cannot be reached, rows
+/// have no baseline. Through a relay it measures first how long the two ends need to find each other.
 ///
 /// # Errors
-/// When the address names no peer, or the peer does not answer.
-pub async fn run(address: Multiaddr, case_time: Duration) -> Result<Vec<Row>, BenchError> {
-    let peer = address.iter().find_map(|part| match part {
-        Protocol::P2p(peer) => Some(peer),
-        _ => None,
-    });
-    let peer = peer
-        .ok_or("the address ends with no /p2p/PEER")
-        .map_err(failed("find the peer"))?;
-    let asking = Asking::start(peer, without_peer(&address)).await?;
-    let rows = measure(&asking, &address, case_time).await;
+/// When the address names no peer, the peer does not answer or measures with somebody else, or it was stopped.
+pub async fn run(
+    address: &Multiaddr,
+    case_time: Duration,
+    stop: &CancellationToken,
+) -> Result<Vec<Row>, BenchError> {
+    let target = Target::parse(address)?;
+    let stopped = || failed("measure")("it was stopped");
+    let Some(asking) = stop.run_until_cancelled(Asking::start(&target)).await else {
+        return Err(stopped());
+    };
+    let asking = asking?;
+    let rows = stop
+        .run_until_cancelled(measure(&asking, &target, case_time))
+        .await;
     asking.shutdown().await;
-    rows
+    rows.unwrap_or_else(|| Err(stopped()))
 }
 
-async fn measure(asking: &Asking, address: &Multiaddr, case_time: Duration) -> Result<Vec<Row>, BenchError> {
-    let [quic, tcp] = asking.floors().await?;
-    let ip = from_multiaddr(&without_peer(address)).map(|(socket, _)| socket.ip());
-    let floor = match ip {
+async fn measure(asking: &Asking, target: &Target, case_time: Duration) -> Result<Vec<Row>, BenchError> {
+    let [quic, tcp] = asking.floors;
+    let (mut rows, ip) = match target.relay {
+        Some(_) => (direct::rows(asking).await?, None),
+        None => (vec![direct::none()], from_multiaddr(&target.address)),
+    };
+    let floor = match ip.map(|(socket, _)| socket.ip()) {
         Some(ip) => Floors::reach(SocketAddr::new(ip, quic), SocketAddr::new(ip, tcp)).await?,
         None => None,
     };
-    let mut rows = throughput(asking, floor.as_ref(), case_time).await?;
+    rows.extend(throughput(asking, floor.as_ref(), case_time).await?);
     rows.extend(round_trips(asking, floor.as_ref(), case_time).await?);
     rows.extend(set_up(asking, floor.as_ref()).await?);
     if let Some(floors) = floor {
@@ -279,6 +291,8 @@ async fn throughput(
             Candidate::Tcp,
         ));
     }
+    // Of what could not be reached there is nothing to say, and once is enough of what is compared with it.
+    rows.retain(|row| !row.value.is_nan() && !(floors.is_none() && row.case.ends_with("TCP")));
     Ok(rows)
 }
 
@@ -364,10 +378,17 @@ async fn set_up(asking: &Asking, floors: Option<&Floors>) -> Result<Vec<Row>, Be
         }
     }
     let [ours, quic, tcp] = [ours, quic, tcp].map(|each| Times::new(each).at(0.5));
-    Ok(vec![
-        Row::new("set-up", "first answer, beside plain QUIC", ours, "ms", quic),
-        Row::new("set-up", "first answer, beside TCP", ours, "ms", tcp),
-    ])
+    let mut rows = vec![Row::new(
+        "set-up",
+        "first answer, beside plain QUIC",
+        ours,
+        "ms",
+        quic,
+    )];
+    if floors.is_some() {
+        rows.push(Row::new("set-up", "first answer, beside TCP", ours, "ms", tcp));
+    }
+    Ok(rows)
 }
 
 async fn first_answer(pipe: Pipe) -> Result<(), BenchError> {
@@ -391,10 +412,53 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn every_row_on_loopback_has_a_figure_and_a_baseline() {
         let rows = rows(Duration::from_millis(90)).await.unwrap();
-        assert_eq!(rows.len(), 36);
+        assert_eq!(rows.len(), 37);
         for row in rows {
-            assert!(row.value > 0.0 && row.baseline > 0.0, "{row:?}");
+            let without = row.bench == "time to direct" && row.value.is_nan();
+            assert!(without || (row.value > 0.0 && row.baseline > 0.0), "{row:?}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_measures_at_a_time_and_whoever_is_stopped_makes_room_at_once() {
+        let server = Server::start(LOOPBACK.parse().unwrap(), &[]).await.unwrap();
+        let address = server.addrs().pop().unwrap();
+        let target = Target::parse(&address).unwrap();
+        let first = Asking::start(&target).await.unwrap();
+        let second = Asking::start(&target).await.unwrap_err();
+        assert!(
+            second.to_string().contains("measures with somebody else"),
+            "{second}"
+        );
+        first.shutdown().await;
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let stopped = run(&address, Duration::from_millis(90), &stop).await.unwrap_err();
+        assert!(stopped.to_string().contains("it was stopped"), "{stopped}");
+        Asking::start(&target).await.unwrap().shutdown().await;
+        server.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_ends_that_meet_at_a_relay_measure_until_they_speak_directly() {
+        let relay = Server::start(LOOPBACK.parse().unwrap(), &[]).await.unwrap();
+        let server = Server::start(LOOPBACK.parse().unwrap(), &relay.addrs())
+            .await
+            .unwrap();
+        let target = Target::parse(&server.addrs().pop().unwrap()).unwrap();
+        assert_eq!(
+            target.relay.as_ref().map(|through| through.peer),
+            Some(relay.peer_id())
+        );
+        let asking = Asking::start(&target).await.unwrap();
+        let rows = direct::rows(&asking).await.unwrap();
+        assert_eq!(rows.len(), 2);
+        for row in rows {
+            assert!(row.value > 0.0, "{row:?}");
+        }
+        asking.shutdown().await;
+        server.shutdown().await;
+        relay.shutdown().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

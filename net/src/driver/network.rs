@@ -13,14 +13,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info_span};
 
-use super::addresses::without_peer;
+use super::addresses::{relay_of, without_peer};
 use super::channel::{Channel, ChannelError};
 use super::limits::Limits;
 use super::links::Link;
 use super::notes::{self, Inboxes};
 use super::shared::Shared;
 use super::{COMMANDS_MAX, Command, ConnectFailure, Driver, now, prober};
-use crate::{CandidateRow, Gate, Hello, Kind, NetworkStatus, Probes, RateLimits, ReachStatus, Refusal};
+use crate::{
+    CandidateRow, Gate, Hello, Kind, LinkStatus, NetworkStatus, Path, Probes, RateLimits, ReachStatus,
+    Refusal,
+};
 use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId, Role};
 
 /// How a node takes part in the network.
@@ -298,7 +301,7 @@ impl Network {
             .peers()
             .iter()
             .map(|(peer, entry)| {
-                let link = shared.link(peer).map(|link| link.status());
+                let link = shared.link(peer).map(|link| seen(shared, &link));
                 entry.status(*peer, link, now, fresh)
             })
             .collect();
@@ -342,6 +345,19 @@ impl Network {
         self.inner.stop.cancel();
         self.inner.tracker.close();
         self.inner.tracker.wait().await;
+    }
+}
+
+/// A link as it is shown: a relayed one is spoken over what leads to its relay. What lies behind that, the relay knows.
+fn seen(shared: &Shared, link: &Link) -> LinkStatus {
+    let status = link.status();
+    let relay = relay_of(&link.address()).and_then(|relay| shared.link(&relay));
+    match relay {
+        Some(leg) if status.path == Path::Relayed => LinkStatus {
+            transport: leg.status().transport,
+            ..status
+        },
+        _ => status,
     }
 }
 

@@ -10,8 +10,17 @@
 //! A loss is no sign of a queue by itself: many links lose a few packets in a hundred whatever is sent. The
 //! window is cut on trial, and only losses that become fewer with it count as congestion.
 
+mod base;
+mod losses;
+mod round_trip;
+mod stuck;
+
 use super::cubic::Cubic;
+use base::Base;
+use losses::{Losses, Trial};
+use round_trip::{Closing, RoundTrip};
 use std::time::{Duration, Instant};
+use stuck::Stuck;
 
 /// What bulk may add to the shortest round trip: a packet time on the slowest links that matter (1 Mbit/s) and
 /// enough for a link to stay busy through a timer's lateness.
@@ -63,75 +72,13 @@ enum Phase {
 /// Growth since the last cut.
 #[derive(Clone, Copy, Debug, Default)]
 struct Steady {
-    /// Round trips since the last cut: the longer ago, the larger the steps.
+    /// Rounds since the last cut: the longer ago, the larger the steps.
     grown: u32,
-    /// Round trips in a row in which there was no queue at all.
+    /// Rounds in a row in which there was no queue at all.
     calm: u32,
     /// A window at which packets were lost: up to there in small steps only.
     ceiling: Option<u64>,
     stuck: Option<Stuck>,
-}
-
-/// Cuts in a row that did not bring the delay down.
-#[derive(Clone, Copy, Debug)]
-struct Stuck {
-    cuts: u32,
-    /// Round trips in a row of which the shortest measured was about `rtt`.
-    flat: u32,
-    /// The window before the first of them.
-    before: u64,
-    /// The shortest round trip of the first of them.
-    rtt: Duration,
-    /// The loss-based mode was left to see whether the queue is still another's.
-    by_trial: bool,
-}
-
-/// The round trip without a queue: the shortest of the last few epochs, each of which ends with a drain.
-#[derive(Clone, Debug)]
-struct Base {
-    epochs: [Option<Duration>; EPOCHS],
-    drained_at: Instant,
-}
-
-/// The packets sent in one round trip.
-#[derive(Clone, Copy, Debug)]
-struct RoundTrip {
-    /// Only what was sent from here on belongs to it.
-    opened_at: Instant,
-    window_at_open: u64,
-    /// When the first of it was acknowledged; what is sent from then on belongs to the next.
-    closing: Option<Closing>,
-    rtt_min: Duration,
-    rtt_sum: Duration,
-    samples: u32,
-    acked: u64,
-    acked_limited: u64,
-    lost: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Closing {
-    at: Instant,
-    window: u64,
-}
-
-/// What share of the packets is lost, and how much of that is no fault of ours.
-#[derive(Clone, Debug)]
-struct Losses {
-    acked: u64,
-    lost: u64,
-    /// Losses of what was sent before count for an earlier window.
-    since: Instant,
-    /// Share that is lost whatever the window is.
-    ambient: f64,
-    trial: Option<Trial>,
-}
-
-/// A cut that shows whether losses depend on the window.
-#[derive(Clone, Copy, Debug)]
-struct Trial {
-    before: u64,
-    share: f64,
 }
 
 impl DelayWindow {
@@ -143,19 +90,10 @@ impl DelayWindow {
             mtu,
             window,
             phase: Phase::Startup,
-            base: Base {
-                epochs: [None; EPOCHS],
-                drained_at: now,
-            },
+            base: Base::new(now),
             trip: RoundTrip::opened(now, window),
             rate: 0.0,
-            losses: Losses {
-                acked: 0,
-                lost: 0,
-                since: now,
-                ambient: 0.0,
-                trial: None,
-            },
+            losses: Losses::new(now),
             fair_for: FAIR_MIN,
         }
     }
@@ -229,7 +167,7 @@ impl DelayWindow {
         if let Some(closing) = self.trip.closing {
             let whole = sent_at >= closing.at && now.saturating_duration_since(closing.at) >= ROUND_MIN;
             if whole || self.is_stuck_still() {
-                self.end_trip(now, closing);
+                self.end_round(now, closing);
             }
         }
         self.bound();
@@ -250,7 +188,7 @@ impl DelayWindow {
             }
             self.window = WINDOW_MIN * self.mtu;
             self.phase = Phase::Startup;
-            self.open_trip(now);
+            self.open_round(now);
             self.losses.begin(now);
             return;
         }
@@ -307,14 +245,6 @@ impl DelayWindow {
         self.bound();
     }
 
-    /// The bytes are on another path now, of which nothing is known.
-    pub fn on_path_change(&mut self, now: Instant) {
-        *self = Self {
-            mtu: self.mtu,
-            ..Self::new(now, u16::try_from(self.mtu).unwrap_or(u16::MAX))
-        };
-    }
-
     fn leave_startup_on_delay(&mut self, now: Instant) {
         let Some(base) = self.base.rtt() else { return };
         let delay = self.trip.rtt_min.saturating_sub(base);
@@ -338,7 +268,7 @@ impl DelayWindow {
     }
 
     /// Everything sent in one round trip has been answered.
-    fn end_trip(&mut self, now: Instant, closing: Closing) {
+    fn end_round(&mut self, now: Instant, closing: Closing) {
         let trip = self.trip;
         let took = now.saturating_duration_since(closing.at).as_secs_f64();
         self.rate = trip.acked as f64 / took.max(RTT_MIN.as_secs_f64());
@@ -366,7 +296,7 @@ impl DelayWindow {
                     let drained = (1.0 - ratio(4 * TARGET, base)).clamp(DRAIN_MAX, DRAIN_MIN);
                     self.window = scaled(self.window, drained * ratio(base + CALM, base + delay).min(1.0));
                     self.phase = Phase::Drain { resume };
-                    self.open_trip(now);
+                    self.open_round(now);
                 } else {
                     self.grow(now, steady, base, delay, limited);
                 }
@@ -409,10 +339,10 @@ impl DelayWindow {
             let step = ratio(TARGET / 2, base + delay) * f64::from(1_u32 << doublings);
             let step = step.min(ratio(2 * TARGET, base + delay)).min(CALM_STEP_MAX);
             self.window = scaled(self.window, 1.0 + step);
-            self.open_trip(now);
+            self.open_round(now);
         } else {
             let step = self.mtu * u64::from(1 + steady.grown / 8);
-            // Back to where packets were lost in a few round trips, the slower the nearer (BIC, INFOCOM 2004).
+            // Back to where packets were lost in a few rounds, the slower the nearer (BIC, INFOCOM 2004).
             let below = steady
                 .ceiling
                 .map_or(0, |ceiling| ceiling.saturating_sub(self.window));
@@ -423,25 +353,11 @@ impl DelayWindow {
 
     /// The delay of this round trip was above the target.
     fn cut(&mut self, now: Instant, steady: Steady, base: Duration, rtt: Duration, rtt_min: Duration) {
+        // Where round trips scatter, so do the shortest of them.
+        let scatter = 2 * rtt.saturating_sub(rtt_min);
         let stuck = match steady.stuck {
-            None => Stuck {
-                cuts: 1,
-                flat: 0,
-                before: self.window,
-                rtt: rtt_min,
-                by_trial: false,
-            },
-            Some(stuck) if stuck.rtt.abs_diff(rtt_min) <= FLAT => Stuck {
-                cuts: stuck.cuts + 1,
-                flat: stuck.flat + 1,
-                ..stuck
-            },
-            Some(stuck) => Stuck {
-                cuts: stuck.cuts + 1,
-                flat: 0,
-                rtt: rtt_min,
-                ..stuck
-            },
+            None => Stuck::new(self.window, rtt_min),
+            Some(stuck) => stuck.after_cut(self.window, rtt_min, scatter),
         };
         if stuck.flat >= FLAT_TRIPS {
             // Whatever we take away changes nothing: it is the path that has become longer.
@@ -481,17 +397,15 @@ impl DelayWindow {
             until: now + self.fair_for.max(FAIR_RTTS * stuck.rtt),
         };
         self.fair_for = (2 * self.fair_for).min(FAIR_MAX);
-        self.open_trip(now);
+        self.open_round(now);
     }
 
     /// Holds to the target for a moment, to see whether the queue was ours.
     fn try_alone(&mut self, now: Instant, base: Duration, rtt: Duration) {
         let stuck = Some(Stuck {
             cuts: STUCK_BY_TRIAL,
-            flat: 0,
-            before: self.window,
-            rtt,
             by_trial: true,
+            ..Stuck::new(self.window, rtt)
         });
         self.window = scaled(self.window, ratio(base + TARGET / 2, rtt));
         self.settle(
@@ -542,83 +456,16 @@ impl DelayWindow {
     /// Goes on with the window as it is now, and looks only at what is sent from now on.
     fn settle(&mut self, now: Instant, steady: Steady) {
         self.phase = Phase::Steady(steady);
-        self.open_trip(now);
+        self.open_round(now);
     }
 
-    fn open_trip(&mut self, now: Instant) {
+    fn open_round(&mut self, now: Instant) {
         self.bound();
         self.trip = RoundTrip::opened(now, self.window);
     }
 
     fn bound(&mut self) {
         self.window = self.window.clamp(WINDOW_MIN * self.mtu, WINDOW_MAX);
-    }
-}
-
-impl RoundTrip {
-    const fn opened(at: Instant, window: u64) -> Self {
-        Self {
-            opened_at: at,
-            window_at_open: window,
-            closing: None,
-            rtt_min: Duration::MAX,
-            rtt_sum: Duration::ZERO,
-            samples: 0,
-            acked: 0,
-            acked_limited: 0,
-            lost: 0,
-        }
-    }
-
-    /// The first of it was acknowledged, and with it `bytes`.
-    const fn start(&mut self, now: Instant, window: u64, bytes: u64, limited: bool) {
-        self.closing = Some(Closing { at: now, window });
-        // What arrived before belongs to the round trip before.
-        self.acked = bytes;
-        self.acked_limited = if limited { bytes } else { 0 };
-    }
-}
-
-impl Base {
-    fn rtt(&self) -> Option<Duration> {
-        self.epochs.iter().flatten().min().copied()
-    }
-
-    /// Takes a sample; true where it is much shorter than all before.
-    fn observe(&mut self, rtt: Duration) -> bool {
-        let fell = self.rtt().is_some_and(|base| rtt + BASE_STEP < base);
-        let epoch = &mut self.epochs[0];
-        *epoch = Some(epoch.map_or(rtt, |min| min.min(rtt)));
-        fell
-    }
-
-    /// The queue was drained down to a round trip of `rtt`.
-    fn turn(&mut self, rtt: Duration, now: Instant) {
-        self.epochs.rotate_right(1);
-        self.epochs[0] = Some(rtt);
-        self.drained_at = now;
-    }
-
-    /// The path is another one.
-    fn restart(&mut self, rtt: Duration, now: Instant) {
-        self.epochs = [None; EPOCHS];
-        self.turn(rtt, now);
-    }
-}
-
-impl Losses {
-    const fn begin(&mut self, now: Instant) {
-        self.acked = 0;
-        self.lost = 0;
-        self.since = now;
-    }
-
-    /// The share that was lost, once there is enough to say so.
-    fn share(&self, mtu: u64) -> Option<f64> {
-        let seen = self.acked + self.lost;
-        let share = self.lost as f64 / seen.max(1) as f64;
-        let enough = seen >= LOSS_SAMPLE * mtu || (seen >= HEAVY_LOSS_SAMPLE * mtu && share >= HEAVY_LOSS);
-        enough.then_some(share)
     }
 }
 
@@ -657,7 +504,7 @@ const STARTUP_LOSS_MAX: f64 = 0.2;
 /// Below this delay the link is not full.
 const CALM: Duration = Duration::from_millis(2);
 
-/// Round trips without a queue that are no accident.
+/// Rounds without a queue that are no accident.
 const CALM_TRIPS: u32 = 2;
 
 /// The largest step up in one round trip.
@@ -670,8 +517,7 @@ const CUT_MAX: f64 = 0.5;
 const LOSS_CUT: f64 = 0.7;
 const MARK_CUT: f64 = 0.8;
 
-/// Epochs whose shortest round trip counts, and how long each is: as long as BBR's.
-const EPOCHS: usize = 3;
+/// How often the queue is let run empty: as often as BBR does.
 const DRAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A drain costs one round trip's worth of sending: at most a thirtieth of it, also over a satellite.
@@ -682,22 +528,17 @@ const DRAIN_INTERVAL_RTTS: u32 = 32;
 const DRAIN_MAX: f64 = 0.5;
 const DRAIN_MIN: f64 = 0.9;
 
-/// A fall of the shortest round trip that is more than noise.
-const BASE_STEP: Duration = Duration::from_millis(1);
-
 /// Cuts in a row that the queue must outlast to be called another's: together they leave an eighth.
 const STUCK_FAIR: u32 = 3;
 
 /// A trial from the loss-based mode has cut deeply at once, and needs one more.
 const STUCK_BY_TRIAL: u32 = 2;
 
-/// A delay that does not move by more than this, in so many round trips of cuts, is no queue but the path. Others of our
-/// kind fill the queue by 3 ms or more in that time.
-const FLAT: Duration = Duration::from_micros(1500);
+/// Rounds of cuts in which the delay has not moved, which make it the path's.
 const FLAT_TRIPS: u32 = 5;
 
-/// Round trips after which a delay that has not moved may turn out to be the path's.
-const FLAT_SUSPECT: u32 = 2;
+/// Rounds after which a delay that has not moved may turn out to be the path's.
+const FLAT_SUSPECT: u32 = 1;
 
 /// A delay that our own kind does not cause: two targets, of somebody who took our queue for distance, and a
 /// little more.
@@ -710,16 +551,12 @@ const FAIR_MAX: Duration = Duration::from_secs(40);
 /// Round trips that a loss-based spell lasts at least: a trial costs three or four.
 const FAIR_RTTS: u32 = 20;
 
-/// Packets that say something of the share that is lost: at 5 % it is then known to within 1.5 % as a rule.
-const LOSS_SAMPLE: u64 = 200;
-
 /// Losses above the ambient share that call for a trial, and the ambient share that is believed at most.
 const AMBIENT_SLACK: f64 = 0.01;
 const AMBIENT_MAX: f64 = 0.15;
 
-/// A share of losses that is congestion whatever a trial says, and the packets that show it.
+/// A share of losses that is congestion whatever a trial says.
 const HEAVY_LOSS: f64 = 0.3;
-const HEAVY_LOSS_SAMPLE: u64 = 32;
 
 #[cfg(test)]
 mod tests {
@@ -838,6 +675,26 @@ mod tests {
             .bulk(Kind::Delay, 0, 60);
         let figures = far.measured_from(30).run("50 to 150 ms", 60);
         assert!(figures.share(0) > 0.85, "{figures:?}");
+        // As where a route through another network begins: the window is far too large, and its queue is our own.
+        for (name, rate, base, queue) in [
+            ("loopback to 20 Mbit/s, 50 ms", 400.0, 1, 20),
+            ("1 Gbit/s, 2 ms to 20 Mbit/s, 50 ms", 1000.0, 2, 20),
+            ("100 Mbit/s, 10 ms to 20 Mbit/s, 50 ms", 100.0, 10, 40),
+            ("100 Mbit/s, 10 ms to 5 Mbit/s, 120 ms", 100.0, 10, 40),
+        ] {
+            let longer = if name.contains("120") {
+                (5.0, 120)
+            } else {
+                (20.0, 50)
+            };
+            let other = Scenario::new(rate, base, queue)
+                .rate_from(20, longer.0)
+                .base_from(20, longer.1)
+                .bulk(Kind::Delay, 0, 40);
+            let figures = other.measured_from(24).run(name, 40);
+            assert!(figures.share(0) > 0.85, "{name}: {figures:?}");
+            assert!(figures.p99_added() < 30.0, "{name}: {figures:?}");
+        }
         let shorter = Scenario::new(20.0, 80, 200)
             .base_from(20, 50)
             .bulk(Kind::Delay, 0, 60);

@@ -5,13 +5,21 @@
 //! the reader of a channel, and a channel that nobody reads holds up itself only. A peer that breaks the rules
 //! ends the lane; one that opens more than is allowed has the channel refused.
 
+mod channel;
+mod error;
+mod event;
+
 use bytes::{Buf as _, BytesMut};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::packet::{ChannelId, DATA_HEADER, Packet, PacketError, SLICE_MAX};
-use super::scheduler::{AckError, Next, Scheduler};
+use super::packet::{ChannelId, DATA_HEADER, Packet, SLICE_MAX};
+use super::scheduler::{Next, Scheduler};
+use channel::{Channel, Receives, Sends};
 use lapwing_base::{ByteSize, CLASSES, Class};
+
+pub use error::{LaneError, OpenChannelError, WriteError};
+pub use event::{Event, Read, Turn};
 
 /// Which end of the stream of bytes this is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,139 +59,6 @@ pub struct Mux {
     pinged: Option<(u64, Instant)>,
     pings: u64,
     rtt: Option<Duration>,
-}
-
-#[derive(Debug)]
-struct Channel {
-    class: Class,
-    sends: Sends,
-    receives: Receives,
-    /// What has arrived and has not been read: at most `window` bytes.
-    arrived: BytesMut,
-    /// Bytes that the peer may send still. granted + arrived + consumed = window
-    granted: u32,
-    consumed: u32,
-    window: u32,
-    /// Nobody will read or write it again.
-    released: bool,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Sends {
-    Open,
-    /// All has been queued; the end leaves after it.
-    Finishing,
-    /// The peer knows that nothing follows.
-    Done,
-    /// The peer does not want it.
-    Refused,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Receives {
-    Open,
-    /// The peer has sent all.
-    Ended,
-    /// The peer has given it up.
-    Broken,
-}
-
-/// What the owner of a channel should know.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Event {
-    /// The peer has opened a channel.
-    Opened(ChannelId, Class),
-    /// There is something to read, or the end.
-    Readable(ChannelId),
-    /// There is room to write, or there will never be again, or all has left.
-    Writable(ChannelId),
-}
-
-/// What [`Mux::transmit`] did.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Turn {
-    /// Bytes were appended: hand them over, and ask again.
-    Wrote,
-    /// Nothing may leave before then, or before something arrives or is written.
-    Wait(Option<Instant>),
-}
-
-/// What [`Mux::read`] found.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Read {
-    /// So many bytes.
-    Bytes(usize),
-    /// Nothing yet.
-    Nothing,
-    /// Everything has been read.
-    End,
-    /// The peer has given the channel up.
-    Broken,
-}
-
-/// No channel can be opened.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenChannelError {
-    /// Close some.
-    #[error("{CHANNELS_MAX} channels are open on this lane already")]
-    TooMany,
-    /// Make another lane.
-    #[error("every identifier of this lane has been used")]
-    Exhausted,
-}
-
-/// Nothing more can be written on a channel.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum WriteError {
-    /// The caller had finished it before.
-    #[error("the channel was finished before")]
-    Finished,
-    /// The peer has dropped or refused it.
-    #[error("the peer does not take the channel any more")]
-    Refused,
-}
-
-/// The peer has broken the rules of a lane, which ends.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LaneError {
-    /// What arrived is not a packet.
-    #[error("what arrived is not a packet")]
-    Malformed(#[from] PacketError),
-    /// A packet for a channel that nobody has opened.
-    #[error("channel {channel} has not been opened")]
-    Unknown {
-        /// As named by the peer.
-        channel: ChannelId,
-    },
-    /// The peer opened another channel than its next one.
-    #[error("channel {channel} is not the next one")]
-    OutOfOrder {
-        /// As named by the peer.
-        channel: ChannelId,
-    },
-    /// More data than was granted.
-    #[error("channel {channel} has sent {excess} bytes more than were granted")]
-    BeyondCredit {
-        /// Whose.
-        channel: ChannelId,
-        /// By how much.
-        excess: usize,
-    },
-    /// Something after a channel's end.
-    #[error("channel {channel} goes on after its end")]
-    AfterEnd {
-        /// Whose.
-        channel: ChannelId,
-    },
-    /// Acknowledged bytes that cannot have arrived.
-    #[error(transparent)]
-    Ack(#[from] AckError),
-    /// The peer makes us answer faster than it reads the answers.
-    #[error("{NOTICES_MAX} answers wait to be read")]
-    Flooded,
 }
 
 impl Mux {
@@ -434,16 +309,7 @@ impl Mux {
     }
 
     fn insert(&mut self, channel: ChannelId, class: Class) {
-        let state = Channel {
-            class,
-            sends: Sends::Open,
-            receives: Receives::Open,
-            arrived: BytesMut::new(),
-            granted: WINDOW_MIN,
-            consumed: 0,
-            window: WINDOW_MIN,
-            released: false,
-        };
+        let state = Channel::new(class, WINDOW_MIN);
         self.channels.insert(channel, state);
         self.scheduler.open(channel, class, WINDOW_MIN.into());
     }

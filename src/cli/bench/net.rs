@@ -1,14 +1,18 @@
 //! `lapwing bench net`: the network on this machine, or between two of them. The room measures; this file reads what
 //! is asked for.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use lapwing_base::{Multiaddr, Row};
 use lapwing_net::bench::{self, SHAPES, Server, Shape};
+use tokio_util::sync::CancellationToken;
 
 use super::Output;
 use crate::cli::failure::Failure;
+use crate::cli::interrupt::Interrupts;
+use crate::cli::until_interrupted;
 
 /// What to measure, and between whom.
 #[derive(Args, Clone, Debug)]
@@ -34,6 +38,11 @@ enum NetCommand {
         /// Where to listen
         #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/0.0.0.0/udp/0/quic-v1")]
         listen: Multiaddr,
+
+        /// Where this end cannot be reached: the address of another `serve` that can, and that leads here until the
+        /// two ends have found a direct path; repeatable
+        #[arg(long, value_name = "MULTIADDR")]
+        relay: Vec<Multiaddr>,
     },
     /// Measures what lies between this machine and one that serves
     Run {
@@ -59,29 +68,54 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 /// What was asked for. An end that only serves gives no rows: it goes on until it is interrupted.
 pub(super) async fn rows(flags: NetFlags, output: Output) -> Result<Vec<Row>, Failure> {
-    let failed = |error| Failure::new("measure the network", error);
     match flags.command {
-        Some(NetCommand::Serve { listen }) => serve(listen, output).await,
-        Some(NetCommand::Run { address, seconds }) => bench::run(address, seconds).await.map_err(failed),
-        None => {
-            let (mut rows, mut shapes) = (Vec::new(), flags.shape);
-            if shapes.is_empty() {
-                rows = bench::rows(flags.seconds).await.map_err(failed)?;
-                shapes = SHAPES.to_vec();
-            }
-            for shape in shapes {
-                rows.extend(bench::shaped_rows(shape, flags.seconds).await.map_err(failed)?);
-            }
-            Ok(rows)
+        Some(NetCommand::Serve { listen, relay }) => serve(listen, &relay, output).await,
+        Some(NetCommand::Run { address, seconds }) => between(&address, seconds).await,
+        None => until_interrupted(here(flags.shape, flags.seconds)).await,
+    }
+}
+
+/// What this machine can do by itself.
+async fn here(mut shapes: Vec<Shape>, seconds: Duration) -> Result<Vec<Row>, Failure> {
+    let failed = |error| Failure::new("measure the network", error);
+    let mut rows = Vec::new();
+    if shapes.is_empty() {
+        rows = bench::rows(seconds).await.map_err(failed)?;
+        shapes = SHAPES.to_vec();
+    }
+    for shape in shapes {
+        rows.extend(bench::shaped_rows(shape, seconds).await.map_err(failed)?);
+    }
+    Ok(rows)
+}
+
+/// Measures until it is done or interrupted; then the other end is told, so that somebody else may.
+async fn between(address: &Multiaddr, seconds: Duration) -> Result<Vec<Row>, Failure> {
+    let mut interrupts = catch()?;
+    let stop = CancellationToken::new();
+    let mut measuring = pin!(bench::run(address, seconds, &stop));
+    tokio::select! {
+        rows = &mut measuring => rows.map_err(|error| Failure::new("measure the network", error)),
+        _ = interrupts.next() => {
+            stop.cancel();
+            // It has said that it was stopped, which is known.
+            drop(measuring.await);
+            Err(Failure::Interrupted)
         }
     }
 }
 
-/// Serves until the command is interrupted, which drops it.
-async fn serve(listen: Multiaddr, output: Output) -> Result<Vec<Row>, Failure> {
-    let server = Server::start(listen)
-        .await
-        .map_err(|error| Failure::new("serve", error))?;
+fn catch() -> Result<Interrupts, Failure> {
+    Interrupts::catch().map_err(|error| Failure::new("catch signals", error))
+}
+
+/// Serves until the command is interrupted; then whoever measures is told.
+async fn serve(listen: Multiaddr, relays: &[Multiaddr], output: Output) -> Result<Vec<Row>, Failure> {
+    let mut interrupts = catch()?;
+    let server = tokio::select! {
+        started = Server::start(listen, relays) => started.map_err(|error| Failure::new("serve", error))?,
+        _ = interrupts.next() => return Err(Failure::Interrupted),
+    };
     let addresses = server.addrs();
     let told = if output.is_json() {
         output.document(&serde_json::json!({ "addresses": addresses }))
@@ -92,14 +126,16 @@ async fn serve(listen: Multiaddr, output: Output) -> Result<Vec<Row>, Failure> {
             .collect();
         output.line(lines.join("\n"))
     };
-    match told {
+    let end = match told {
         // Whoever started us may not care to read on; we serve all the same.
-        Ok(()) | Err(Failure::OutputClosed) => std::future::pending().await,
-        Err(failure) => {
-            server.shutdown().await;
-            Err(failure)
+        Ok(()) | Err(Failure::OutputClosed) => {
+            interrupts.next().await;
+            Failure::Interrupted
         }
-    }
+        Err(failure) => failure,
+    };
+    server.shutdown().await;
+    Err(end)
 }
 
 #[cfg(test)]

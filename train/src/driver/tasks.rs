@@ -8,6 +8,7 @@ use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered};
 use crate::models::{self, Ask, FetchError, Held, Which};
 use crate::round::Exchanged;
 use crate::worker::{Worker, WorkerError};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use lapwing_base::{
     Bandwidth, ByteSize, Evaluation, JobId, LinkSpeed, NodeId, PeerId, Ppm, Report, Round, RoundPlan, chain,
@@ -135,13 +136,15 @@ impl Exchange {
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
+        // Handed over as it is, however often it has to be sent.
+        let encoded = Bytes::from(encoded);
         let mine = Offer::new(&plan, values, count, &encoded);
         // One of two opens, so that they never open past each other.
         let received = if me < partner {
             swap_by_opening(&network, peer, &mine, &encoded, plan.deadline()).await?
         } else {
             let offered = arrived.await.map_err(|_| ExchangeError::Stopped)?;
-            exchange::swap_as_acceptor(offered, &mine, &encoded).await?
+            exchange::swap_as_acceptor(offered, &mine, encoded.clone()).await?
         };
         let speed = (received.timed_bytes >= TIMED_MIN.0)
             .then(|| Bandwidth::per(ByteSize(received.timed_bytes), received.took));
@@ -187,14 +190,14 @@ async fn swap_by_opening(
     network: &Network,
     peer: PeerId,
     mine: &Offer,
-    encoded: &[u8],
+    encoded: &Bytes,
     patience: Duration,
 ) -> Result<crate::payload::Received, ExchangeError> {
     let mut pause = Duration::from_millis(50);
     loop {
         let swapped = async {
             let channel = network.open(peer, EXCHANGE, patience).await?;
-            exchange::swap_as_opener(channel, mine, encoded).await
+            exchange::swap_as_opener(channel, mine, encoded.clone()).await
         };
         match swapped.await {
             Ok(received) => return Ok(received),

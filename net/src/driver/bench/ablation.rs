@@ -19,6 +19,7 @@ use super::measuring::{Echo, Load, PATIENCE, Times};
 use super::pipe::Pipe;
 use super::serving::Server;
 use super::shape::{DATAGRAM_MAX, Shape};
+use super::target::Target;
 use super::{BenchError, LOOPBACK, failed};
 use crate::driver::now;
 use crate::driver::quic::to_multiaddr;
@@ -89,7 +90,7 @@ pub(super) async fn rows(shape: Shape, over: Duration) -> Result<Vec<Row>, Bench
 }
 
 async fn measure(variant: Variant, shape: Shape, over: Duration) -> Result<Taken, BenchError> {
-    let server = Server::start(LOOPBACK.parse().map_err(failed("listen"))?).await?;
+    let server = Server::start(LOOPBACK.parse().map_err(failed("listen"))?, &[]).await?;
     let taken = match variant {
         Variant::Ours => ours(&server, shape, over).await,
         Variant::Stock | Variant::Priority | Variant::TwoConnections => {
@@ -102,7 +103,12 @@ async fn measure(variant: Variant, shape: Shape, over: Duration) -> Result<Taken
 
 async fn ours(server: &Server, shape: Shape, over: Duration) -> Result<Taken, BenchError> {
     let link = Link::start(shape, server.listens()?).map_err(failed("shape the link"))?;
-    let asking = Asking::start(server.peer_id(), to_multiaddr(link.near())).await?;
+    let target = Target {
+        peer: server.peer_id(),
+        address: to_multiaddr(link.near()),
+        relay: None,
+    };
+    let asking = Asking::start(&target).await?;
     let opening = |class| -> BoxFuture<'_, _> { Box::pin(asking.open(class)) };
     let taken = load(opening, over).await;
     asking.shutdown().await;
