@@ -294,7 +294,7 @@ impl Session {
         LinkStatus {
             path: Path::Direct,
             transport: Transport::Quic,
-            rtt: control.rtt,
+            rtt: Some(control.rtt),
             window: Some(ByteSize(control.cwnd)),
             bulk_window: bulk.map(|path| ByteSize(path.cwnd)),
             packets: Packets {
