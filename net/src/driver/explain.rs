@@ -6,6 +6,7 @@ use std::io;
 use either::Either;
 use libp2p::core::transport::TransportError;
 use libp2p::swarm::DialError;
+use quinn::ConnectionError;
 
 use super::addresses::without_peer;
 use super::network::StartError;
@@ -44,6 +45,28 @@ fn system_error(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
         Some(Either::Left(Either::Left(quic::Error::Io(error)))) => system_error(error),
         Some(Either::Left(Either::Right(error)) | Either::Right(error)) => system_error(error),
         Some(Either::Left(Either::Left(_))) | None => system_error(error.source()?),
+    }
+}
+
+/// Why a session has ended.
+pub(crate) fn ended(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => {
+            "it has closed the connection".to_owned()
+        }
+        ConnectionError::ApplicationClosed(close) => {
+            let said = legible(&String::from_utf8_lossy(&close.reason), REASON_MAX);
+            format!("it has closed the connection: {said}")
+        }
+        ConnectionError::LocallyClosed => "it was silent, or not needed any more".to_owned(),
+        ConnectionError::TimedOut => "it has not answered for too long".to_owned(),
+        ConnectionError::Reset => "it has restarted".to_owned(),
+        ConnectionError::VersionMismatch
+        | ConnectionError::TransportError(_)
+        | ConnectionError::ConnectionClosed(_)
+        | ConnectionError::CidsExhausted => {
+            format!("the connection broke: {}", legible(&error.to_string(), REASON_MAX))
+        }
     }
 }
 

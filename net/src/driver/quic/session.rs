@@ -23,10 +23,10 @@ use super::muxer::Substream;
 use super::settings::{BulkWindows, STREAMS_AT_FIRST};
 use super::{priority, settings};
 use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
-use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::driver::usage::{Place, Usage};
+use crate::driver::{explain, now};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::said::{REASON_MAX, legible};
 use crate::{
@@ -353,7 +353,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
     };
     let ended = task.run(inbox).await;
     // The peer may have said why.
-    let why = legible(&ended.to_string(), REASON_MAX);
+    let why = explain::ended(&ended);
     trace!(peer = %session.peer, why, "session ended");
     let closed = SessionEvent::Closed {
         id: session.id,
