@@ -3,11 +3,7 @@
 
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
-<<<<<<< HEAD
-use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, Transport};
-=======
-use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, Refused, RelayedBecause, Transport};
->>>>>>> 8ea3b3a (Tell people what the network knows, and programs by code and unit)
+use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, RelayedBecause, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,19 +162,15 @@ pub struct NetworkSection {
     pub reservations: Vec<ReservationSection>,
     /// What was turned away since the start, by what it was.
     pub refused: Refused,
-<<<<<<< HEAD
     /// What it keeps to when it sends.
     pub max_upload: LimitsSection,
     /// What it keeps to when it receives.
     pub max_download: LimitsSection,
-    /// Everybody it knows.
-=======
     /// Payload sent to everybody since the start, by class; of peers that are forgotten, too.
     pub sent_bytes: BTreeMap<&'static str, u64>,
     /// Payload received from everybody since the start, by class.
     pub received_bytes: BTreeMap<&'static str, u64>,
     /// Every other member, and whoever else has a connection, by identity.
->>>>>>> 8ea3b3a (Tell people what the network knows, and programs by code and unit)
     pub peers: Vec<PeerSection>,
 }
 
@@ -422,7 +414,6 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
     }
 }
 
-<<<<<<< HEAD
 fn limits_section(limits: &RateLimits) -> LimitsSection {
     let of_class = |class: Class| Some((class.as_str(), limits.class(class)?.as_mbit_s()));
     LimitsSection {
@@ -436,10 +427,6 @@ fn limits_section(limits: &RateLimits) -> LimitsSection {
     }
 }
 
-/// Partitioned: fewer voters than a majority are in reach (this node counts itself). Degraded: a member that
-/// the log calls active has failed to answer its last dial. Nodes dial on demand: a peer that was never
-/// needed is not missed.
-=======
 /// The members that the network has not dealt with.
 fn unmet(member: &MemberParts<'_>, me: PeerId, met: &[PeerSection]) -> Vec<PeerSection> {
     let met: BTreeSet<PeerId> = met.iter().map(|peer| peer.peer_id).collect();
@@ -453,7 +440,6 @@ fn unmet(member: &MemberParts<'_>, me: PeerId, met: &[PeerSection]) -> Vec<PeerS
 /// Partitioned: fewer voters than a majority are in reach (this node counts itself). Degraded: a member has no
 /// connection here, and has failed to answer its last dial, or is suspected by the cluster: that counts until it is
 /// removed. Nodes dial on demand: a peer that nobody suspects and that was never needed is not missed.
->>>>>>> 8ea3b3a (Tell people what the network knows, and programs by code and unit)
 fn reach(network: &NetworkStatus, member: &MemberParts<'_>) -> NetworkState {
     let missed = |id: &NodeId| {
         *id != member.id
@@ -491,18 +477,12 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
         path: peer.link.map(|link| link.path),
         transport: peer.link.map(|link| link.transport),
         address: peer.address,
-<<<<<<< HEAD
-        relayed_because: peer.relayed_because.map(|because| because.to_string()),
-        rtt_ms: peer.link.map(|link| link.rtt.as_secs_f64() * 1e3),
-        bandwidth_mbit_s: peer.bandwidth.map(Bandwidth::as_mbit_s),
-        download_mbit_s: peer.download.map(Bandwidth::as_mbit_s),
-=======
         relayed_because: peer.relayed_because.map(RelayedBecause::code),
         relayed_explanation: peer.relayed_because.map(RelayedBecause::explanation),
         rtt_ms: peer.link.and_then(|link| link.rtt).map(milliseconds),
         ping_ms: peer.pinged.map(milliseconds),
-        bandwidth_mbit_s: peer.bandwidth.map(lapwing_base::Bandwidth::as_mbit_s),
->>>>>>> 8ea3b3a (Tell people what the network knows, and programs by code and unit)
+        bandwidth_mbit_s: peer.bandwidth.map(Bandwidth::as_mbit_s),
+        download_mbit_s: peer.download.map(Bandwidth::as_mbit_s),
         sent_bytes: by_class(&peer.sent),
         received_bytes: by_class(&peer.received),
         last_error: peer.last_error,
@@ -525,6 +505,7 @@ impl PeerSection {
             rtt_ms: None,
             ping_ms: None,
             bandwidth_mbit_s: None,
+            download_mbit_s: None,
             sent_bytes: by_class(&[ByteSize(0); CLASSES.len()]),
             received_bytes: by_class(&[ByteSize(0); CLASSES.len()]),
             last_error: None,

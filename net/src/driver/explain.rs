@@ -65,7 +65,10 @@ pub(crate) fn ended(error: &ConnectionError) -> String {
         | ConnectionError::TransportError(_)
         | ConnectionError::ConnectionClosed(_)
         | ConnectionError::CidsExhausted => {
-            format!("the connection broke: {}", legible(&error.to_string(), REASON_MAX))
+            format!(
+                "the connection broke: {}",
+                legible(&error.to_string(), REASON_MAX)
+            )
         }
     }
 }

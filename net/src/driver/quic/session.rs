@@ -28,7 +28,6 @@ use crate::driver::stream::{Opened, Stream};
 use crate::driver::usage::{Place, Usage};
 use crate::driver::{explain, now};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::said::{REASON_MAX, legible};
 use crate::{
     Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Traffic, Transport,
     Unwelcome, decode, encode,
