@@ -5,6 +5,9 @@ lapwing=$(realpath "$1")
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
+# Others may run the same binary, under whatever shell quotes it: only what was not there before was left behind.
+running() { pgrep -f "^$lapwing (node|gateway)" | sort || true; }
+running >before
 "$lapwing" demo --json | tee events | tail -n 1 >result
 cat result
 python3 - result <<'P'
@@ -22,8 +25,10 @@ for promise, kept in promises.items():
 sys.exit(not all(promises.values()))
 P
 test -s "$(python3 -c 'import json;print(json.load(open("result"))["report"])')"
-if pgrep -f "$lapwing (node|gateway)" >/dev/null; then
+left=$(running | comm -13 before -)
+if [ -n "$left" ]; then
     echo "processes were left behind:"
-    pgrep -af "$lapwing (node|gateway)"
+    # One that has ended since is not shown.
+    ps -o pid,ppid,args -p "$(paste -sd, <<<"$left")" || true
     exit 1
 fi

@@ -3,7 +3,8 @@
 #
 #   scripts/get-interop-peers.sh FOLDER
 #
-# Needs Python with pip and venv, node (20 or later) with npm, and the internet; what is there already is not fetched again.
+# Needs Python with pip and venv, node (20 or later) with npm, and the internet. What is there already in the version
+# that is wanted is not fetched again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)/tests/interop
 to=${1:?name the folder to install into}
@@ -13,7 +14,8 @@ to=$(cd "$to" && pwd)
 # go-libp2p has no binary of its own to download; hivemind, from PyPI, brings its daemon along.
 wheel=hivemind==1.1.12
 sha256=acb8f0cf2cdb085259feb1c0a092c530f1953287cbfa4a1ab5e14e8c65359a2c
-if [ ! -x "$to/go/p2pd" ]; then
+go="go-libp2p (${wheel/==/ })"
+if [ ! -x "$to/go/p2pd" ] || [ "$(cat "$to/go-libp2p.version" 2>/dev/null)" != "$go" ]; then
     command -v pip >/dev/null || { printf 'pip is missing: install python3-pip\n'; exit 1; }
     unpacked=$(mktemp -d)
     trap 'rm -rf "$unpacked"' EXIT
@@ -25,10 +27,12 @@ if [ ! -x "$to/go/p2pd" ]; then
     mkdir -p "$to/go"
     install -m 755 "$unpacked/hivemind/hivemind_cli/p2pd" "$to/go/p2pd.part"
     mv "$to/go/p2pd.part" "$to/go/p2pd"
-    printf 'go-libp2p (%s)\n' "${wheel/==/ }" >"$to/go-libp2p.version"
+    printf '%s\n' "$go" >"$to/go-libp2p.version"
 fi
 
-# js-libp2p, as its lock file has it.
+# js-libp2p, as its lock file has it. An older node installs it all, and fails only when it is to run.
+node=$(node -p 'process.versions.node' 2>/dev/null) || { printf 'node is missing: install nodejs\n'; exit 1; }
+[ "${node%%.*}" -ge 20 ] || { printf 'node is %s: js-libp2p needs 20 or later\n' "$node"; exit 1; }
 if ! cmp -s "$here/package-lock.json" "$to/js/installed"; then
     command -v npm >/dev/null || { printf 'npm is missing: install nodejs and npm\n'; exit 1; }
     mkdir -p "$to/js"
@@ -40,10 +44,11 @@ if ! cmp -s "$here/package-lock.json" "$to/js/installed"; then
     cp "$here/package-lock.json" "$to/js/installed"
 fi
 
-# py-libp2p, in an environment of its own.
-python=0.8.1
-if [ "$(cat "$to/py-libp2p.version" 2>/dev/null)" != "py-libp2p $python" ]; then
-    python3 -m venv "$to/py"
-    "$to/py/bin/pip" install --quiet "libp2p==$python"
-    printf 'py-libp2p %s\n' "$python" >"$to/py-libp2p.version"
+# py-libp2p, in an environment of its own, as its constraints have it.
+if ! cmp -s "$here/constraints.txt" "$to/py/installed"; then
+    python3 -m venv --clear "$to/py"
+    "$to/py/bin/pip" install --quiet --constraint "$here/constraints.txt" libp2p
+    printf 'py-libp2p %s\n' "$("$to/py/bin/python" -c 'from importlib.metadata import version; print(version("libp2p"))')" \
+        >"$to/py-libp2p.version"
+    cp "$here/constraints.txt" "$to/py/installed"
 fi

@@ -94,31 +94,39 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<crate::StatusDocument
 
 /// Every address that was tried for a peer, by its number, name or identity.
 async fn tried(State(shared): State<Arc<Shared>>, Path(peer): Path<String>) -> Result<Json<Value>, Failure> {
-    let peer = match peer.parse::<PeerId>() {
-        Ok(peer) => peer,
+    let (peer, text) = match peer.parse::<PeerId>() {
+        Ok(id) => (id, peer),
         Err(_) => {
             let member = shared.member()?;
             let id = find_member(&member, &peer)?;
             let roster = member.consensus.roster().borrow().clone();
             let record = roster.members.get(&id).map(|record| record.peer);
-            record.ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("{id} has just left")))?
+            let left = || Failure::new(StatusCode::NOT_FOUND, format!("{id} has just left"));
+            (record.ok_or_else(left)?, peer)
         }
     };
+    if peer == shared.network.peer_id() {
+        return Err(
+            Failure::new(StatusCode::CONFLICT, format!("{text} is this node itself"))
+                .hint("ask for another one; see `lapwing peers`"),
+        );
+    }
     let rows = shared.network.candidates(peer).await;
-    let tried: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            json!({
-                "address": row.address.to_string(),
-                "kind": row.kind,
-                "source": row.source,
-                "ago_seconds": row.ago.as_secs_f64(),
-                "tries": row.tries,
-                "outcome": row.outcome.to_string(),
-            })
-        })
-        .collect();
-    Ok(Json(json!({ "peer_id": peer.to_string(), "tried": tried })))
+    let status = shared.status();
+    let known = status.network.peers.iter().find(|known| known.peer_id == peer);
+    if known.is_none() && rows.is_empty() {
+        return Err(Failure::new(
+            StatusCode::NOT_FOUND,
+            format!("this node knows no peer {text}: it is no member, and has not been dialed"),
+        )
+        .hint("see `lapwing peers`"));
+    }
+    Ok(Json(json!({
+        "peer_id": peer.to_string(),
+        "name": known.and_then(|known| known.name.as_ref()),
+        "connected": known.is_some_and(|known| known.path.is_some()),
+        "tried": rows,
+    })))
 }
 
 async fn prometheus(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

@@ -335,7 +335,7 @@ impl FromStr for RoleSetting {
 }
 
 /// Every interface, with both versions of IP where the machine has both.
-fn listen_defaults() -> Vec<String> {
+pub(crate) fn listen_defaults() -> Vec<String> {
     let mut listen = vec![LISTEN_DEFAULT.to_owned()];
     if std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
         listen.push(LISTEN_DEFAULT_V6.to_owned());

@@ -1,6 +1,7 @@
 //! The status document as Prometheus text (exposition format 0.0.4), drawn anew at each scrape.
 
 use crate::status::{NetworkState, StatusDocument};
+use lapwing_net::{Path, RelayedBecause};
 use std::fmt::{Display, Write as _};
 
 /// Writes the metrics of one node.
@@ -158,16 +159,21 @@ pub(crate) fn render(status: &StatusDocument) -> String {
         "Peers with a connection to this node.",
     );
     text.sample("lapwing_peers_connected", &none, connected);
-    let relayed = status.network.peers.iter();
-    let relayed = relayed
-        .filter(|peer| peer.path == Some(lapwing_net::Path::Relayed))
-        .count();
+    let peers = status.network.peers.iter();
+    let relayed: Vec<_> = peers
+        .filter(|peer| peer.path == Some(Path::Relayed))
+        // A stranger's path is not improved from here.
+        .map(|peer| peer.relayed_because.unwrap_or(RelayedBecause::NotTriedYet.code()))
+        .collect();
     text.family(
         "lapwing_peers_relayed",
         "gauge",
-        "Peers that are reached through a relay.",
+        "Peers that are reached through a relay, by why they are not reached directly.",
     );
-    text.sample("lapwing_peers_relayed", &none, relayed);
+    for because in RelayedBecause::ALL.map(RelayedBecause::code) {
+        let count = relayed.iter().filter(|why| **why == because).count();
+        text.sample("lapwing_peers_relayed", &[("because", because)], count);
+    }
     text.family(
         "lapwing_reservations",
         "gauge",
@@ -185,27 +191,18 @@ pub(crate) fn render(status: &StatusDocument) -> String {
             text.sample("lapwing_network_refused_total", &[("what", &what)], count);
         }
     }
-    // Summed over peers: a label for each peer would grow without bound in a large cluster.
+    // Of all peers together: a label for each would grow without bound in a large cluster.
     text.family(
         "lapwing_network_payload_bytes_total",
         "counter",
-        "Payload of all channels with the peers that are known now, by class and direction.",
+        "Payload of all channels since the process started, by class and direction.",
     );
-    for class in lapwing_base::CLASSES {
-        let name = class.as_str();
-        let sum = |of: fn(&crate::status::PeerSection) -> &std::collections::BTreeMap<&'static str, u64>| {
-            status
-                .network
-                .peers
-                .iter()
-                .filter_map(|peer| of(peer).get(name))
-                .sum::<u64>()
-        };
-        for (direction, bytes) in [
-            ("sent", sum(|peer| &peer.sent_bytes)),
-            ("received", sum(|peer| &peer.received_bytes)),
-        ] {
-            let labels = [("class", name), ("direction", direction)];
+    for (direction, classes) in [
+        ("sent", &status.network.sent_bytes),
+        ("received", &status.network.received_bytes),
+    ] {
+        for (class, bytes) in classes {
+            let labels = [("class", *class), ("direction", direction)];
             text.sample("lapwing_network_payload_bytes_total", &labels, bytes);
         }
     }

@@ -533,10 +533,11 @@ async fn start_network(
     let network = match same {
         Some(same) => match Network::start(network_config(same), gate.clone()).await {
             Ok(network) => network,
-            Err(error) => {
-                info!(%error, "the port of the last start is taken; using another one");
+            Err(lapwing_net::StartError::AddressInUse { address }) => {
+                info!(%address, "the port of the last start is taken; using another one");
                 Network::start(network_config(config.listen.clone()), gate).await?
             }
+            Err(error) => return Err(error.into()),
         },
         None => Network::start(network_config(config.listen.clone()), gate).await?,
     };

@@ -3,10 +3,10 @@
 
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
-use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, Transport};
+use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, RelayedBecause, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lapwing_base::{ClusterId, MemberState, NodeId, PeerId, Role, Roster};
@@ -154,8 +154,10 @@ pub struct NetworkSection {
     pub listen: Vec<Multiaddr>,
     /// Where others see it.
     pub external: Vec<Multiaddr>,
-    /// What stands between it and the internet.
+    /// What stands between it and the internet over IPv4.
     pub nat: NatType,
+    /// The same over IPv6.
+    pub nat_ipv6: NatType,
     /// Relays that accept circuits for it.
     pub reservations: Vec<ReservationSection>,
     /// What was turned away since the start, by what it was.
@@ -164,7 +166,11 @@ pub struct NetworkSection {
     pub max_upload: LimitsSection,
     /// What it keeps to when it receives.
     pub max_download: LimitsSection,
-    /// Everybody it knows.
+    /// Payload sent to everybody since the start, by class; of peers that are forgotten, too.
+    pub sent_bytes: BTreeMap<&'static str, u64>,
+    /// Payload received from everybody since the start, by class.
+    pub received_bytes: BTreeMap<&'static str, u64>,
+    /// Every other member, and whoever else has a connection, by identity.
     pub peers: Vec<PeerSection>,
 }
 
@@ -183,10 +189,10 @@ pub struct LimitsSection {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkState {
-    /// Every other member that the cluster does not suspect has a connection here, or needs none yet.
+    /// Every other member has a connection here, or needs none yet.
     #[default]
     Connected,
-    /// Some members that the cluster counts as active cannot be reached from here.
+    /// Some members cannot be reached from here, or are suspected by the cluster and have no connection here.
     Degraded,
     /// A quorum of the voters cannot be reached from here.
     Partitioned,
@@ -228,16 +234,24 @@ pub struct PeerSection {
     pub peer_id: PeerId,
     /// Its name, when it is a member.
     pub name: Option<String>,
+    /// Whether it is a member of the cluster.
+    pub member: bool,
+    /// What it says it runs, as `lapwing/0.1.0` or `go-libp2p`: nobody has checked that.
+    pub agent: Option<String>,
     /// `direct` or `relayed`; null without a connection.
     pub path: Option<Path>,
     /// `quic` or `wss`; null without a connection.
     pub transport: Option<Transport>,
     /// The address in use, or the one tried last.
     pub address: Option<Multiaddr>,
-    /// Why the path is not direct.
-    pub relayed_because: Option<String>,
-    /// Round trip.
+    /// Why the path is not direct: a code of [`RelayedBecause`].
+    pub relayed_because: Option<&'static str>,
+    /// The same in words, with what would help.
+    pub relayed_explanation: Option<&'static str>,
+    /// Round trip; null until there has been one.
     pub rtt_ms: Option<f64>,
+    /// The last round trip of libp2p's own ping.
+    pub ping_ms: Option<f64>,
     /// From this node to the peer, measured.
     pub bandwidth_mbit_s: Option<f64>,
     /// From the peer to this node, measured.
@@ -367,6 +381,15 @@ fn unix_seconds(left: Duration) -> f64 {
 
 fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> NetworkSection {
     let state = member.map_or(NetworkState::Connected, |member| reach(&network, member));
+    let mut peers: Vec<_> = network
+        .peers
+        .into_iter()
+        .map(|peer| peer_section(peer, member))
+        .collect();
+    if let Some(member) = member {
+        peers.extend(unmet(member, network.peer, &peers));
+        peers.sort_by_key(|peer| peer.peer_id);
+    }
     NetworkSection {
         state,
         listen: network.listen,
@@ -375,6 +398,7 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
         max_upload: limits_section(&network.upload_max),
         max_download: limits_section(&network.download_max),
         nat: network.reach.nat,
+        nat_ipv6: network.reach.nat_v6,
         reservations: network
             .reach
             .reservations
@@ -384,11 +408,9 @@ fn network_section(network: NetworkStatus, member: Option<&MemberParts<'_>>) -> 
                 expires_at: unix_seconds(*left),
             })
             .collect(),
-        peers: network
-            .peers
-            .into_iter()
-            .map(|peer| peer_section(peer, member))
-            .collect(),
+        sent_bytes: by_class(&network.sent),
+        received_bytes: by_class(&network.received),
+        peers,
     }
 }
 
@@ -405,29 +427,38 @@ fn limits_section(limits: &RateLimits) -> LimitsSection {
     }
 }
 
-/// Partitioned: fewer voters than a majority are in reach (this node counts itself). Degraded: a member that
-/// the log calls active has failed to answer its last dial. Nodes dial on demand: a peer that was never
-/// needed is not missed.
+/// The members that the network has not dealt with.
+fn unmet(member: &MemberParts<'_>, me: PeerId, met: &[PeerSection]) -> Vec<PeerSection> {
+    let met: BTreeSet<PeerId> = met.iter().map(|peer| peer.peer_id).collect();
+    let records = member.roster.members.values();
+    records
+        .filter(|record| record.peer != me && !met.contains(&record.peer))
+        .map(|record| PeerSection::unmet(record.peer, record.name.clone()))
+        .collect()
+}
+
+/// Partitioned: fewer voters than a majority are in reach (this node counts itself). Degraded: a member has no
+/// connection here, and has failed to answer its last dial, or is suspected by the cluster: that counts until it is
+/// removed. Nodes dial on demand: a peer that nobody suspects and that was never needed is not missed.
 fn reach(network: &NetworkStatus, member: &MemberParts<'_>) -> NetworkState {
     let missed = |id: &NodeId| {
         *id != member.id
             && member.roster.members.get(id).is_some_and(|record| {
                 let seen = network.peers.iter().find(|peer| peer.peer == record.peer);
-                seen.is_some_and(|peer| !peer.connected && peer.last_error.is_some())
+                let connected = seen.is_some_and(|peer| peer.connected);
+                let failed = seen.is_some_and(|peer| peer.last_error.is_some());
+                !connected && (failed || record.state == MemberState::Suspected)
             })
     };
     let voters = &member.roster.voters;
     let voters_missed = voters.iter().filter(|id| missed(id)).count();
-    let is_active = |id: &&NodeId| {
-        member
-            .roster
-            .members
-            .get(id)
-            .is_some_and(|record| record.state == MemberState::Active)
+    let is_expected = |id: &&NodeId| {
+        let state = member.roster.members.get(id).map(|record| record.state);
+        matches!(state, Some(MemberState::Active | MemberState::Suspected))
     };
     if voters.len() - voters_missed < voters.len() / 2 + 1 && !voters.is_empty() {
         NetworkState::Partitioned
-    } else if member.roster.members.keys().filter(is_active).any(missed) {
+    } else if member.roster.members.keys().filter(is_expected).any(missed) {
         NetworkState::Degraded
     } else {
         NetworkState::Connected
@@ -440,18 +471,50 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
         .map(|record| record.name.clone());
     PeerSection {
         peer_id: peer.peer,
+        member: name.is_some(),
         name,
+        agent: peer.agent,
         path: peer.link.map(|link| link.path),
         transport: peer.link.map(|link| link.transport),
         address: peer.address,
-        relayed_because: peer.relayed_because.map(|because| because.to_string()),
-        rtt_ms: peer.link.map(|link| link.rtt.as_secs_f64() * 1e3),
+        relayed_because: peer.relayed_because.map(RelayedBecause::code),
+        relayed_explanation: peer.relayed_because.map(RelayedBecause::explanation),
+        rtt_ms: peer.link.and_then(|link| link.rtt).map(milliseconds),
+        ping_ms: peer.pinged.map(milliseconds),
         bandwidth_mbit_s: peer.bandwidth.map(Bandwidth::as_mbit_s),
         download_mbit_s: peer.download.map(Bandwidth::as_mbit_s),
         sent_bytes: by_class(&peer.sent),
         received_bytes: by_class(&peer.received),
         last_error: peer.last_error,
     }
+}
+
+impl PeerSection {
+    /// A member that nothing is known of but its name.
+    fn unmet(peer_id: PeerId, name: String) -> Self {
+        Self {
+            peer_id,
+            name: Some(name),
+            member: true,
+            agent: None,
+            path: None,
+            transport: None,
+            address: None,
+            relayed_because: None,
+            relayed_explanation: None,
+            rtt_ms: None,
+            ping_ms: None,
+            bandwidth_mbit_s: None,
+            download_mbit_s: None,
+            sent_bytes: by_class(&[ByteSize(0); CLASSES.len()]),
+            received_bytes: by_class(&[ByteSize(0); CLASSES.len()]),
+            last_error: None,
+        }
+    }
+}
+
+fn milliseconds(took: Duration) -> f64 {
+    took.as_secs_f64() * 1e3
 }
 
 fn by_class(sizes: &[ByteSize; CLASSES.len()]) -> BTreeMap<&'static str, u64> {

@@ -41,6 +41,7 @@ pub use congestion::{DelayCongestion, WindowFigures};
 pub use identity::{IdentityError, load_or_create_identity};
 pub use lane::{Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, OpenLaneStreamError, Toll};
 pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
+pub use websocket::{Proxy, ProxySettingError};
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -74,7 +75,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use reach::Reach;
 use shared::Shared;
 use swarm::{Protocols, ProtocolsEvent};
-use websocket::{CertificateFiles, Proxy};
+use websocket::CertificateFiles;
 
 /// The clock of this room; cores take what it says as an argument.
 #[expect(
@@ -356,9 +357,7 @@ impl Driver {
                 Err(_) => {
                     let unbound = self.listeners.iter().find(|listener| listener.bound.is_empty());
                     let address = unbound.map_or_else(Multiaddr::empty, |listener| listener.asked.clone());
-                    let source =
-                        io::Error::new(io::ErrorKind::AddrNotAvailable, "no interface has this address");
-                    return Err(StartError::Listen { address, source });
+                    return Err(StartError::NotHere { address });
                 }
             }
         }
@@ -457,6 +456,7 @@ impl Driver {
         for closed in self.quic.tidy() {
             self.on_socket_closed(closed, now);
         }
+        self.forget_strangers();
         self.publish_links();
     }
 
@@ -498,6 +498,17 @@ impl Driver {
         self.links
             .values()
             .any(|link| matches!(link, Link::Lane(lane) if relay_of(&lane.address) == Some(*relay)))
+    }
+
+    /// Forgets those who are no members once nothing stands with them and nobody tries to reach them.
+    fn forget_strangers(&self) {
+        let (gate, swarm) = (&self.known_gate, &self.swarm);
+        self.shared.peers().forget_unless(|peer| {
+            gate.members.contains(peer)
+                || gate.mains.contains(peer)
+                || self.is_climbed_to(peer)
+                || swarm.is_connected(peer)
+        });
     }
 
     fn on_gate(&mut self) {

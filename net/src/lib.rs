@@ -66,6 +66,6 @@ pub use driver::bench;
 #[cfg(feature = "driver")]
 pub use driver::{
     Channel, ChannelError, DelayCongestion, IdentityError, Lane, LaneConfig, LaneEnd, LaneFigures,
-    LaneStream, Network, NetworkConfig, OpenError, OpenLaneStreamError, ReceiveHalf, RequestError, SendHalf,
-    StartError, Toll, WindowFigures, load_or_create_identity,
+    LaneStream, Network, NetworkConfig, OpenError, OpenLaneStreamError, Proxy, ProxySettingError,
+    ReceiveHalf, RequestError, SendHalf, StartError, Toll, WindowFigures, load_or_create_identity,
 };

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub struct PeerTable {
     peers: BTreeMap<PeerId, PeerEntry>,
+    /// Of everybody, the forgotten included.
+    totals: Arc<Totals>,
 }
 
 impl PeerTable {
@@ -26,7 +28,27 @@ impl PeerTable {
         if self.peers.len() >= Self::PEERS_MAX && !self.peers.contains_key(&peer) {
             self.peers.retain(|_, entry| entry.connections > 0);
         }
-        self.peers.entry(peer).or_default()
+        let totals = &self.totals;
+        self.peers.entry(peer).or_insert_with(|| PeerEntry {
+            counters: Arc::new(Counters::within(Arc::clone(totals))),
+            ..PeerEntry::default()
+        })
+    }
+
+    /// Forgets those without a connection that are not to be kept.
+    pub fn forget_unless(&mut self, is_kept: impl Fn(&PeerId) -> bool) {
+        self.peers
+            .retain(|peer, entry| entry.connections > 0 || is_kept(peer));
+    }
+
+    /// Payload sent to everybody since this node started, by class.
+    pub fn sent(&self) -> [ByteSize; CLASSES.len()] {
+        self.totals.sent()
+    }
+
+    /// Payload received from everybody since this node started, by class.
+    pub fn received(&self) -> [ByteSize; CLASSES.len()] {
+        self.totals.received()
     }
 
     /// The entry of a peer, when there is one.
@@ -99,32 +121,60 @@ impl PeerEntry {
     }
 }
 
-/// Payload bytes by class, counted where frames are sent and received.
+/// Payload bytes with one peer by class, counted where frames are sent and received.
 #[derive(Debug, Default)]
 pub struct Counters {
-    sent: [AtomicU64; CLASSES.len()],
-    received: [AtomicU64; CLASSES.len()],
+    own: Totals,
+    all: Arc<Totals>,
 }
 
 impl Counters {
+    fn within(all: Arc<Totals>) -> Self {
+        Self {
+            own: Totals::default(),
+            all,
+        }
+    }
+
     /// A frame was handed to the transport whole.
     pub fn count_sent(&self, class: Class, size: usize) {
-        // Usize is at most 64 bits wide.
-        self.sent[class.index()].fetch_add(size as u64, Ordering::Relaxed);
+        for bytes in [&self.own, &*self.all] {
+            // Usize is at most 64 bits wide.
+            bytes.sent[class.index()].fetch_add(size as u64, Ordering::Relaxed);
+        }
     }
 
     /// A frame has arrived whole.
     pub fn count_received(&self, class: Class, size: usize) {
-        self.received[class.index()].fetch_add(size as u64, Ordering::Relaxed);
+        for bytes in [&self.own, &*self.all] {
+            bytes.received[class.index()].fetch_add(size as u64, Ordering::Relaxed);
+        }
     }
 
     /// Sent so far, by class.
     pub fn sent(&self) -> [ByteSize; CLASSES.len()] {
-        CLASSES.map(|class| ByteSize(self.sent[class.index()].load(Ordering::Relaxed)))
+        self.own.sent()
     }
 
     /// Received so far, by class.
     pub fn received(&self) -> [ByteSize; CLASSES.len()] {
+        self.own.received()
+    }
+}
+
+/// Payload bytes by class.
+#[derive(Debug, Default)]
+struct Totals {
+    sent: [AtomicU64; CLASSES.len()],
+    received: [AtomicU64; CLASSES.len()],
+}
+
+impl Totals {
+    fn sent(&self) -> [ByteSize; CLASSES.len()] {
+        CLASSES.map(|class| ByteSize(self.sent[class.index()].load(Ordering::Relaxed)))
+    }
+
+    fn received(&self) -> [ByteSize; CLASSES.len()] {
         CLASSES.map(|class| ByteSize(self.received[class.index()].load(Ordering::Relaxed)))
     }
 }
@@ -144,6 +194,23 @@ mod tests {
         table.entry(PeerId::random());
         assert_eq!(table.peers.len(), 2);
         assert!(table.get(&connected).is_some());
+    }
+
+    #[test]
+    fn what_went_over_a_peer_that_is_forgotten_stays_in_the_totals() {
+        let mut table = PeerTable::default();
+        let (stranger, member, connected) = (PeerId::random(), PeerId::random(), PeerId::random());
+        let counters = Arc::clone(&table.entry(stranger).counters);
+        counters.count_sent(Class::Call, 10);
+        table.entry(member).counters.count_sent(Class::Call, 1);
+        table.entry(connected).connections = 1;
+        table.forget_unless(|peer| *peer == member);
+        assert!(table.get(&stranger).is_none());
+        assert!(table.get(&member).is_some() && table.get(&connected).is_some());
+        // A channel may outlive the entry.
+        counters.count_sent(Class::Call, 5);
+        assert_eq!(table.sent()[Class::Call.index()], ByteSize(16));
+        assert_eq!(table.received()[Class::Call.index()], ByteSize(0));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct ReachStatus {
     pub standing: Standing,
     /// What stands before its IPv4 addresses.
     pub nat: NatType,
+    /// What stands before its IPv6 addresses.
+    pub nat_v6: NatType,
     /// Where others see it.
     pub observed: Vec<SocketAddr>,
     /// Relays that accept circuits for it, and for how long from now.
@@ -30,6 +32,7 @@ impl Default for ReachStatus {
                 provisional: true,
             },
             nat: NatType::default(),
+            nat_v6: NatType::default(),
             observed: Vec::new(),
             reservations: Vec::new(),
             advertised: Vec::new(),
@@ -52,7 +55,11 @@ pub struct NetworkStatus {
     pub upload_max: RateLimits,
     /// What it keeps to when it receives.
     pub download_max: RateLimits,
-    /// Everybody it has dealt with and still remembers, by identity.
+    /// Payload sent to everybody since this node started, by [`lapwing_base::Class::index`].
+    pub sent: [ByteSize; CLASSES.len()],
+    /// Payload received from everybody since this node started, by [`lapwing_base::Class::index`].
+    pub received: [ByteSize; CLASSES.len()],
+    /// Members that it has dealt with, and others as long as they have a connection, by identity.
     pub peers: Vec<PeerStatus>,
 }
 
@@ -95,8 +102,8 @@ pub struct LinkStatus {
     pub path: Path,
     /// What it is spoken over; of a relayed one, as far as the relay.
     pub transport: Transport,
-    /// Round-trip time, smoothed.
-    pub rtt: Duration,
+    /// Round-trip time, smoothed; `None` until there has been one.
+    pub rtt: Option<Duration>,
     /// What may be on its way of everything but bulk before it is acknowledged; `None` where the transport hides it.
     pub window: Option<ByteSize>,
     /// The same of bulk; `None` while there is no bulk lane.

@@ -72,6 +72,10 @@ pub(crate) struct TrainingSection {
 pub(crate) struct NetworkSection {
     pub(crate) state: String,
     pub(crate) listen: Vec<String>,
+    pub(crate) external: Vec<String>,
+    pub(crate) nat: NatSection,
+    pub(crate) nat_ipv6: NatSection,
+    pub(crate) reservations: Vec<ReservationSection>,
     pub(crate) peers: Vec<PeerSection>,
     pub(crate) max_upload: LimitsSection,
     pub(crate) max_download: LimitsSection,
@@ -86,20 +90,85 @@ pub(crate) struct LimitsSection {
     pub(crate) peer_mbit_s: BTreeMap<String, f64>,
 }
 
+/// What stands before it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NatSection {
+    pub(crate) mapping: String,
+    pub(crate) port_preserving: Option<bool>,
+    pub(crate) filtering: String,
+    pub(crate) udp: String,
+}
+
+/// A relay's promise.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ReservationSection {
+    pub(crate) relay: String,
+}
+
 /// One peer, as the node sees it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct PeerSection {
     pub(crate) peer_id: String,
     pub(crate) name: Option<String>,
+    pub(crate) member: bool,
+    pub(crate) agent: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) transport: Option<String>,
     pub(crate) address: Option<String>,
+    pub(crate) relayed_explanation: Option<String>,
+    pub(crate) last_error: Option<String>,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) bandwidth_mbit_s: Option<f64>,
     pub(crate) download_mbit_s: Option<f64>,
     pub(crate) sent_bytes: BTreeMap<String, u64>,
     pub(crate) received_bytes: BTreeMap<String, u64>,
+}
+
+impl PeerSection {
+    /// How it is reached, or that it is not.
+    pub(crate) fn way(&self) -> String {
+        match (&self.path, &self.transport) {
+            (Some(path), Some(transport)) => format!("{path}, {transport}"),
+            (Some(way), None) | (None, Some(way)) => way.clone(),
+            (None, None) => "-".to_owned(),
+        }
+    }
+
+    /// What a person may want to know of the way: why it is relayed, or why there is none.
+    pub(crate) fn remark(&self) -> Option<&str> {
+        match self.path.as_deref() {
+            Some("relayed") => self.relayed_explanation.as_deref(),
+            Some(_) => None,
+            None => self.last_error.as_deref(),
+        }
+    }
+}
+
+/// `GET /v1/peers/{peer}/tried`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct TriedDocument {
+    pub(crate) peer_id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) connected: bool,
+    pub(crate) tried: Vec<TriedRow>,
+}
+
+/// One address that was tried.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct TriedRow {
+    pub(crate) address: String,
+    pub(crate) kind: String,
+    pub(crate) source: String,
+    pub(crate) ago_seconds: f64,
+    pub(crate) tries: u32,
+    pub(crate) outcome: String,
+    pub(crate) after_ms: Option<f64>,
+    pub(crate) why: Option<String>,
 }
 
 /// `GET /v1/members`.

@@ -128,6 +128,11 @@ pub(crate) fn span(seconds: f64) -> String {
     }
 }
 
+/// A round trip, which people compare by tenths of a millisecond.
+pub(crate) fn millis(milliseconds: f64) -> String {
+    format!("{milliseconds:.1} ms")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

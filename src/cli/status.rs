@@ -1,9 +1,9 @@
 //! `lapwing status`: the status document of one node.
 
 use super::admin_client::Target;
-use super::documents::{self, LimitsSection, StatusDocument};
+use super::documents::{self, LimitsSection, NatSection, StatusDocument};
 use super::failure::Failure;
-use super::output::{Output, or_dash, percent, span};
+use super::output::{Output, millis, or_dash, percent, span};
 use lapwing_base::ByteSize;
 
 /// Asks the node and prints its answer.
@@ -70,25 +70,91 @@ fn lines(status: &StatusDocument) -> Vec<String> {
     if let Some(problem) = &training.problem {
         lines.push(format!("          takes no useful part: {problem}"));
     }
-    lines.push(format!(
-        "network   {}, {} peers, listens on {}",
-        status.network.state,
-        status.network.peers.len(),
-        if status.network.listen.is_empty() {
-            "-".to_owned()
-        } else {
-            status.network.listen.join(" ")
-        },
-    ));
+    lines.extend(network(status));
+    lines
+}
+
+/// Peers that are listed; the others are counted. `lapwing peers` has them all.
+const PEERS_SHOWN: usize = 16;
+
+fn network(status: &StatusDocument) -> Vec<String> {
+    let network = &status.network;
+    let members: Vec<_> = network.peers.iter().filter(|peer| peer.member).collect();
+    let connected = members.iter().filter(|peer| peer.path.is_some()).count();
+    let strangers = match network.peers.len() - members.len() {
+        0 => String::new(),
+        count => format!(", {count} that are no members"),
+    };
+    let listen = or_dash((!network.listen.is_empty()).then(|| network.listen.join(" ")));
+    let mut lines = vec![format!(
+        "network   {}, {connected} of {} other members connected{strangers}, listens on {listen}",
+        network.state,
+        members.len(),
+    )];
+    if !network.external.is_empty() {
+        lines.push(format!("          reached at {}", network.external.join(" ")));
+    }
     for (direction, limits) in [
-        ("upload", &status.network.max_upload),
-        ("download", &status.network.max_download),
+        ("upload", &network.max_upload),
+        ("download", &network.max_download),
     ] {
         if let Some(rates) = rates(status, limits) {
             lines.push(format!("          {direction} limited to {rates}"));
         }
     }
+    let families = [("IPv4", &network.nat), ("IPv6", &network.nat_ipv6)];
+    for (family, nat) in families {
+        // Many networks have no IPv6.
+        if family == "IPv4" || !matches!(nat.mapping.as_str(), "" | "unknown") {
+            lines.push(format!("NAT       {family}: {}", nat_in_words(nat)));
+        }
+    }
+    if !network.reservations.is_empty() {
+        let relays = network.reservations.iter();
+        let relays: Vec<_> = relays.map(|held| name_of(status, &held.relay)).collect();
+        lines.push(format!("relays    reserved at {}", relays.join(", ")));
+    }
+    for (index, peer) in network.peers.iter().take(PEERS_SHOWN).enumerate() {
+        let head = if index == 0 { "peers" } else { "" };
+        let name = peer.name.as_ref().unwrap_or(&peer.peer_id);
+        let rtt = peer
+            .rtt_ms
+            .map_or_else(String::new, |rtt| format!(", {}", millis(rtt)));
+        let way = if peer.path.is_some() {
+            peer.way()
+        } else {
+            "not connected".to_owned()
+        };
+        let remark = peer
+            .remark()
+            .map_or_else(String::new, |remark| format!(" ({remark})"));
+        lines.push(format!("{head:<10}{name}: {way}{rtt}{remark}"));
+    }
+    if network.peers.len() > PEERS_SHOWN {
+        let more = network.peers.len() - PEERS_SHOWN;
+        lines.push(format!("          and {more} more; see `lapwing peers`"));
+    }
     lines
+}
+
+fn nat_in_words(nat: &NatSection) -> String {
+    let mut words = match nat.mapping.as_str() {
+        "none" => "none".to_owned(),
+        "" | "unknown" => "not known".to_owned(),
+        mapping => format!("{mapping} mapping"),
+    };
+    match nat.port_preserving {
+        Some(true) => words.push_str(" that keeps ports"),
+        Some(false) => words.push_str(" that translates ports"),
+        None => (),
+    }
+    if !matches!(nat.filtering.as_str(), "" | "unknown") {
+        words.push_str(&format!(", {} filtering", nat.filtering));
+    }
+    if !nat.udp.is_empty() {
+        words.push_str(&format!(", UDP {}", nat.udp));
+    }
+    words
 }
 
 /// The rates of one direction, if there are any.
@@ -141,8 +207,37 @@ mod tests {
         );
         assert_eq!(lines[4], "training  idle");
         assert_eq!(
-            lines[6..],
-            ["          upload limited to 10 Mbit/s, model 2.5 Mbit/s, bob 1 Mbit/s"]
+            lines[6],
+            "          upload limited to 10 Mbit/s, model 2.5 Mbit/s, bob 1 Mbit/s"
+        );
+    }
+
+    #[test]
+    fn the_network_tells_the_nat_the_reservations_and_each_path() {
+        let text = r#"{"peer_id": "A", "name": "alice", "network": {"state": "degraded", "listen": ["/ip4/10.0.0.1"],
+            "external": ["/ip4/192.0.2.1"],
+            "nat": {"mapping": "symmetric", "port_preserving": false, "filtering": "address-dependent", "udp": "open"},
+            "nat_ipv6": {"mapping": "unknown", "filtering": "unknown", "udp": "open"},
+            "reservations": [{"relay": "B", "expires_at": 1.0}],
+            "peers": [
+                {"peer_id": "B", "name": "bob", "member": true, "path": "direct", "transport": "quic", "rtt_ms": 0.31},
+                {"peer_id": "C", "name": "carol", "member": true, "path": "relayed", "transport": "quic",
+                 "relayed_explanation": "a direct path is being tried"},
+                {"peer_id": "D", "name": "dave", "member": true, "last_error": "it does not answer"},
+                {"peer_id": "E", "member": false, "path": "direct", "transport": "wss"}]}}"#;
+        let shown = network(&serde_json::from_str(text).unwrap());
+        assert_eq!(
+            shown,
+            [
+                "network   degraded, 2 of 3 other members connected, 1 that are no members, listens on /ip4/10.0.0.1",
+                "          reached at /ip4/192.0.2.1",
+                "NAT       IPv4: symmetric mapping that translates ports, address-dependent filtering, UDP open",
+                "relays    reserved at bob",
+                "peers     bob: direct, quic, 0.3 ms",
+                "          carol: relayed, quic (a direct path is being tried)",
+                "          dave: not connected (it does not answer)",
+                "          E: direct, wss",
+            ]
         );
     }
 }

@@ -10,4 +10,5 @@ mod cluster;
 mod processes;
 mod refusals;
 mod support;
+mod telling;
 mod training;

@@ -17,7 +17,7 @@ pub(crate) fn without_peer(address: &Multiaddr) -> Multiaddr {
 
 /// Whether only this machine can use it.
 pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
-    socket_address(address).is_some_and(|address| address.ip().is_loopback())
+    ip_of(address).is_some_and(|ip| ip.is_loopback())
 }
 
 /// Of the addresses that listeners are bound to, those that others can use, in order: none of this machine alone, unless
@@ -93,5 +93,19 @@ mod tests {
         // One listener for each family, and no interface with an IPv6 address.
         assert_eq!(for_others(all(&[v6, own, v4, v4])), all(&[v4]));
         assert_eq!(for_others(all(&[v6, own])), all(&[own, v6]));
+    }
+
+    #[test]
+    fn loopback_is_loopback_over_every_transport() {
+        for (address, loopback) in [
+            ("/ip4/127.0.0.1/udp/4001/quic-v1", true),
+            ("/ip4/127.0.0.1/tcp/443/tls/ws", true),
+            ("/ip6/::1/tcp/443/tls/ws", true),
+            ("/ip4/192.0.2.1/tcp/443/tls/ws", false),
+            ("/ip4/0.0.0.0/tcp/443/tls/ws", false),
+            ("/dns4/localhost/tcp/443/tls/ws", false),
+        ] {
+            assert_eq!(is_loopback(&address.parse().unwrap()), loopback, "{address}");
+        }
     }
 }

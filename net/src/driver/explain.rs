@@ -1,10 +1,12 @@
 //! What the transport says went wrong, in words for people.
 
+use std::error::Error;
 use std::io;
 
 use either::Either;
 use libp2p::core::transport::TransportError;
 use libp2p::swarm::DialError;
+use quinn::ConnectionError;
 
 use super::addresses::without_peer;
 use super::network::StartError;
@@ -16,24 +18,57 @@ use lapwing_base::{Multiaddr, chain};
 pub(crate) fn start_error(address: Multiaddr, error: TransportError<io::Error>) -> StartError {
     match error {
         TransportError::MultiaddrNotSupported(address) => StartError::Unsupported { address },
-        TransportError::Other(error) => {
-            // As the transports are combined in the swarm.
-            type Combined = Either<Either<quic::Error, io::Error>, io::Error>;
-            let combined = error.get_ref().and_then(|inner| inner.downcast_ref::<Combined>());
-            let in_use = match combined {
-                Some(Either::Left(Either::Left(quic::Error::Io(inner)))) => {
-                    inner.kind() == io::ErrorKind::AddrInUse
-                }
-                _ => false,
-            };
-            if in_use || error.kind() == io::ErrorKind::AddrInUse {
-                StartError::AddressInUse { address }
-            } else {
-                StartError::Listen {
-                    address,
-                    source: error,
-                }
-            }
+        TransportError::Other(error) => match system_error(&error) {
+            Some(io::ErrorKind::AddrInUse) => StartError::AddressInUse { address },
+            Some(io::ErrorKind::PermissionDenied) => StartError::PermissionDenied { address },
+            Some(io::ErrorKind::AddrNotAvailable) => StartError::NotHere { address },
+            Some(_) | None => StartError::Listen {
+                address,
+                source: error,
+            },
+        },
+    }
+}
+
+/// What the system said, under everything that the transports have wrapped it in.
+fn system_error(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+    // As the transports are combined in the swarm.
+    type Combined = Either<Either<quic::Error, io::Error>, io::Error>;
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        // A wrapper names what it wraps as its own inside, and not as its source.
+        return match error.get_ref() {
+            Some(inner) => system_error(inner),
+            None => Some(error.kind()),
+        };
+    }
+    match error.downcast_ref::<Combined>() {
+        Some(Either::Left(Either::Left(quic::Error::Io(error)))) => system_error(error),
+        Some(Either::Left(Either::Right(error)) | Either::Right(error)) => system_error(error),
+        Some(Either::Left(Either::Left(_))) | None => system_error(error.source()?),
+    }
+}
+
+/// Why a session has ended.
+pub(crate) fn ended(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => {
+            "it has closed the connection".to_owned()
+        }
+        ConnectionError::ApplicationClosed(close) => {
+            let said = legible(&String::from_utf8_lossy(&close.reason), REASON_MAX);
+            format!("it has closed the connection: {said}")
+        }
+        ConnectionError::LocallyClosed => "it was silent, or not needed any more".to_owned(),
+        ConnectionError::TimedOut => "it has not answered for too long".to_owned(),
+        ConnectionError::Reset => "it has restarted".to_owned(),
+        ConnectionError::VersionMismatch
+        | ConnectionError::TransportError(_)
+        | ConnectionError::ConnectionClosed(_)
+        | ConnectionError::CidsExhausted => {
+            format!(
+                "the connection broke: {}",
+                legible(&error.to_string(), REASON_MAX)
+            )
         }
     }
 }

@@ -297,7 +297,7 @@ impl LaneLink {
             } else {
                 Transport::Quic
             },
-            rtt: figures.rtt.unwrap_or_default(),
+            rtt: figures.rtt,
             window: None,
             bulk_window: Some(ByteSize(figures.window)),
             packets: Packets::default(),

@@ -297,14 +297,16 @@ impl Network {
     pub fn status(&self) -> NetworkStatus {
         let shared = &self.inner.shared;
         let (now, fresh) = (now(), shared.fresh());
-        let peers = shared
-            .peers()
+        let table = shared.peers();
+        let (sent, received) = (table.sent(), table.received());
+        let peers = table
             .iter()
             .map(|(peer, entry)| {
                 let link = shared.link(peer).map(|link| seen(shared, &link));
                 entry.status(*peer, link, now, fresh)
             })
             .collect();
+        drop(table);
         let [upload_max, download_max] = shared.limits.get();
         NetworkStatus {
             peer: shared.me,
@@ -313,6 +315,8 @@ impl Network {
             refused: shared.refused(),
             upload_max,
             download_max,
+            sent,
+            received,
             peers,
         }
     }
@@ -512,8 +516,28 @@ pub enum StartError {
         address: Multiaddr,
     },
     /// The address is not one to listen on.
-    #[error("cannot listen on {address}; use an address such as /ip4/0.0.0.0/udp/0/quic-v1")]
+    #[error(
+        "{address} is no address to listen on; use one such as /ip4/0.0.0.0/udp/4001/quic-v1, or \
+         /ip4/0.0.0.0/tcp/443/tls/ws for networks without UDP"
+    )]
     Unsupported {
+        /// The address that was asked for.
+        address: Multiaddr,
+    },
+    /// The port is for those with more rights.
+    #[error(
+        "this user may not listen on {address}; take a port from 1024 on, or allow it to the program with \
+         `setcap cap_net_bind_service=+ep`"
+    )]
+    PermissionDenied {
+        /// The address that was asked for.
+        address: Multiaddr,
+    },
+    /// The address is another machine's.
+    #[error(
+        "no interface of this machine has the address of {address}; 0.0.0.0, or :: with /ip6, stands for all"
+    )]
+    NotHere {
         /// The address that was asked for.
         address: Multiaddr,
     },
@@ -532,7 +556,7 @@ pub enum StartError {
 #[non_exhaustive]
 pub enum OpenError {
     /// Nobody has said where the peer is.
-    #[error("no address of peer {peer} is known, so {kind} cannot be opened")]
+    #[error("no address of peer {peer} is known")]
     NoAddress {
         /// Who.
         peer: PeerId,
@@ -540,7 +564,7 @@ pub enum OpenError {
         kind: Kind,
     },
     /// It does not answer where it should be.
-    #[error("peer {peer} cannot be reached for {kind}: {reason}")]
+    #[error("peer {peer} cannot be reached: {reason}")]
     Unreachable {
         /// Who.
         peer: PeerId,
@@ -550,7 +574,7 @@ pub enum OpenError {
         reason: String,
     },
     /// Nothing failed, and nothing came of it in time.
-    #[error("peer {peer} did not take {kind} within {waited:?}")]
+    #[error("peer {peer} did not answer within {waited:?}")]
     Timeout {
         /// Who.
         peer: PeerId,
@@ -560,7 +584,7 @@ pub enum OpenError {
         waited: Duration,
     },
     /// Too many channels of this node already wait for connections.
-    #[error("too many channels wait for connections; {kind} to peer {peer} was not added to them")]
+    #[error("too many messages wait for connections; try peer {peer} again later")]
     Overloaded {
         /// Who.
         peer: PeerId,
@@ -568,7 +592,7 @@ pub enum OpenError {
         kind: Kind,
     },
     /// The peer is this node.
-    #[error("a node opens no {kind} channel to itself")]
+    #[error("a node does not connect to itself")]
     Myself {
         /// What for.
         kind: Kind,
@@ -589,7 +613,7 @@ pub enum RequestError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// The peer took the request and ended the channel without an answer.
-    #[error("peer {peer} ended {kind} without an answer")]
+    #[error("peer {peer} took a {kind} request and did not answer it")]
     NoAnswer {
         /// Who.
         peer: PeerId,
@@ -597,7 +621,7 @@ pub enum RequestError {
         kind: Kind,
     },
     /// The answer did not come in time.
-    #[error("peer {peer} did not answer {kind} within {waited:?}")]
+    #[error("peer {peer} did not answer a {kind} request within {waited:?}")]
     Timeout {
         /// Who.
         peer: PeerId,

@@ -456,6 +456,7 @@ impl libp2p::core::Transport for Transport {
 mod tests {
     use super::*;
 
+    use crate::RateLimits;
     use crate::driver::limits::Limits;
     use libp2p::core::transport::PortUse;
 
@@ -463,11 +464,18 @@ mod tests {
         let (commands, _) = mpsc::channel(1);
         let (events, heard) = mpsc::channel(EVENTS_MAX);
         let (probes, _) = mpsc::channel(1);
+        let (received, _) = mpsc::channel(1);
         let me = keypair.public().to_peer_id();
-        let limits = Limits::new(None, None);
+        let limits = Limits::new(RateLimits::default(), RateLimits::default());
         let quic = Quic::new(Setup {
             keypair,
-            shared: Arc::new(Shared::new(me, commands, limits, Duration::from_secs(30))),
+            shared: Arc::new(Shared::new(
+                me,
+                commands,
+                limits,
+                Duration::from_secs(30),
+                received,
+            )),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             incarnation: 1,

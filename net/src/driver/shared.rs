@@ -153,6 +153,7 @@ impl Shared {
             };
             let news = known.standing != reach.standing
                 || known.nat != reach.nat
+                || known.nat_v6 != reach.nat_v6
                 || known.observed != reach.observed
                 || known.advertised != reach.advertised
                 || relays(known) != relays(&reach);

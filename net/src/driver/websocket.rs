@@ -39,7 +39,7 @@ use libp2p::core::upgrade::Version;
 use libp2p::{noise, yamux};
 use thiserror::Error;
 
-pub(crate) use proxy::Proxy;
+pub use proxy::{Proxy, ProxySettingError};
 pub(crate) use tls::{CertificateError, CertificateFiles};
 
 use crate::driver::shared::lock;

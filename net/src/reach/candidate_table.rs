@@ -4,7 +4,8 @@
 use crate::said::legible;
 use crate::{Probed, ProbedOutcome, ProbedSource, RelayedBecause};
 use lapwing_base::{Multiaddr, PeerId, Protocol};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -53,11 +54,13 @@ pub enum CandidateSource {
 }
 
 /// What came of a candidate.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum CandidateOutcome {
-    /// Still being tried.
-    Trying,
+    /// Being tried.
+    Trying {
+        /// Why it did not work the last time, in words.
+        last: Option<String>,
+    },
     /// It works.
     Succeeded {
         /// Since it was tried first.
@@ -74,10 +77,40 @@ pub enum CandidateOutcome {
     NotNeeded,
 }
 
+impl CandidateOutcome {
+    /// The word in documents.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Trying { .. } => "trying",
+            Self::Succeeded { .. } => "succeeded",
+            Self::Failed { .. } => "failed",
+            Self::NotNeeded => "not-needed",
+        }
+    }
+
+    /// How long it took, where it has come to an end.
+    pub const fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Succeeded { after } | Self::Failed { after, .. } => Some(*after),
+            Self::Trying { .. } | Self::NotNeeded => None,
+        }
+    }
+
+    /// Why it failed last, in words.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Trying { last } => last.as_deref(),
+            Self::Failed { why, .. } => Some(why),
+            Self::Succeeded { .. } | Self::NotNeeded => None,
+        }
+    }
+}
+
 impl fmt::Display for CandidateOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Trying => f.write_str("being tried"),
+            Self::Trying { last: None } => f.write_str("being tried"),
+            Self::Trying { last: Some(why) } => write!(f, "being tried again; last: {why}"),
             Self::Succeeded { after } => write!(f, "succeeded after {after:.1?}"),
             Self::Failed { after, why } => write!(f, "failed after {after:.1?}: {why}"),
             Self::NotNeeded => f.write_str("not needed"),
@@ -85,8 +118,8 @@ impl fmt::Display for CandidateOutcome {
     }
 }
 
-/// One row, as people and programs see it.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+/// One row, as people and programs see it; what it is serialised as has the units in its keys.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CandidateRow {
     /// The address; port 0 stands for many ports.
     pub address: Multiaddr,
@@ -100,6 +133,22 @@ pub struct CandidateRow {
     pub tries: u32,
     /// What came of it.
     pub outcome: CandidateOutcome,
+}
+
+impl Serialize for CandidateRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut row = serializer.serialize_struct("CandidateRow", 8)?;
+        row.serialize_field("address", &self.address)?;
+        row.serialize_field("kind", &self.kind)?;
+        row.serialize_field("source", &self.source)?;
+        row.serialize_field("ago_seconds", &self.ago.as_secs_f64())?;
+        row.serialize_field("tries", &self.tries)?;
+        row.serialize_field("outcome", self.outcome.code())?;
+        let after_ms = self.outcome.after().map(|after| after.as_secs_f64() * 1e3);
+        row.serialize_field("after_ms", &after_ms)?;
+        row.serialize_field("why", &self.outcome.why())?;
+        row.end()
+    }
 }
 
 /// Every candidate of every peer that was dealt with lately.
@@ -140,7 +189,12 @@ impl CandidateTable {
             row.kind = kind;
             row.source = source;
             row.tries = row.tries.saturating_add(1);
-            row.outcome = CandidateOutcome::Trying;
+            let last = match std::mem::replace(&mut row.outcome, CandidateOutcome::NotNeeded) {
+                CandidateOutcome::Failed { why, .. } => Some(why),
+                CandidateOutcome::Trying { last } => last,
+                CandidateOutcome::Succeeded { .. } | CandidateOutcome::NotNeeded => None,
+            };
+            row.outcome = CandidateOutcome::Trying { last };
             return;
         }
         if rows.len() >= Self::PER_PEER_MAX
@@ -154,7 +208,7 @@ impl CandidateTable {
             source,
             began_at: now,
             tries: 1,
-            outcome: CandidateOutcome::Trying,
+            outcome: CandidateOutcome::Trying { last: None },
         });
     }
 
@@ -273,7 +327,7 @@ impl Tried {
         match self.outcome {
             CandidateOutcome::NotNeeded => 0,
             CandidateOutcome::Failed { .. } => 1,
-            CandidateOutcome::Trying => 2,
+            CandidateOutcome::Trying { .. } => 2,
             CandidateOutcome::Succeeded { .. } => 3,
         }
     }
@@ -313,6 +367,27 @@ mod tests {
             .map(|row| row.outcome.to_string())
             .collect();
         assert_eq!(told, ["succeeded after 1.5s", "failed after 1.5s: timed out"]);
+    }
+
+    #[test]
+    fn an_address_that_is_tried_again_tells_why_it_failed_last() {
+        let (mut table, peer, now) = fresh();
+        let (kind, source) = (CandidateKind::Host, CandidateSource::Learned);
+        table.trying(peer, addr(1), kind, source, now);
+        assert_eq!(table.rows(&peer, now)[0].outcome.to_string(), "being tried");
+        table.failed(&peer, &addr(1), "timed out", now);
+        for _ in 0..2 {
+            table.trying(peer, addr(1), kind, source, now);
+            let outcome = table.rows(&peer, now)[0].outcome.clone();
+            assert_eq!(outcome.to_string(), "being tried again; last: timed out");
+            assert_eq!(
+                (outcome.code(), outcome.after(), outcome.why()),
+                ("trying", None, Some("timed out"))
+            );
+        }
+        table.succeeded(&peer, &addr(1), now);
+        table.trying(peer, addr(1), kind, source, now);
+        assert_eq!(table.rows(&peer, now)[0].outcome.why(), None);
     }
 
     #[test]

@@ -34,6 +34,22 @@ pub enum RelayedBecause {
 }
 
 impl RelayedBecause {
+    /// Every reason.
+    pub const ALL: [Self; 12] = [
+        Self::NotTriedYet,
+        Self::Trying,
+        Self::NoCandidates,
+        Self::SymmetricBothSides,
+        Self::UdpBlocked,
+        Self::TimedOut,
+        Self::OneWay,
+        Self::Race,
+        Self::PortsMissed,
+        Self::HandshakeFailed,
+        Self::NoAnswer,
+        Self::Busy,
+    ];
+
     /// The word in status documents, logs and metrics.
     pub const fn code(self) -> &'static str {
         match self {
@@ -101,23 +117,9 @@ mod tests {
 
     #[test]
     fn the_code_is_the_word_in_documents() {
-        use RelayedBecause as Why;
-        for why in [
-            Why::NotTriedYet,
-            Why::Trying,
-            Why::NoCandidates,
-            Why::SymmetricBothSides,
-            Why::UdpBlocked,
-            Why::TimedOut,
-            Why::OneWay,
-            Why::Race,
-            Why::PortsMissed,
-            Why::HandshakeFailed,
-            Why::NoAnswer,
-            Why::Busy,
-        ] {
+        for why in RelayedBecause::ALL {
             let code: StrDeserializer<'_, Error> = why.code().into_deserializer();
-            assert_eq!(Why::deserialize(code), Ok(why));
+            assert_eq!(RelayedBecause::deserialize(code), Ok(why));
             assert!(!why.to_string().ends_with('.'));
         }
     }

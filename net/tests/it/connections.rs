@@ -21,7 +21,9 @@ async fn a_connection_is_dialed_on_demand_and_reused() {
     assert!(seen.connected && sees.connected);
     assert_eq!(seen.address, Some(b.network.listen_addrs()[0].clone()));
     eventually("the round trip is measured", || {
-        a.peer(&b).link.is_some_and(|link| !link.rtt.is_zero())
+        a.peer(&b)
+            .link
+            .is_some_and(|link| link.rtt.is_some_and(|rtt| !rtt.is_zero()))
     })
     .await;
     eventually("peers say where they see us", || {
@@ -65,6 +67,11 @@ async fn a_peer_that_shuts_down_is_noticed_at_once() {
     // Strangers, so that no probe fills the sockets' buffers: of a full one the close frame is lost, and then the
     // silence tells.
     let (a, mut b) = (Node::start().await, Node::start().await);
+    // A main is remembered.
+    a.gate.send_replace(lapwing_net::Gate {
+        mains: std::sync::Arc::new([b.id()].into()),
+        ..lapwing_net::Gate::default()
+    });
     a.learn(&b);
     let open = Kind {
         access: Access::Anyone,

@@ -31,11 +31,44 @@ async fn a_start_that_fails_leaves_no_port_bound() {
 }
 
 #[tokio::test]
+async fn a_port_in_use_is_named_over_websocket_too() {
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let taken: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}/tls/ws").parse().unwrap();
+    let error = start_at(vec![taken.clone()]).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::AddressInUse { address } if *address == taken),
+        "{error:?}"
+    );
+    let foreign: Multiaddr = "/ip4/192.0.2.1/tcp/0/tls/ws".parse().unwrap();
+    let error = start_at(vec![foreign.clone()]).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::NotHere { address } if *address == foreign),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_node_on_loopback_is_a_main_at_once_also_over_websocket_alone() {
+    let listen = vec!["/ip4/127.0.0.1/tcp/0/tls/ws".parse().unwrap()];
+    let config = NetworkConfig {
+        listen,
+        ..NetworkConfig::new(lapwing_base::Keypair::generate_ed25519())
+    };
+    let node = Node::with(config).await.unwrap();
+    let mut reach = node.network.reach();
+    let settled = reach.wait_for(|reach| !reach.standing.provisional);
+    let reach = tokio::time::timeout(PATIENCE, settled).await.unwrap().unwrap();
+    assert_eq!(reach.standing.role, lapwing_base::Role::Main);
+    assert_eq!(reach.advertised, node.network.listen_addrs());
+}
+
+#[tokio::test]
 async fn an_address_that_is_not_ours_is_named() {
     let foreign: Multiaddr = "/ip4/192.0.2.1/udp/0/quic-v1".parse().unwrap();
     let error = start_at(vec![foreign.clone()]).await.err().unwrap();
     assert!(
-        matches!(&error, StartError::Listen { address, .. } if *address == foreign),
+        matches!(&error, StartError::NotHere { address } if *address == foreign),
         "{error:?}"
     );
 }

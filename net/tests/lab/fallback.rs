@@ -47,7 +47,8 @@ fn where_udp_is_blocked_mains_are_reached_over_websocket_and_quic_takes_over_onc
     eventually("no dial over QUIC is under way", Duration::from_secs(20), || {
         let (network, peer) = (home.network.clone(), mains[0].id());
         let rows = home.run(async move { network.candidates(peer).await });
-        rows.iter().all(|row| row.outcome != CandidateOutcome::Trying)
+        rows.iter()
+            .all(|row| !matches!(row.outcome, CandidateOutcome::Trying { .. }))
     });
     let requests = Requests::start(home, &mains[0]);
     router.restrict(Egress::Any).unwrap();

@@ -42,7 +42,7 @@ pub(super) async fn rows(asking: &Asking) -> Result<Vec<Row>, BenchError> {
         }
     };
     let rtt = |link: Option<LinkStatus>| {
-        let rtt = link.map(|link| link.rtt).filter(|rtt| !rtt.is_zero());
+        let rtt = link.and_then(|link| link.rtt);
         rtt.map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e3)
     };
     let first = match relayed {

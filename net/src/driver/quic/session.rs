@@ -25,12 +25,11 @@ use super::settings::{BulkWindows, STREAMS_AT_FIRST};
 use super::telling::Telling;
 use super::{priority, settings};
 use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
-use crate::driver::now;
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::driver::usage::{Place, Usage};
+use crate::driver::{explain, now};
 use crate::liveness::{Beat, Liveness, Pace};
-use crate::said::{REASON_MAX, legible};
 use crate::{
     Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Traffic, Transport,
     Unwelcome, decode, encode,
@@ -296,7 +295,7 @@ impl Session {
         LinkStatus {
             path: Path::Direct,
             transport: Transport::Quic,
-            rtt: control.rtt,
+            rtt: Some(control.rtt),
             window: Some(ByteSize(control.cwnd)),
             bulk_window: bulk.map(|path| ByteSize(path.cwnd)),
             packets: Packets {
@@ -357,7 +356,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
     };
     let ended = task.run(inbox).await;
     // The peer may have said why.
-    let why = legible(&ended.to_string(), REASON_MAX);
+    let why = explain::ended(&ended);
     trace!(peer = %session.peer, why, "session ended");
     let closed = SessionEvent::Closed {
         id: session.id,

@@ -63,6 +63,11 @@ impl Driver {
         }
     }
 
+    /// Whether there is, or just was, a reason to reach a peer.
+    pub(in crate::driver) fn is_climbed_to(&self, peer: &PeerId) -> bool {
+        self.reach.climbs.contains_key(peer)
+    }
+
     /// Something new is known of where a peer is.
     pub(in crate::driver) fn relearn(&mut self, peer: PeerId, now: Instant) {
         let addresses = self.addresses_of(&peer);
@@ -189,7 +194,7 @@ impl Driver {
         }
         let after = self.reach.verdicts.udp(network, now);
         if after != before {
-            info!(udp = ?after, "what is known of this network has changed");
+            info!(udp = %after, "what is known of this network has changed");
             self.reach.keep_verdicts(now);
             let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
             for peer in &peers {

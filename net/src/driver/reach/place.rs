@@ -90,7 +90,7 @@ impl Driver {
         for change in &changes {
             match change {
                 Change::Mapping { family, mapping } => {
-                    info!(?family, ?mapping, "what is known of the NAT has changed")
+                    info!(%family, %mapping, "what is known of the NAT has changed")
                 }
                 Change::Rebound { socket, from, to } => {
                     info!(%from, %to, "the NAT has given this node another address");
@@ -298,6 +298,7 @@ impl Driver {
         self.shared.set_reach(ReachStatus {
             standing,
             nat,
+            nat_v6: self.reach.nat(Family::V6, now),
             observed: self.reach.observations.external(),
             reservations,
             advertised,

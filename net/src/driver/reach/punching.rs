@@ -111,7 +111,7 @@ impl Driver {
                 retry_at,
                 probed,
             } => {
-                debug!(%peer, %why, "no direct path was found");
+                debug!(%peer, why = why.code(), "no direct path was found");
                 self.reach.candidates.punched(peer, &probed, Some(why), now, now);
                 // It may have moved: the next attempt is to know.
                 if let Some(relay) = self.relay_towards(&peer) {

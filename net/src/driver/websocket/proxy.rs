@@ -14,13 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::address::{Host, Remote};
 use crate::driver::http::{Head, Response};
+use lapwing_base::Multiaddr;
 
 /// Exceptions that are looked at; a longer list is cut.
 const EXCEPTIONS_MAX: usize = 256;
 
-/// The proxy that this machine's administrator has named.
+/// The proxy that this machine's administrator has named. Shows its place, and never its password.
 #[derive(Clone)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     host: String,
     port: u16,
     /// The value of a `Proxy-Authorization` header.
@@ -46,7 +47,8 @@ impl fmt::Display for Proxy {
 
 /// Why a setting names no proxy that we can use. The setting itself may hold a password and is not repeated.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
-pub(crate) enum ProxySettingError {
+#[non_exhaustive]
+pub enum ProxySettingError {
     /// Only `http://` is spoken to proxies.
     #[error("HTTPS_PROXY names a proxy of kind {scheme}; use one of kind http")]
     Scheme {
@@ -86,7 +88,7 @@ impl Proxy {
     ///
     /// # Errors
     /// When there is a setting that cannot be used: going out without the proxy would fail in worse ways.
-    pub(crate) fn from_environment(
+    pub fn from_environment(
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, ProxySettingError> {
         let either = |lower: &str, upper: &str| {
@@ -102,6 +104,11 @@ impl Proxy {
         let exceptions = exceptions.split(',').filter_map(Exception::parse);
         proxy.exceptions = exceptions.take(EXCEPTIONS_MAX).collect();
         Ok(Some(proxy))
+    }
+
+    /// Whether a dial of this address goes through it: one of WebSocket, unless an exception covers its host.
+    pub fn carries(&self, address: &Multiaddr) -> bool {
+        Remote::parse(address).is_some_and(|remote| self.serves(&remote))
     }
 
     fn parse(setting: &str) -> Result<Self, ProxySettingError> {
@@ -352,6 +359,15 @@ mod tests {
         let everything = [("HTTPS_PROXY", "http://a:1"), ("NO_PROXY", "*")];
         let remote = Remote::parse(&"/dns/a.b/tcp/443/wss".parse().unwrap()).unwrap();
         assert!(!proxy(&everything).unwrap().unwrap().serves(&remote));
+    }
+
+    #[test]
+    fn only_websocket_goes_through_it() {
+        let proxy = proxy(&[("HTTPS_PROXY", "http://a:1"), ("NO_PROXY", "b.example")]);
+        let proxy = proxy.unwrap().unwrap();
+        assert!(proxy.carries(&"/dns/a.example/tcp/443/tls/ws".parse().unwrap()));
+        assert!(!proxy.carries(&"/dns/b.example/tcp/443/tls/ws".parse().unwrap()));
+        assert!(!proxy.carries(&"/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap()));
     }
 
     fn proxy(variables: &[(&str, &str)]) -> Result<Option<Proxy>, ProxySettingError> {
