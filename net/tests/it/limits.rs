@@ -67,7 +67,7 @@ async fn a_class_keeps_to_its_limit_and_another_does_not_wait_for_it() {
         let free = async {
             let began = now();
             transfer(&a, &b, Class::Maintenance, SIZE).await;
-            Bandwidth::per(ByteSize(SIZE as u64), began.elapsed())
+            Bandwidth::per(ByteSize(SIZE as u64), now().duration_since(began))
         };
         let ((), free) = tokio::join!(holds(&a, &b), free);
         assert!(free.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{free}");
@@ -88,7 +88,7 @@ async fn a_peer_keeps_to_its_limit_and_another_does_not_wait_for_it() {
     let rate = async |from: &Node, to: &Node| {
         let began = now();
         transfer(from, to, Class::Model, SIZE).await;
-        Bandwidth::per(ByteSize(SIZE as u64), began.elapsed())
+        Bandwidth::per(ByteSize(SIZE as u64), now().duration_since(began))
     };
     holds(&a, &slow).await;
     let up = rate(&a, &free).await;

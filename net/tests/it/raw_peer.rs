@@ -113,6 +113,7 @@ pub(crate) fn first_packet(node: &Node, now: Instant) -> Vec<u8> {
     packet
 }
 
+#[expect(clippy::disallowed_methods, reason = "no two lanes are to share a name")]
 fn client_config(keypair: &Keypair, protocol: &[u8]) -> ClientConfig {
     let mut config = tls::make_client_config(keypair, None).unwrap();
     config.alpn_protocols = vec![protocol.to_vec()];
