@@ -1,5 +1,6 @@
 // A js-libp2p node that obeys lines on standard input, and answers each with a line of JSON; see README.md.
-// Its arguments are the addresses that it listens at, those through relays among them.
+// Its arguments are the addresses that it listens at, those through relays among them. After `--public` it tells others
+// of them as they are, and upgrades circuits to direct connections.
 
 import { createInterface } from 'node:readline'
 
@@ -17,17 +18,21 @@ const { yamux } = await import('@chainsafe/libp2p-yamux')
 const { identify } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { circuitRelayServer, circuitRelayTransport } = await import('@libp2p/circuit-relay-v2')
+const { dcutr } = await import('@libp2p/dcutr')
 const { multiaddr } = await import('@multiformats/multiaddr')
 
+const isPublic = process.argv[2] === '--public'
+const listen = process.argv.slice(isPublic ? 3 : 2)
 const node = await createLibp2p({
-  addresses: { listen: process.argv.slice(2) },
+  addresses: { listen, announce: isPublic ? listen : [] },
   transports: [quic(), circuitRelayTransport()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   services: {
     identify: identify({ runOnLimitedConnection: true }),
     ping: ping({ runOnLimitedConnection: true }),
-    relay: circuitRelayServer({ reservations: { applyDefaultLimit: false } })
+    relay: circuitRelayServer({ reservations: { applyDefaultLimit: false } }),
+    ...(isPublic ? { dcutr: dcutr() } : {})
   }
 })
 
@@ -44,6 +49,9 @@ const verbs = {
       peer: node.peerId.toString(),
       listen: addresses.filter((address) => !address.includes('/p2p-circuit')),
       connected: node.getPeers().map(String),
+      direct: node.getConnections()
+        .filter((connection) => !connection.remoteAddr.toString().includes('/p2p-circuit'))
+        .map((connection) => connection.remotePeer.toString()),
       circuits: addresses.filter((address) => address.includes('/p2p-circuit'))
     }
   },

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import socket
 import subprocess
 import time
 
@@ -18,6 +19,13 @@ PUBLIC, PRIVATE = "11.0.0.1", "10.0.0.1"
 def anywhere(host):
     """Where to listen: at a port of the system's choice."""
     return f"/ip4/{host}/udp/0/quic-v1"
+
+
+def free_port(host):
+    """A port that nobody uses, and that nobody but the tests could take."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind((host, 0))
+        return bound.getsockname()[1]
 
 
 class Failed(Exception):
@@ -220,8 +228,9 @@ class Go(Process):
 class Scripted(Liner):
     """A node that is a script of ours around their library."""
 
-    def __init__(self, name, folder, command, relay):
-        super().__init__(name, command + [anywhere(self.host)] + ([f"{relay}/p2p-circuit"] if relay else []), folder)
+    def __init__(self, name, folder, command, relay, listen=None):
+        listen = listen or anywhere(self.host)
+        super().__init__(name, command + [listen] + ([f"{relay}/p2p-circuit"] if relay else []), folder)
 
     def ready(self):
         status = self.ask("status")
@@ -257,8 +266,16 @@ class Js(Scripted):
 
     kind, agent, host = "js-libp2p", "js-libp2p", PRIVATE
 
-    def __init__(self, name, folder, install, relay=None):
-        super().__init__(name, folder, ["node", os.path.join(install, "js", "js_peer.mjs")], relay)
+    def __init__(self, name, folder, install, relay=None, public=False):
+        command, listen = ["node", os.path.join(install, "js", "js_peer.mjs")], None
+        if public:
+            # What is told to others is written before the system has chosen a port.
+            command.append("--public")
+            listen = f"/ip4/{PUBLIC}/udp/{free_port(PUBLIC)}/quic-v1"
+        super().__init__(name, folder, command, relay, listen)
+
+    def direct(self, peer):
+        return peer in self.ask("status")["direct"]
 
 
 class Py(Scripted):

@@ -34,14 +34,15 @@ class World:
         self.count += 1
         return f"{self.count}"
 
-    def ours(self, role):
-        node = Ours(f"{self.name()}-lapwing-{role}", role, self.kind.host, self.folder, self.binary)
+    def ours(self, role, host=None):
+        host = host or self.kind.host
+        node = Ours(f"{self.name()}-lapwing-{role}", role, host, self.folder, self.binary)
         self.stack.callback(node.stop)
         node.ready()
         return node
 
-    def theirs(self, relay=None):
-        node = self.kind(f"{self.name()}-{self.kind.kind}", self.folder, self.installed, relay)
+    def theirs(self, relay=None, **more):
+        node = self.kind(f"{self.name()}-{self.kind.kind}", self.folder, self.installed, relay, **more)
         self.stack.callback(node.stop)
         node.ready()
         return node
@@ -142,6 +143,17 @@ def we_are_reached_through_them(world):
     return f"echo {milliseconds(ours)} to ours, ping {milliseconds(dialer.ping(home.id))} to theirs"
 
 
+def their_circuit_becomes_direct(world):
+    relay, home = world.ours("main", PUBLIC), world.ours("home", PUBLIC)
+    home.learn(relay.id, relay.address)
+    home.ask("relay", relay.id)
+    theirs = world.theirs(public=True)
+    theirs.dial(home.id, home.circuit(relay.id))
+    started_at = time.monotonic()
+    until("it is connected directly", lambda: theirs.direct(home.id))
+    return f"direct after {milliseconds((time.monotonic() - started_at) * 1e3)}"
+
+
 DIRECT = [
     we_dial_them,
     they_dial_us,
@@ -150,7 +162,7 @@ DIRECT = [
     unknown_protocols_do_no_harm,
 ]
 RELAYED = [they_are_reached_through_us, we_are_reached_through_them]
-TESTS = [(Go, DIRECT + RELAYED), (Js, DIRECT + RELAYED), (Py, DIRECT)]
+TESTS = [(Go, DIRECT + RELAYED), (Js, DIRECT + RELAYED + [their_circuit_becomes_direct]), (Py, DIRECT)]
 
 
 ALONE = ["--pid", "--fork", "--kill-child"]
