@@ -327,8 +327,8 @@ impl Punches {
 
     /// The peer cannot be told anything any more. An attempt that both have begun goes on: nothing is left to tell.
     pub fn disconnected(&mut self, peer: &PeerId) {
-        let offered = |session: &Session| matches!(session.phase, Phase::Offered { .. });
-        if self.sessions.get(peer).is_some_and(offered) {
+        let offered = |attempt: &Attempt| matches!(attempt.phase, Phase::Offered { .. });
+        if self.attempts.get(peer).is_some_and(offered) {
             self.end(peer);
         }
     }
