@@ -55,9 +55,10 @@ pub use reach::{
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters, Unwelcome};
 pub use send::{
-    AckError, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent, LaneError,
-    Limiter, Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, RateLimits, Read as ChannelRead,
-    SLICE_MAX, Scheduler, Side as LaneSide, TARGET as DELAY_TARGET, Turn, UnlimitedClass, WriteError,
+    AckError, Arrivals, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent,
+    LaneError, Limiter, Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, RateLimits,
+    Read as ChannelRead, SLICE_MAX, Scheduler, Side as LaneSide, TARGET as DELAY_TARGET, Turn,
+    UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
 

@@ -3,6 +3,7 @@
 //! A path has either two connections (what is urgent, and a bulk lane under a [`DelayWindow`]) or one stream of
 //! bytes, on which a [`Mux`] carries the channels of all classes in the order of a [`Scheduler`].
 
+mod arrivals;
 mod cubic;
 mod delay_window;
 mod limiter;
@@ -14,6 +15,7 @@ mod scheduler;
 #[cfg(test)]
 mod bottleneck;
 
+pub use arrivals::Arrivals;
 pub use delay_window::{DelayWindow, Mode, TARGET};
 pub use limiter::Limiter;
 pub use mux::{CHANNELS_MAX, Event, LaneError, Mux, OpenChannelError, Read, Side, Turn, WriteError};

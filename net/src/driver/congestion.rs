@@ -2,13 +2,14 @@
 //! [`DelayWindow`]'s.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
-use crate::{DelayWindow, WindowMode};
+use super::shared::lock;
+use crate::{Arrivals, DelayWindow, WindowMode};
 
 /// Makes the controllers of bulk lanes, one for each path.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,7 +30,7 @@ impl WindowFigures {
     /// Of a connection; `None` where its controller is another.
     pub fn of(connection: &quinn::Connection) -> Option<Self> {
         let state = connection.congestion_state().into_any();
-        let DelayController(window) = state.downcast_ref()?;
+        let DelayController { window, .. } = state.downcast_ref()?;
         Some(Self {
             window: window.window(),
             mode: window.mode(),
@@ -40,40 +41,58 @@ impl WindowFigures {
 
 impl ControllerFactory for DelayCongestion {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(DelayController(DelayWindow::new(now, current_mtu)))
+        Box::new(DelayController {
+            window: DelayWindow::new(now, current_mtu),
+            seen: Arc::default(),
+        })
+    }
+}
+
+/// The peer has said at `now` that what comes to it over a bulk lane waits for so long.
+pub(crate) fn set_queue(lane: &quinn::Connection, queue: Duration, now: Instant) {
+    let state = lane.congestion_state().into_any();
+    if let Some(DelayController { seen, .. }) = state.downcast_ref() {
+        *lock(seen) = Some((queue, now));
     }
 }
 
 #[derive(Clone, Debug)]
-struct DelayController(DelayWindow);
+struct DelayController {
+    window: DelayWindow,
+    /// The queue that the peer has seen last, and when it said so. Copies of the controller, which are all that a
+    /// connection hands out, share it.
+    seen: Arc<Mutex<Option<(Duration, Instant)>>>,
+}
 
 impl Controller for DelayController {
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: &RttEstimator) {
+        let fresh = lock(&self.seen).filter(|(_, at)| now < *at + Arrivals::FRESH);
+        self.window.set_queue(fresh.map(|(queue, _)| queue));
         // Each packet's own round trip; the delay of its acknowledgement is filtered out with other noise.
-        self.0.on_ack(now, sent, bytes, app_limited);
+        self.window.on_ack(now, sent, bytes, app_limited);
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
         if lost_bytes == 0 {
             // Nothing was lost: a router has marked a packet.
-            self.0.on_mark(now, sent);
+            self.window.on_mark(now, sent);
         } else {
-            self.0.on_loss(now, sent, lost_bytes, persistent);
+            self.window.on_loss(now, sent, lost_bytes, persistent);
         }
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.0.on_mtu(new_mtu);
+        self.window.on_mtu(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        self.0.window()
+        self.window.window()
     }
 
     fn metrics(&self) -> ControllerMetrics {
         let mut metrics = ControllerMetrics::default();
-        metrics.congestion_window = self.0.window();
-        metrics.pacing_rate = Some((8.0 * self.0.rate()) as u64);
+        metrics.congestion_window = self.window.window();
+        metrics.pacing_rate = Some((8.0 * self.window.rate()) as u64);
         metrics
     }
 
@@ -82,7 +101,7 @@ impl Controller for DelayController {
     }
 
     fn initial_window(&self) -> u64 {
-        self.0.window()
+        self.window.window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
@@ -106,6 +125,9 @@ mod tests {
         controller.on_mtu_update(1452);
         assert_eq!(controller.metrics().congestion_window, 2904);
         let copy = controller.clone_box().into_any();
-        assert_eq!(copy.downcast_ref::<DelayController>().unwrap().0.window(), 2904);
+        assert_eq!(
+            copy.downcast_ref::<DelayController>().unwrap().window.window(),
+            2904
+        );
     }
 }

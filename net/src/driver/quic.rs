@@ -16,6 +16,7 @@ pub(crate) mod session;
 mod settings;
 mod socket;
 mod spares;
+mod stamps;
 mod telling;
 mod tls;
 

@@ -40,6 +40,8 @@ pub struct DelayWindow {
     losses: Losses,
     /// How long the next loss-based spell lasts.
     fair_for: Duration,
+    /// The queue that the other end sees, while it says so.
+    queue: Option<Duration>,
 }
 
 /// What the window is doing.
@@ -95,7 +97,16 @@ impl DelayWindow {
             rate: 0.0,
             losses: Losses::new(now),
             fair_for: FAIR_MIN,
+            queue: None,
         }
+    }
+
+    /// How long what we send waits in queues now, as the other end sees it; see [`super::Arrivals`].
+    ///
+    /// Where both ends send bulk, acknowledgements wait: in the queue that the other's bulk fills, and before that for
+    /// the other's own window. Who took that for a queue of ours would send less and less, and so would the other.
+    pub const fn set_queue(&mut self, queue: Option<Duration>) {
+        self.queue = queue;
     }
 
     /// Bytes that may be in flight.
@@ -128,6 +139,9 @@ impl DelayWindow {
     pub fn on_ack(&mut self, now: Instant, sent_at: Instant, bytes: u64, limited: bool) {
         // Within one machine a clock that was read before the packet left gives no round trip at all.
         let rtt = now.checked_duration_since(sent_at).filter(|rtt| *rtt >= RTT_MIN);
+        // The other end knows of one half only, and as it was a moment ago: a shorter round trip is closer to the truth.
+        let seen = self.base.rtt().zip(self.queue);
+        let rtt = rtt.map(|rtt| seen.map_or(rtt, |(base, queue)| rtt.min(base + queue)));
         if rtt.is_some_and(|rtt| self.base.observe(rtt)) {
             // Everybody who shares the link sees the queue run empty, and drains together from now on.
             self.base.drained_at = now;

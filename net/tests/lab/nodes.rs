@@ -21,6 +21,9 @@ pub(crate) const ECHO: Kind = Kind {
     frame_max: ByteSize::kib(64),
 };
 
+/// Longer than anything that a test has a node do: it only guards against hanging.
+const RUNS_MAX: Duration = Duration::from_secs(900);
+
 /// A node with a runtime whose threads live on its host.
 pub(crate) struct LabNode {
     pub(crate) name: String,
@@ -135,7 +138,7 @@ impl LabNode {
             .as_ref()
             .unwrap()
             .spawn(async move { done.send(future.await) });
-        result.recv_timeout(Duration::from_secs(120)).unwrap()
+        result.recv_timeout(RUNS_MAX).unwrap()
     }
 
     /// Asks for an echo and says how long it took.

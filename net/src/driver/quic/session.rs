@@ -22,13 +22,14 @@ use super::Quic;
 use super::message::{Message, SIZE_MAX};
 use super::muxer::Substream;
 use super::settings::{BulkWindows, STREAMS_AT_FIRST};
+use super::stamps::Stamps;
 use super::telling::Telling;
 use super::{priority, settings};
 use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
 use crate::driver::usage::{Place, Usage};
-use crate::driver::{explain, now};
+use crate::driver::{congestion, explain, now};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::{
     Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Traffic, Transport,
@@ -157,6 +158,10 @@ impl Session {
     }
 
     fn opened(&self, class: Class, send: SendStream, receive: RecvStream, place: Option<Place>) -> Opened {
+        if priority::is_bulk(class) {
+            // The session's loop looks what time it is from now on.
+            self.bulk_wanted.notify_one();
+        }
         Opened {
             stream: Stream::quic(send, receive),
             usage: self.usage_of(priority::is_bulk(class)).channel(place),
@@ -353,6 +358,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         bulk_idle: None,
         streams: Streams::default(),
         liveness: Liveness::new(*session.pace.borrow(), now()),
+        stamps: Stamps::new(now()),
     };
     let ended = task.run(inbox).await;
     // The peer may have said why.
@@ -386,6 +392,7 @@ struct Task {
     bulk_idle: Option<(u64, Instant)>,
     streams: Streams,
     liveness: Liveness,
+    stamps: Stamps,
 }
 
 /// How many streams the peer may have open on one connection.
@@ -426,6 +433,7 @@ impl Task {
                 self.bulk_ask_at = None;
                 session.bulk_wanted.notify_one();
             }
+            let stamp_at = self.stamp(now());
             let wake_at = match self.liveness.poll(control.rtt(), now()) {
                 Beat::Wait(at) => at,
                 Beat::Probe(number) => {
@@ -440,6 +448,7 @@ impl Task {
                     return ConnectionError::TimedOut;
                 }
             };
+            let wake_at = stamp_at.map_or(wake_at, |at| at.min(wake_at));
             tokio::select! {
                 stream = control.accept_bi() => match stream {
                     Ok((send, receive)) => self.route(send, receive),
@@ -582,10 +591,31 @@ impl Task {
         });
     }
 
+    /// Tells the peer what time it is here while bulk is sent to it: from that it knows how long what we send waits on
+    /// the way, and says so while it sends bulk too. Says when to look again.
+    fn stamp(&mut self, now: Instant) -> Option<Instant> {
+        let lane = match &*self.session.bulk.borrow() {
+            Bulk::Up(lane) if self.session.bulk_usage.channels() > 0 => lane.clone(),
+            _ => return None,
+        };
+        let (stamp, again_at) = self.stamps.poll(lane.stats().frame_tx.stream, now);
+        if let Some(stamp) = stamp {
+            let _ = self.session.control.send_datagram(stamp);
+        }
+        Some(again_at)
+    }
+
     fn on_datagram(&mut self, datagram: &Bytes) {
         match read_beat(datagram) {
             Some((PROBE, number)) => drop(self.session.control.send_datagram(beat(ANSWER, number))),
             Some((ANSWER, _)) => self.liveness.answered(now()),
+            _ if Stamps::is_stamp(datagram) => {
+                let now = now();
+                let queue = self.stamps.heard(datagram, now);
+                if let (Some(queue), Bulk::Up(lane)) = (queue, &*self.session.bulk.borrow()) {
+                    congestion::set_queue(lane, queue, now);
+                }
+            }
             _ => trace!(peer = %self.session.peer, "a datagram is not understood"),
         }
     }

@@ -1,0 +1,132 @@
+//! What two ends of a bulk lane tell each other of the time while they send: from that each knows how long what arrives has
+//! waited in queues, and says so. Sends nothing itself.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::Arrivals;
+
+/// One end of it.
+#[derive(Debug)]
+pub(super) struct Stamps {
+    began_at: Instant,
+    sent: Option<Sent>,
+    arrivals: Arrivals,
+}
+
+/// How far the peer has been told.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    /// How many frames the bulk lane had sent by then.
+    frames: u64,
+    /// When they had become so many.
+    changed_at: Instant,
+    /// When it was looked at last.
+    at: Instant,
+}
+
+impl Stamps {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            began_at: now,
+            sent: None,
+            arrivals: Arrivals::new(now),
+        }
+    }
+
+    /// What to tell the peer now, if anything, and when to look again. `frames` is how many the bulk lane has sent.
+    pub(super) fn poll(&mut self, frames: u64, now: Instant) -> (Option<Bytes>, Instant) {
+        let sent = match self.sent {
+            Some(sent) if now < sent.at + INTERVAL => return (None, sent.at + INTERVAL),
+            Some(sent) if sent.frames == frames => Sent { at: now, ..sent },
+            Some(_) | None => Sent {
+                frames,
+                changed_at: now,
+                at: now,
+            },
+        };
+        self.sent = Some(sent);
+        let is_due = now < sent.changed_at + TOLD_AFTER;
+        (is_due.then(|| self.write(now)), now + INTERVAL)
+    }
+
+    /// Whether a datagram is one of these.
+    pub(super) fn is_stamp(datagram: &[u8]) -> bool {
+        datagram.len() == SIZE && datagram.first() == Some(&KIND)
+    }
+
+    /// The peer has told this; says how long what it hears of us waits on its way, if it knows.
+    pub(super) fn heard(&mut self, datagram: &[u8], now: Instant) -> Option<Duration> {
+        let (time, queue) = datagram.get(1..)?.split_first_chunk()?;
+        self.arrivals
+            .heard(Duration::from_micros(u64::from_le_bytes(*time)), now);
+        let queue = u32::from_le_bytes(queue.try_into().ok()?);
+        (queue != UNKNOWN).then(|| Duration::from_micros(queue.into()))
+    }
+
+    fn write(&self, now: Instant) -> Bytes {
+        let time = now.saturating_duration_since(self.began_at).as_micros();
+        let queue = self.arrivals.queue(now);
+        let queue = queue.and_then(|queue| u32::try_from(queue.as_micros()).ok());
+        let mut datagram = Vec::with_capacity(SIZE);
+        datagram.push(KIND);
+        datagram.extend_from_slice(&u64::try_from(time).unwrap_or(u64::MAX).to_le_bytes());
+        datagram.extend_from_slice(&queue.unwrap_or(UNKNOWN).to_le_bytes());
+        datagram.into()
+    }
+}
+
+/// How often the peer is told: a queue of 15 ms comes and goes in a few of these.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// And for so long after the last frame: the less gets through, the more the peer's word is needed.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+
+/// The first byte, apart from those of the session's other datagrams; then the time in eight bytes and the queue in four,
+/// both in microseconds, little endian.
+const KIND: u8 = 2;
+const SIZE: usize = 1 + size_of::<u64>() + size_of::<u32>();
+const UNKNOWN: u32 = u32::MAX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::now;
+
+    #[test]
+    fn each_end_hears_from_the_other_what_queue_it_causes() {
+        let origin = now();
+        let [mut a, mut b] = [Stamps::new(origin), Stamps::new(origin)];
+        let mut seen = None;
+        for round in 1..20 {
+            let at = origin + INTERVAL * round;
+            // A queue builds up from a to b.
+            let queue = Duration::from_millis(if round < 10 { 0 } else { 12 });
+            let (stamp, _) = a.poll(round.into(), at);
+            let stamp = stamp.unwrap();
+            assert!(Stamps::is_stamp(&stamp));
+            b.heard(&stamp, at + queue);
+            let (stamp, _) = b.poll(round.into(), at + queue);
+            seen = stamp.and_then(|stamp| a.heard(&stamp, at + queue)).or(seen);
+        }
+        assert_eq!(seen, Some(Duration::from_millis(12)));
+    }
+
+    #[test]
+    fn whoever_sends_nothing_says_nothing() {
+        let origin = now();
+        let mut stamps = Stamps::new(origin);
+        assert!(stamps.poll(1, origin).0.is_some());
+        let told = (1..200).filter(|round| stamps.poll(1, origin + INTERVAL * *round).0.is_some());
+        assert_eq!(told.count(), 49);
+    }
+
+    #[test]
+    fn what_is_no_stamp_is_not_taken_for_one() {
+        assert!(!Stamps::is_stamp(&[]));
+        assert!(!Stamps::is_stamp(&[KIND]));
+        assert!(!Stamps::is_stamp(&[0; SIZE]));
+        assert_eq!(Stamps::new(now()).heard(&[KIND], now()), None);
+    }
+}
