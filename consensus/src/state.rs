@@ -794,6 +794,7 @@ mod tests {
             checkpoint_every: 1,
             evaluate_every: 1,
             stop: None,
+            planner: lapwing_base::Planner::Adaptive,
         }
     }
 

@@ -700,5 +700,6 @@ fn spec() -> JobSpec {
         checkpoint_every: 1,
         evaluate_every: 10,
         stop: None,
+        planner: lapwing_base::Planner::Adaptive,
     }
 }

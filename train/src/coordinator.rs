@@ -94,7 +94,7 @@ pub enum Decision {
 /// The patience of a leader.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CoordinatorConfig {
-    /// How partners are chosen.
+    /// What the planner by thresholds goes by, in a job that wants it.
     pub knobs: Knobs,
     /// After this time a decision that the state does not show is made again. Default 1 s: longer than a commit
     /// takes on a busy machine, short beside a round's deadline.
@@ -1180,6 +1180,7 @@ mod tests {
                         checkpoint_every: 1,
                         evaluate_every: 0,
                         stop: None,
+                        planner: lapwing_base::Planner::Adaptive,
                     },
                     phase: JobPhase::Running,
                     rounds: VecDeque::new(),

@@ -570,6 +570,7 @@ mod tests {
                 checkpoint_every: 1,
                 evaluate_every: 0,
                 stop: None,
+                planner: lapwing_base::Planner::Adaptive,
             },
             phase: JobPhase::Running,
             rounds: Default::default(),
