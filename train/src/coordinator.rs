@@ -720,7 +720,8 @@ fn misses_an_active_member(record: &RoundRecord, outcome: &RoundOutcome, roster:
 mod tests {
     use super::*;
     use lapwing_base::{
-        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Role, Term, Values,
+        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Planner, Role, Term,
+        Values,
     };
     use proptest::prelude::*;
     use std::collections::VecDeque;
@@ -1180,7 +1181,7 @@ mod tests {
                         checkpoint_every: 1,
                         evaluate_every: 0,
                         stop: None,
-                        planner: lapwing_base::Planner::Adaptive,
+                        planner: Planner::Adaptive,
                     },
                     phase: JobPhase::Running,
                     rounds: VecDeque::new(),

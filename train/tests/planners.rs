@@ -54,6 +54,27 @@ fn the_adaptive_planner_is_ahead_of_random_pairs_where_all_links_are_equal() {
     ahead(&equal(), 25, (10_000, 5), 0.8);
 }
 
+#[test]
+fn the_adaptive_planner_finds_the_good_links_by_trying() {
+    for network in [cities(), uniform(1), few_slow()] {
+        let median = |learns| {
+            median(&network, 5, |seed| Choice {
+                planner: Planner::Adaptive,
+                knobs: Knobs::default(),
+                seed,
+                compression: 25,
+                learns,
+            })
+        };
+        let (blind, told) = (median(true), median(false));
+        assert!(
+            blind.seconds < 3.0 * told.seconds,
+            "{}: {blind:?}, told {told:?}",
+            network.name
+        );
+    }
+}
+
 /// The adaptive planner takes at most `part` of what thresholds take, and of what random pairs take.
 fn ahead(network: &Network, compression: u32, (kbit_s, window): (u32, u32), part: f64) {
     let plain = |planner| {
@@ -62,6 +83,7 @@ fn ahead(network: &Network, compression: u32, (kbit_s, window): (u32, u32), part
             knobs: Knobs::default(),
             seed,
             compression,
+            learns: false,
         })
     };
     let adaptive = plain(Planner::Adaptive);

@@ -32,6 +32,8 @@ pub(crate) struct Choice {
     pub(crate) seed: u64,
     /// The job's compression.
     pub(crate) compression: u32,
+    /// Whether nothing is known of the links at first: each is measured when its pair meets.
+    pub(crate) learns: bool,
 }
 
 /// What came out.
@@ -146,6 +148,11 @@ pub(crate) fn average(network: &Network, choice: &Choice) -> Averaged {
     let start: f64 = vectors.iter().map(squares).sum();
     let mut job = job(choice);
     let (mut left, mut seconds) = (start, 0.0);
+    let mut known = if choice.learns {
+        Bandwidths::default()
+    } else {
+        network.bandwidths.clone()
+    };
     while left > start / 100.0 {
         if job.round().0 >= ROUNDS_MAX {
             return Averaged {
@@ -153,7 +160,7 @@ pub(crate) fn average(network: &Network, choice: &Choice) -> Averaged {
                 rounds: ROUNDS_MAX,
             };
         }
-        let plan = plan(&job, &members, &network.bandwidths, choice.knobs);
+        let plan = plan(&job, &members, &known, choice.knobs);
         let mask = match Mask::of(choice.seed, job.spec.algorithm, &plan, COORDINATES) {
             Mask::All(all) => (0..all).collect(),
             Mask::Indices(indices) => indices
@@ -166,6 +173,12 @@ pub(crate) fn average(network: &Network, choice: &Choice) -> Averaged {
             .iter()
             .map(|pair| pair.nodes().map(|node| node.0 as usize - 1))
         {
+            for (from, to) in [(a, b), (b, a)].map(|(from, to)| (members[from], members[to])) {
+                let measured = network.bandwidths.get(from, to);
+                measured
+                    .into_iter()
+                    .for_each(|speed| known.set(LinkSpeed { from, to, speed }));
+            }
             for &k in &mask {
                 let (x, y) = (vectors[a][k], vectors[b][k]);
                 // Two that merge remove half of their squared distance.
@@ -224,6 +237,7 @@ pub(crate) fn by_thresholds(kbit_s: u32, window: u32, seed: u64, compression: u3
         knobs,
         seed,
         compression,
+        learns: false,
     }
 }
 

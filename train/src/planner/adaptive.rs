@@ -23,7 +23,7 @@ use lapwing_base::{Bandwidth, ByteSize, Pair, Round, RoundKind, RoundRecord};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-/// The pairs of a sparse round, sorted by nothing in particular.
+/// The pairs of a sparse round, in any order.
 pub(super) fn pairs(input: &PlanInput<'_>, round: Round) -> Vec<Pair> {
     let stage = Stage::of(round, input.job.spec.compression);
     let seats = seats(input, &stage);
@@ -118,13 +118,7 @@ const UNFELT: u64 = IMPERCEPTIBLE.as_micros() as u64;
 impl Times {
     fn new(input: &PlanInput<'_>, seats: &Seats) -> Self {
         let links = Links::new(seats, input.bandwidths);
-        let best = (0..seats.len())
-            .map(|member| {
-                links
-                    .of(member)
-                    .fold((0, 0), |(best, known), speed| (best.max(speed), known + 1))
-            })
-            .collect();
+        let best = links.bests();
         let payload = match payload(input.job) {
             ByteSize(0) => ByteSize(MODEL_ASSUMED / u64::from(input.job.spec.compression.max(1))),
             payload => payload,

@@ -103,7 +103,8 @@ impl Speeds {
         let threshold = match input.knobs.threshold {
             Threshold::AtLeast(speed) => speed.kbit_s,
             Threshold::HalfOfBest => {
-                let mut bests: Vec<u32> = (0..n).filter_map(|member| links.of(member).max()).collect();
+                let known = links.bests().into_iter().filter(|&(_, known)| known > 0);
+                let mut bests: Vec<u32> = known.map(|(best, _)| best).collect();
                 bests.sort_unstable();
                 // The upper one of two: half of the members being slow does not make slow the measure.
                 let half = bests.get(bests.len() / 2).map_or(0, |best| best / 2);
