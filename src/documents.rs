@@ -107,6 +107,7 @@ fn spec(view: &JobView) -> Value {
         "model": spec.model,
         "data": spec.data,
         "algorithm": spec.algorithm,
+        "planner": spec.planner,
         "rounds": spec.rounds,
         "local_steps": spec.local_steps,
         "compression": spec.compression,

@@ -25,6 +25,42 @@ impl fmt::Display for Algorithm {
     }
 }
 
+impl Algorithm {
+    /// The planner that suits it, and that a job has which does not say: what was published came with thresholds.
+    pub const fn planner(self) -> Planner {
+        match self {
+            Self::Default => Planner::Adaptive,
+            Self::Saps => Planner::Thresholds,
+        }
+    }
+}
+
+/// How the pairs of a sparse round are chosen.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Planner {
+    /// What removes the most disagreement a second, by the measured bandwidths.
+    #[default]
+    Adaptive,
+    /// Links above a bandwidth, as long as recent meetings connect everybody (SAPS, arXiv 2002.09692).
+    Thresholds,
+    /// Fresh random pairs in each round.
+    Random,
+    /// Partners at distance 1, 2, 4, … in turn (one-peer exponential graph, arXiv 2110.13363).
+    Exponential,
+}
+
+impl fmt::Display for Planner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adaptive => "adaptive",
+            Self::Thresholds => "thresholds",
+            Self::Random => "random",
+            Self::Exponential => "exponential",
+        })
+    }
+}
+
 /// How an exchanged value is written on the wire.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -50,6 +86,7 @@ impl fmt::Display for Values {
 
 /// What a job file asks for, checked and free of floats. Committed once, never changed.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(from = "SpecRecord", into = "SpecRecord")]
 pub struct JobSpec {
     /// A built-in model, such as `mlp`.
     pub model: String,
@@ -79,6 +116,91 @@ pub struct JobSpec {
     pub evaluate_every: u32,
     /// Ends the sparse rounds early once the averaged accuracy is at least this.
     pub stop: Option<Ppm>,
+    /// How the pairs of a sparse round are chosen.
+    pub planner: Planner,
+}
+
+/// A [`JobSpec`] as it is written. Postcard names no fields, so a log tells its older jobs apart by their end alone.
+#[derive(Serialize, Deserialize)]
+struct SpecRecord {
+    model: String,
+    data: String,
+    algorithm: Algorithm,
+    rounds: u32,
+    local_steps: u32,
+    compression: u32,
+    values: Values,
+    lr_micro: u32,
+    batch: u32,
+    seed: u64,
+    final_dense_rounds: u32,
+    checkpoint_every: u32,
+    evaluate_every: u32,
+    end: SpecEnd,
+}
+
+/// What a written job ends with. The first two are, byte for byte, the `Option` that was all of it before a job had
+/// a planner, and still are for a job that leaves the planner to its algorithm.
+#[derive(Serialize, Deserialize)]
+enum SpecEnd {
+    Open,
+    Stop(Ppm),
+    Planned { stop: Option<Ppm>, planner: Planner },
+}
+
+impl From<JobSpec> for SpecRecord {
+    fn from(spec: JobSpec) -> Self {
+        let JobSpec { stop, planner, .. } = spec;
+        let end = match stop {
+            _ if planner != spec.algorithm.planner() => SpecEnd::Planned { stop, planner },
+            Some(stop) => SpecEnd::Stop(stop),
+            None => SpecEnd::Open,
+        };
+        Self {
+            model: spec.model,
+            data: spec.data,
+            algorithm: spec.algorithm,
+            rounds: spec.rounds,
+            local_steps: spec.local_steps,
+            compression: spec.compression,
+            values: spec.values,
+            lr_micro: spec.lr_micro,
+            batch: spec.batch,
+            seed: spec.seed,
+            final_dense_rounds: spec.final_dense_rounds,
+            checkpoint_every: spec.checkpoint_every,
+            evaluate_every: spec.evaluate_every,
+            end,
+        }
+    }
+}
+
+impl From<SpecRecord> for JobSpec {
+    fn from(record: SpecRecord) -> Self {
+        let by_algorithm = record.algorithm.planner();
+        let (stop, planner) = match record.end {
+            SpecEnd::Open => (None, by_algorithm),
+            SpecEnd::Stop(stop) => (Some(stop), by_algorithm),
+            SpecEnd::Planned { stop, planner } => (stop, planner),
+        };
+        Self {
+            model: record.model,
+            data: record.data,
+            algorithm: record.algorithm,
+            rounds: record.rounds,
+            local_steps: record.local_steps,
+            compression: record.compression,
+            values: record.values,
+            lr_micro: record.lr_micro,
+            batch: record.batch,
+            seed: record.seed,
+            final_dense_rounds: record.final_dense_rounds,
+            checkpoint_every: record.checkpoint_every,
+            evaluate_every: record.evaluate_every,
+            stop,
+            planner,
+        }
+    }
 }
 
 /// How far a job is.
@@ -250,5 +372,50 @@ impl JobView {
     pub fn evaluates_after(&self, round: Round) -> bool {
         let every = u64::from(self.spec.evaluate_every);
         round >= self.last_round() || (every > 0 && round.0 > 0 && round.0.is_multiple_of(every))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_written_before_there_were_planners_reads_as_one_that_leaves_it_to_its_algorithm() {
+        // Everything up to `stop`, as postcard writes it field by field.
+        for (algorithm, planner) in [
+            (Algorithm::Default, Planner::Adaptive),
+            (Algorithm::Saps, Planner::Thresholds),
+        ] {
+            for stop in [None, Some(Ppm(950_000))] {
+                let counts = (9_u32, 3_u32, 25_u32, Values::F16, 50_000_u32, 32_u32, 7_u64);
+                let older = ("mlp", "digits", algorithm, counts, (5_u32, 1_u32, 10_u32, stop));
+                let bytes = postcard::to_stdvec(&older).unwrap();
+                let spec: JobSpec = postcard::from_bytes(&bytes).unwrap();
+                assert_eq!((spec.rounds, spec.evaluate_every), (9, 10));
+                assert_eq!((spec.stop, spec.planner), (stop, planner));
+                // It is written as it was, so that members of the older version still read it.
+                assert_eq!(postcard::to_stdvec(&spec).unwrap(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_with_a_planner_of_its_own_reads_back_as_it_was() {
+        let older = (
+            "mlp",
+            "digits",
+            Algorithm::Saps,
+            (9_u32, 3_u32, 25_u32, Values::F16),
+        );
+        let rest = (50_000_u32, 32_u32, 7_u64, (5_u32, 1_u32, 10_u32, None::<Ppm>));
+        let bytes = postcard::to_stdvec(&(older, rest)).unwrap();
+        let mut spec: JobSpec = postcard::from_bytes(&bytes).unwrap();
+        for planner in [Planner::Adaptive, Planner::Random, Planner::Exponential] {
+            for stop in [None, Some(Ppm(1))] {
+                (spec.planner, spec.stop) = (planner, stop);
+                let bytes = postcard::to_stdvec(&spec).unwrap();
+                assert_eq!(postcard::from_bytes::<JobSpec>(&bytes).as_ref(), Ok(&spec));
+            }
+        }
     }
 }

@@ -20,7 +20,8 @@ pub use chain::{chain, innermost};
 pub use class::{CLASSES, Class};
 pub use id::{ClusterId, JobId, NodeId, ParseClusterIdError};
 pub use job::{
-    Algorithm, Evaluation, JobPhase, JobSpec, JobView, Manifest, ROUNDS_KEPT, Report, RoundRecord, Values,
+    Algorithm, Evaluation, JobPhase, JobSpec, JobView, Manifest, Planner, ROUNDS_KEPT, Report, RoundRecord,
+    Values,
 };
 pub use libp2p_identity::{Keypair, PeerId, PublicKey};
 pub use multiaddr::{Multiaddr, Protocol};

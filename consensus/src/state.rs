@@ -336,8 +336,8 @@ pub(crate) fn check_count(what: &str, count: usize, max: usize) -> Result<(), Re
 #[cfg(test)]
 mod tests {
     use lapwing_base::{
-        Algorithm, Bandwidth, Evaluation, JobPhase, JobSpec, Keypair, Manifest, Pair, Ppm, ROUNDS_KEPT,
-        Round, RoundKind, RoundOutcome, RoundPlan, Values,
+        Algorithm, Bandwidth, Evaluation, JobPhase, JobSpec, Keypair, Manifest, Pair, Planner, Ppm,
+        ROUNDS_KEPT, Round, RoundKind, RoundOutcome, RoundPlan, Values,
     };
     use proptest::prelude::*;
 
@@ -794,6 +794,7 @@ mod tests {
             checkpoint_every: 1,
             evaluate_every: 1,
             stop: None,
+            planner: Planner::Adaptive,
         }
     }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_base::{
-    Algorithm, ClusterId, JobSpec, Keypair, Member, MemberState, NodeId, PeerId, Role, Roster, Values,
+    Algorithm, ClusterId, JobSpec, Keypair, Member, MemberState, NodeId, PeerId, Planner, Role, Roster,
+    Values,
 };
 use lapwing_consensus::{
     Applied, Command, ConfigKey, Consensus, ConsensusConfig, JoinError, JoinRequest, ProposeError, RaftState,
@@ -700,5 +701,6 @@ fn spec() -> JobSpec {
         checkpoint_every: 1,
         evaluate_every: 10,
         stop: None,
+        planner: Planner::Adaptive,
     }
 }

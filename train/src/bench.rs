@@ -8,8 +8,8 @@ use crate::merge::merge;
 use crate::planner::{Knobs, PlanInput, plan_round};
 use crate::quantise::{decode, encode};
 use lapwing_base::{
-    Algorithm, Bandwidth, Bandwidths, JobId, JobPhase, JobSpec, JobView, LinkSpeed, NodeId, Pair, Round,
-    RoundKind, RoundPlan, Row, Values,
+    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobPhase, JobSpec, JobView, LinkSpeed, NodeId,
+    NodeOutcome, Pair, Planner, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, Row, Values,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::hint::black_box;
@@ -100,6 +100,9 @@ pub fn kernel_rows() -> Vec<Row> {
         fastest(|| merge_all(&mut merged, &all, &model, &decoded)),
     );
     rows.extend([14, 100, 1000].map(|nodes| plan_row("plan", nodes, &cluster(nodes))));
+    let mut by_thresholds = cluster(1000);
+    by_thresholds.0.spec.planner = Planner::Thresholds;
+    rows.push(plan_row("plan by thresholds", 1000, &by_thresholds));
     // Nobody has met yet and nothing is known: every link is ranked.
     rows.push(plan_row("first plan", 1000, &(job(), Bandwidths::default())));
     // The largest cluster in which the shares of all models are followed.
@@ -149,6 +152,27 @@ fn cluster(nodes: u64) -> (JobView, Bandwidths) {
             job.last_matched.insert(pair, Round(b % 100));
         }
     }
+    // The round that those meetings led up to, and what it carried.
+    let mut plan = round_of(job.spec.compression);
+    plan.round = Round(100);
+    let sent = ByteSize(PARAMETERS as u64 / u64::from(plan.compression));
+    let outcome = RoundOutcome {
+        job: job.id,
+        round: plan.round,
+        merged: Vec::new(),
+        nodes: vec![NodeOutcome {
+            node: NodeId(1),
+            loss_micro: 0,
+            samples: 1,
+            sent,
+            received: sent,
+        }],
+        took_ms: 1000,
+    };
+    job.rounds.push_back(RoundRecord {
+        plan,
+        outcome: Some(outcome),
+    });
     (job, bandwidths)
 }
 

@@ -94,7 +94,7 @@ pub enum Decision {
 /// The patience of a leader.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CoordinatorConfig {
-    /// How partners are chosen.
+    /// What the planner by thresholds goes by, in a job that wants it.
     pub knobs: Knobs,
     /// After this time a decision that the state does not show is made again. Default 1 s: longer than a commit
     /// takes on a busy machine, short beside a round's deadline.
@@ -720,7 +720,8 @@ fn misses_an_active_member(record: &RoundRecord, outcome: &RoundOutcome, roster:
 mod tests {
     use super::*;
     use lapwing_base::{
-        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Role, Term, Values,
+        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Planner, Role, Term,
+        Values,
     };
     use proptest::prelude::*;
     use std::collections::VecDeque;
@@ -1180,6 +1181,7 @@ mod tests {
                         checkpoint_every: 1,
                         evaluate_every: 0,
                         stop: None,
+                        planner: Planner::Adaptive,
                     },
                     phase: JobPhase::Running,
                     rounds: VecDeque::new(),

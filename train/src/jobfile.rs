@@ -5,7 +5,7 @@
 
 use crate::data::{ParseDataSpecError, Source};
 use crate::model::Model;
-use lapwing_base::{Algorithm, JobSpec, Ppm, Values, nearest};
+use lapwing_base::{Algorithm, JobSpec, Planner, Ppm, Values, nearest};
 use std::fmt::{self, Write as _};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -80,10 +80,11 @@ impl fmt::Display for DidYouMean {
 }
 
 /// Every key, in the order in which they are written back.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "model",
     "data",
     "algorithm",
+    "planner",
     "rounds",
     "local_steps",
     "compression",
@@ -128,6 +129,7 @@ pub fn defaults(algorithm: Algorithm) -> JobSpec {
         checkpoint_every: 1,
         evaluate_every: 10,
         stop: None,
+        planner: algorithm.planner(),
     }
 }
 
@@ -182,6 +184,13 @@ pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
             .map_err(|source| JobFileError::BadData { line, source })?;
         spec.data = data.to_owned();
     }
+    let planners = [
+        ("adaptive", Planner::Adaptive),
+        ("thresholds", Planner::Thresholds),
+        ("random", Planner::Random),
+        ("exponential", Planner::Exponential),
+    ];
+    replace(&mut spec.planner, file.choice("planner", &planners)?);
     let values = [("f32", Values::F32), ("f16", Values::F16), ("int8", Values::Int8)];
     replace(&mut spec.values, file.choice("values", &values)?);
     replace(&mut spec.rounds, file.whole("rounds", 1, 1_000_000)?);
@@ -248,6 +257,7 @@ pub fn to_toml(spec: &JobSpec) -> String {
             "model" => quoted(&spec.model),
             "data" => quoted(&spec.data),
             "algorithm" => quoted(&spec.algorithm.to_string()),
+            "planner" => quoted(&spec.planner.to_string()),
             "rounds" => spec.rounds.to_string(),
             "local_steps" => spec.local_steps.to_string(),
             "compression" => spec.compression.to_string(),
@@ -437,6 +447,23 @@ mod tests {
     }
 
     #[test]
+    fn the_planner_follows_from_the_algorithm_unless_the_file_names_one() {
+        let planner = |text: &str| parse(text).map(|spec| spec.planner);
+        assert_eq!(planner(""), Ok(Planner::Adaptive));
+        assert_eq!(planner("algorithm = 'saps'"), Ok(Planner::Thresholds));
+        for (name, expected) in [
+            ("adaptive", Planner::Adaptive),
+            ("thresholds", Planner::Thresholds),
+            ("random", Planner::Random),
+            ("exponential", Planner::Exponential),
+        ] {
+            let text = format!("planner = '{name}'\nalgorithm = 'saps'");
+            assert_eq!(planner(&text), Ok(expected));
+            assert_eq!(planner(&to_toml(&parse(&text).unwrap())), Ok(expected));
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = "model = \"mlp\"\ndata = \"csv:/a \\\"b\\\".csv\"\nalgorithm = \"saps\"\nrounds = 7\n\
             local_steps = 2\ncompression = 10\nvalues = \"f16\"\nlr = 0.05\nbatch = 8\nseed = 9\n\
@@ -503,6 +530,10 @@ mod tests {
             (
                 "algorithm = 'sabs'",
                 "line 1: `algorithm` must be one of `default`, `saps`, not sabs",
+            ),
+            (
+                "planner = 'greedy'",
+                "line 1: `planner` must be one of `adaptive`, `thresholds`, `random`, `exponential`, not greedy",
             ),
             (
                 "seed = -1",

@@ -5,6 +5,7 @@
 //! (feature `driver`) trains: [`Trainer`] follows the committed rounds with a [`Backend`] of its own, swaps
 //! values with partners and reports to the leader. Who leads and what is committed, it is told.
 
+mod cities;
 mod coordinator;
 mod data;
 mod draws;
@@ -40,6 +41,7 @@ mod payload;
 #[cfg(feature = "driver")]
 mod worker;
 
+pub use cities::{CITIES, CITY_KBIT_S, city_bandwidths};
 pub use coordinator::{Committed, Coordinator, CoordinatorConfig, Decision};
 pub use data::{
     Batch, Batches, DataSpec, Dataset, ParseDataSpecError, ParsePartitionError, Partition, PartitionError,

@@ -31,6 +31,11 @@ impl Graph {
         }
     }
 
+    /// Whether there is this edge.
+    pub(crate) fn has(&self, a: usize, b: usize) -> bool {
+        self.bits[a * self.row_words + b / 64] >> (b % 64) & 1 == 1
+    }
+
     /// The neighbours of a vertex in ascending order.
     pub(crate) fn neighbours(&self, vertex: usize) -> impl Iterator<Item = usize> + '_ {
         let row = &self.bits[vertex * self.row_words..(vertex + 1) * self.row_words];

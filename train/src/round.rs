@@ -321,7 +321,7 @@ fn millis(took: Duration) -> u32 {
 mod tests {
     use super::*;
     use lapwing_base::{
-        Algorithm, JobId, JobPhase, JobSpec, Pair, RoundKind, RoundOutcome, RoundRecord, Values,
+        Algorithm, JobId, JobPhase, JobSpec, Pair, Planner, RoundKind, RoundOutcome, RoundRecord, Values,
     };
 
     const ME: NodeId = NodeId(1);
@@ -570,6 +570,7 @@ mod tests {
                 checkpoint_every: 1,
                 evaluate_every: 0,
                 stop: None,
+                planner: Planner::Adaptive,
             },
             phase: JobPhase::Running,
             rounds: Default::default(),
