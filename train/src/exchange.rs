@@ -208,7 +208,7 @@ fn check(mine: &Offer, theirs: &Offer) -> Result<(), ExchangeError> {
     }
 }
 
-fn greeting(frame: Option<bytes::Bytes>) -> Result<Greeting, ExchangeError> {
+fn greeting(frame: Option<Bytes>) -> Result<Greeting, ExchangeError> {
     Ok(lapwing_net::decode(&frame.ok_or(ExchangeError::Silent)?)?)
 }
 
