@@ -292,7 +292,8 @@ async fn throughput(
         ));
     }
     // Of what could not be reached there is nothing to say, and once is enough of what is compared with it.
-    rows.retain(|row| !row.value.is_nan() && !(floors.is_none() && row.case.ends_with("TCP")));
+    let beside_nothing = |row: &Row| floors.is_none() && row.case.ends_with("TCP");
+    rows.retain(|row| !row.value.is_nan() && !beside_nothing(row));
     Ok(rows)
 }
 

@@ -149,10 +149,7 @@ mod tests {
         let begun = Instant::now();
         let mut sent = [0_u64; N];
         let mut ready = [begun; N];
-        loop {
-            let Some((turn, at)) = ready.iter().copied().enumerate().min_by_key(|(_, at)| *at) else {
-                break;
-            };
+        while let Some((turn, at)) = ready.iter().copied().enumerate().min_by_key(|(_, at)| *at) {
             if at >= begun + TIME {
                 break;
             }
