@@ -70,7 +70,7 @@ async fn a_class_keeps_to_its_limit_and_another_does_not_wait_for_it() {
             Bandwidth::per(ByteSize(SIZE as u64), now().duration_since(began))
         };
         let ((), free) = tokio::join!(holds(&a, &b), free);
-        assert!(free.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{free}");
+        assert!(free.as_mbit_s() > 1.5 * LIMIT.as_mbit_s(), "{free}");
     }
 }
 
@@ -95,12 +95,12 @@ async fn a_peer_keeps_to_its_limit_and_another_does_not_wait_for_it() {
     holds(&slow, &a).await;
     let down = rate(&free, &a).await;
     for free in [up, down] {
-        assert!(free.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{free}");
+        assert!(free.as_mbit_s() > 1.5 * LIMIT.as_mbit_s(), "{free}");
     }
     // From then on it may take what it likes.
     a.network.limit_peers(BTreeMap::new(), BTreeMap::new());
     let lifted = rate(&a, &slow).await;
-    assert!(lifted.as_mbit_s() > 4.0 * LIMIT.as_mbit_s(), "{lifted}");
+    assert!(lifted.as_mbit_s() > 1.5 * LIMIT.as_mbit_s(), "{lifted}");
 }
 
 #[tokio::test]
