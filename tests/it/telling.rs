@@ -42,7 +42,8 @@ async fn what_was_tried_is_told_of_any_member_by_name_and_of_nobody_else() {
     let mut cluster = Cluster::of(1).await;
     cluster.formed(1, 1).await;
     let place = cluster.add(|config| config.name = "a/b é?".to_owned()).await;
-    cluster.formed(2, 1).await;
+    cluster.add(|_| ()).await;
+    cluster.formed(3, 3).await;
     let shown = told(&cluster, 0, &["peers", "--tried", "a/b é?"]).await;
     assert!(
         shown.contains("succeeded after") || shown.contains("this node has not dialed a/b é? lately"),
@@ -78,8 +79,8 @@ async fn what_was_tried_is_told_of_any_member_by_name_and_of_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_looks_at_this_machine_from_the_mains_and_leaves_no_trace_there() {
-    let cluster = Cluster::of(2).await;
-    cluster.formed(2, 1).await;
+    let cluster = Cluster::of(3).await;
+    cluster.formed(3, 3).await;
     let folder = tempfile::tempdir().unwrap();
     let arguments = doctor(&cluster, folder.path().join("node").to_str().unwrap());
     let output = run(&arguments, &[]).await;
@@ -97,7 +98,7 @@ async fn doctor_looks_at_this_machine_from_the_mains_and_leaves_no_trace_there()
     let mains = report["mains"].as_array().unwrap();
     assert_eq!(
         mains.len(),
-        2,
+        3,
         "each is asked once, however many gateways name it: {report}"
     );
     for main in mains {

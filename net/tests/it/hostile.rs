@@ -348,6 +348,9 @@ async fn what_a_peer_says_at_the_end_steers_no_terminal() {
     let besieged = Besieged::start().await;
     let keypair = Keypair::generate_ed25519();
     let peer = keypair.public().to_peer_id();
+    // A main is remembered when it is gone.
+    let mains = Arc::new(HashSet::from([peer]));
+    besieged.node.gate.send_modify(|gate| gate.mains = mains);
     let raw = RawPeer::connect_as(keypair, &besieged.node).await;
     let error = || {
         let peers = besieged.node.network.status().peers;
