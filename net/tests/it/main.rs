@@ -14,3 +14,4 @@ mod links;
 mod nodes;
 mod raw_peer;
 mod refusals;
+mod restart;
