@@ -5,6 +5,7 @@
 
 mod accept;
 mod address;
+mod admission;
 mod dial;
 mod listener;
 mod message;
