@@ -274,6 +274,26 @@ async fn a_bulk_lane_is_closed_only_where_both_ends_have_no_use_for_it() {
 }
 
 #[tokio::test]
+async fn messages_about_paths_that_are_none_are_counted_and_others_answered() {
+    let besieged = Besieged::start().await;
+    let keypair = Keypair::generate_ed25519();
+    besieged.admit(keypair.public().to_peer_id());
+    let raw = RawPeer::connect_as(keypair, &besieged.node).await;
+    let (punch, witness) = (named("punch", Access::Members), named("witness", Access::Anyone));
+    let places = named("where", Access::Members);
+    for number in 0..50_u8 {
+        for kind in [&punch, &witness, &places] {
+            let _ = raw.exchange(said(kind, &[0xff, number, 0xff])).await;
+        }
+    }
+    besieged.counts("each", |refused| refused.messages >= 150).await;
+    let asked = lapwing_net::encode(&besieged.friend.id());
+    let answer = raw.exchange(said(&places, &asked)).await.unwrap();
+    assert!(!answer.is_empty());
+    besieged.serves_others().await;
+}
+
+#[tokio::test]
 async fn one_peer_has_a_handful_of_connections() {
     let besieged = Besieged::start().await;
     let keypair = Keypair::generate_ed25519();

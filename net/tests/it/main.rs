@@ -6,6 +6,7 @@ mod connections;
 mod exchange;
 mod foreign;
 mod hostile;
+mod hostile_lanes;
 mod identity;
 mod lane_peer;
 mod lifecycle;
