@@ -8,6 +8,7 @@ mod addresses;
 mod behaviour;
 #[expect(clippy::disallowed_methods, reason = "it measures real time")]
 pub mod bench;
+mod boxed_handlers;
 mod channel;
 mod confirming;
 mod congestion;
@@ -63,6 +64,7 @@ use tracing::{debug, info, trace};
 use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Quiet, Rung};
 use addresses::{for_others, is_loopback, relay_of, without_peer};
 use behaviour::Carrier;
+use boxed_handlers::BoxedHandlers;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role, chain};
 use links::{LaneClosed, LaneLink, Link, LinkId};
@@ -154,7 +156,7 @@ const LANES_CLOSED_MAX: usize = 64;
 
 /// Owns the swarm.
 pub(crate) struct Driver {
-    swarm: Swarm<Protocols>,
+    swarm: Swarm<BoxedHandlers<Protocols>>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     gate: watch::Receiver<Gate>,

@@ -1,6 +1,7 @@
 //! Whom to probe, when and with how much. Sends nothing itself.
 
 use lapwing_base::{Bandwidth, ByteSize, PeerId};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -9,12 +10,21 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Probes {
     interval: Duration,
+    rng: StdRng,
     /// Starts within the last minute, oldest first; at most [`PER_MINUTE_MAX`].
     started_at: VecDeque<Instant>,
     /// Begun and neither measured nor gone yet, so that a peer that refuses is not asked again at once.
-    tried_at: HashMap<PeerId, Instant>,
+    tried: HashMap<PeerId, Tried>,
     /// Nine times as long as the last probe took, after its end.
     rest_until: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    at: Instant,
+    again_at: Instant,
+    /// In a row, without a measurement.
+    times: u32,
 }
 
 /// A member with a connection.
@@ -34,12 +44,13 @@ impl Probes {
     /// A probe that is over sooner has measured the machine and not the link.
     pub const TOOK_MIN: Duration = Duration::from_millis(20);
 
-    /// Probes links that were not measured for `interval`.
-    pub fn new(interval: Duration) -> Self {
+    /// Probes links that were not measured for `interval`, with a jitter that follows from the seed.
+    pub fn new(interval: Duration, seed: u64) -> Self {
         Self {
             interval,
+            rng: StdRng::seed_from_u64(seed),
             started_at: VecDeque::new(),
-            tried_at: HashMap::new(),
+            tried: HashMap::new(),
             rest_until: None,
         }
     }
@@ -49,15 +60,15 @@ impl Probes {
         while self.started_at.front().is_some_and(|at| *at + MINUTE <= now) {
             self.started_at.pop_front();
         }
-        self.tried_at
-            .retain(|peer, _| candidates.iter().any(|candidate| candidate.peer == *peer));
+        let stands = |peer: &PeerId, tried: &Tried| {
+            candidates.iter().any(|candidate| {
+                candidate.peer == *peer && candidate.measured_at.is_none_or(|measured| measured < tried.at)
+            })
+        };
+        self.tried.retain(|peer, tried| stands(peer, tried));
         let due_at = |candidate: &Candidate| {
             let measured = candidate.measured_at.map(|at| at + self.interval);
-            let tried = self
-                .tried_at
-                .get(&candidate.peer)
-                .map(|at| *at + self.interval.min(RETRY));
-            measured.max(tried)
+            measured.max(self.tried.get(&candidate.peer).map(|tried| tried.again_at))
         };
         // `None`, never measured and never tried, sorts first.
         let Some((due, candidate)) = candidates
@@ -74,7 +85,14 @@ impl Probes {
             Some(at) if at > now => Err(at),
             _ => {
                 self.started_at.push_back(now);
-                self.tried_at.insert(candidate.peer, now);
+                let times = self.tried.get(&candidate.peer).map_or(0, |tried| tried.times);
+                let wait = RETRY.saturating_mul(1 << times.min(16)).min(self.interval);
+                let tried = Tried {
+                    at: now,
+                    again_at: now + wait.mul_f64(self.rng.random_range(0.5..1.0)),
+                    times: times.saturating_add(1),
+                };
+                self.tried.insert(candidate.peer, tried);
                 Ok(candidate.peer)
             }
         }
@@ -105,7 +123,8 @@ const PER_MINUTE_MAX: usize = 60;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Nine parts of rest to one of probing make a tenth.
 const REST: u32 = 9;
-/// A peer that did not answer a probe is asked again after this.
+/// A peer that did not answer a probe is asked again after this at most, then after twice as long, and so on up to the
+/// interval: a main whose homes have all come at once refuses most of them, and each costs it a bulk lane.
 const RETRY: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -117,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_fresh_link_is_probed_at_once_and_then_rests() {
-        let (mut probes, peer, now) = (Probes::new(INTERVAL), PeerId::random(), Instant::now());
+        let (mut probes, peer, now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
         assert_eq!(probes.next(&[never(peer)], now), Ok(peer));
         assert_eq!(probes.next(&[at(peer, now)], now), Err(now + INTERVAL));
         assert_eq!(probes.next(&[at(peer, now)], now + INTERVAL), Ok(peer));
@@ -125,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_real_transfer_stands_for_a_probe() {
-        let (mut probes, peer, now) = (Probes::new(INTERVAL), PeerId::random(), Instant::now());
+        let (mut probes, peer, now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
         let transferred = now + Duration::from_secs(20);
         assert_eq!(
             probes.next(&[at(peer, transferred)], now + INTERVAL),
@@ -135,14 +154,26 @@ mod tests {
 
     #[test]
     fn a_peer_that_does_not_answer_is_not_asked_again_at_once() {
-        let (mut probes, peer, now) = (Probes::new(INTERVAL), PeerId::random(), Instant::now());
+        let (mut probes, peer, now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
         assert_eq!(probes.next(&[never(peer)], now), Ok(peer));
-        assert_eq!(probes.next(&[never(peer)], now), Err(now + RETRY));
+        let again = probes.next(&[never(peer)], now).unwrap_err();
+        assert!(again >= now + RETRY / 2 && again <= now + RETRY);
+        assert_eq!(probes.next(&[never(peer)], again), Ok(peer));
+        let third = probes.next(&[never(peer)], again).unwrap_err();
+        assert!(
+            third >= again + RETRY && third <= again + RETRY * 2,
+            "later each time"
+        );
+        assert_eq!(
+            probes.next(&[at(peer, third)], third),
+            Err(third + INTERVAL),
+            "measured at last"
+        );
     }
 
     #[test]
     fn probes_take_at_most_a_tenth_of_the_time() {
-        let (mut probes, now) = (Probes::new(INTERVAL), Instant::now());
+        let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
         let peers = [never(PeerId::random()), never(PeerId::random())];
         assert!(probes.next(&peers, now).is_ok());
         probes.ended(Duration::from_secs(1), now);
@@ -151,7 +182,7 @@ mod tests {
 
     #[test]
     fn at_most_sixty_start_in_a_minute() {
-        let (mut probes, now) = (Probes::new(INTERVAL), Instant::now());
+        let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
         let peers: Vec<_> = (0..100).map(|_| never(PeerId::random())).collect();
         let started = (0..100).filter(|_| probes.next(&peers, now).is_ok()).count();
         assert_eq!(started, 60);

@@ -20,9 +20,9 @@ pub enum Unwelcome {
     Stream,
     /// A channel that was refused with a reason: not served, not a member, another cluster, busy.
     Channel,
-    /// A message about a session, of a peer that sends them all the time or writes something else.
+    /// A message about a session or a path, of a peer that sends them all the time or writes something else.
     Message,
-    /// A session with a peer that has offended too often.
+    /// A session with a peer that has offended too often, or a lane whose rules it has broken.
     Session,
     /// A reservation beyond the quota.
     Reservation,
@@ -58,9 +58,9 @@ pub struct Refused {
     pub streams: u64,
     /// Channels refused with a reason.
     pub channels: u64,
-    /// Messages about sessions that were too many, or not understood.
+    /// Messages about sessions and paths that were too many, or not understood.
     pub messages: u64,
-    /// Sessions that were closed because the peer has offended too often.
+    /// Sessions that were closed because the peer has offended too often, and lanes whose rules it has broken.
     pub sessions: u64,
     /// Reservations beyond the quota. Strangers do not get so far as to ask.
     pub reservations: u64,

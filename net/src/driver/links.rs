@@ -16,7 +16,7 @@ use super::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
 use super::fused::Fused;
-use super::lane::{Lane, LaneConfig, LaneStream};
+use super::lane::{Lane, LaneConfig, LaneEnd, LaneStream};
 use super::now;
 use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::{Shared, lock};
@@ -315,7 +315,12 @@ async fn run(
 ) {
     let why = loop {
         tokio::select! {
-            end = link.lane.ended() => break legible(&end.to_string(), REASON_MAX),
+            end = link.lane.ended() => {
+                if matches!(end, LaneEnd::Misbehaved(_)) {
+                    shared.refused.count(Unwelcome::Session);
+                }
+                break legible(&end.to_string(), REASON_MAX);
+            }
             Some((class, stream)) = inbound.recv() => {
                 let (opened, link, shared) = (link.opened(stream), Arc::clone(&link), Arc::clone(&shared));
                 tracker.spawn(async move {

@@ -161,7 +161,7 @@ impl Network {
             drop(end);
         };
         tracker.spawn(driving.instrument(span.clone()));
-        let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval));
+        let probing = prober::probe_members(Arc::clone(&shared), Probes::new(probe_interval, super::draw()));
         let answering = prober::answer_probes(Arc::clone(&shared), probed);
         let telling = prober::tell_received(Arc::clone(&shared), to_tell);
         let hearing = prober::hear_received(Arc::clone(&shared), told);

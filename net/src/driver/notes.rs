@@ -12,7 +12,7 @@ use super::channel::{Channel, ChannelError};
 use super::links::Link;
 use super::network::{RequestError, open, open_over, request};
 use super::shared::Shared;
-use crate::{Access, Kind, PunchMessage, WitnessMessage, decode, encode};
+use crate::{Access, Kind, PunchMessage, Unwelcome, WitnessMessage, decode, encode};
 use lapwing_base::{ByteSize, Class, PeerId};
 
 /// Agreements to punch.
@@ -86,8 +86,12 @@ pub(crate) async fn take(shared: Arc<Shared>, inboxes: Inboxes, notes: mpsc::Sen
         places,
     } = inboxes;
     tokio::join!(
-        each(punch, |channel| read(channel, notes.clone())),
-        each(witness, |channel| read(channel, notes.clone())),
+        each(punch, |channel| read(channel, notes.clone(), Arc::clone(&shared))),
+        each(witness, |channel| read(
+            channel,
+            notes.clone(),
+            Arc::clone(&shared)
+        )),
         each(places, |channel| answer(channel, Arc::clone(&shared))),
     );
 }
@@ -108,7 +112,7 @@ where
     }
 }
 
-async fn read(mut channel: Channel, notes: mpsc::Sender<Note>) {
+async fn read(mut channel: Channel, notes: mpsc::Sender<Note>, shared: Arc<Shared>) {
     let (peer, kind) = (channel.peer(), channel.kind());
     let Ok(Ok(Some(frame))) = tokio::time::timeout(PATIENCE, channel.receive()).await else {
         trace!(%peer, %kind, "a message did not come");
@@ -122,7 +126,10 @@ async fn read(mut channel: Channel, notes: mpsc::Sender<Note>) {
     match note {
         // The driver is gone when it does not take it.
         Ok(note) => drop(notes.send(note).await),
-        Err(error) => trace!(%peer, %kind, %error, "a message is not understood"),
+        Err(error) => {
+            trace!(%peer, %kind, %error, "a message is not understood");
+            shared.refused.count(Unwelcome::Message);
+        }
     }
 }
 
@@ -133,6 +140,7 @@ async fn answer(mut channel: Channel, shared: Arc<Shared>) {
             return Ok(());
         };
         let Ok(asked) = decode::<PeerId>(&frame) else {
+            shared.refused.count(Unwelcome::Message);
             return Ok(());
         };
         let seen: Vec<IpAddr> = shared

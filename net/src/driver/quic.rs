@@ -5,11 +5,13 @@
 
 mod accept;
 mod address;
+mod admission;
 mod dial;
 mod listener;
 mod message;
 mod muxer;
 mod priority;
+mod resets;
 mod route;
 mod runtime;
 pub(crate) mod session;
@@ -50,6 +52,7 @@ use crate::{Dialed, SocketId, Unwelcome};
 use lapwing_base::{Keypair, Multiaddr, PeerId};
 use listener::Listener;
 use muxer::Muxer;
+use resets::Resets;
 use runtime::Tracked;
 use session::{CLOSED, REFUSED};
 use settings::{BulkWindows, Settings};
@@ -70,6 +73,7 @@ const SUBSTREAMS_MAX: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Quic {
     settings: Settings,
+    resets: Resets,
     shared: Arc<Shared>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -119,6 +123,7 @@ impl Quic {
         let identity = Identity::new(setup.keypair)?;
         Ok(Self {
             settings: Settings::new(&identity, BulkWindows::within(&setup.shared.limits, None)),
+            resets: Resets::of(setup.keypair),
             shared: setup.shared,
             tracker: setup.tracker,
             stop: setup.stop,
@@ -152,8 +157,10 @@ impl Quic {
     ) -> io::Result<Local> {
         let socket = Arc::new(socket);
         let server = listener.map(|_| (*self.settings.accept).clone());
+        let mut config = self.settings.endpoint.clone();
+        self.resets.set(&mut config, socket.local());
         let endpoint = Endpoint::new_with_abstract_socket(
-            self.settings.endpoint.clone(),
+            config,
             server,
             Arc::clone(&socket) as _,
             Arc::new(Tracked(self.tracker.clone())),

@@ -80,7 +80,7 @@ impl Relaying {
     fn door(&self, peer: PeerId, inner: THandler<relay::Behaviour>) -> Door {
         Door {
             peer,
-            inner: Box::new(inner),
+            inner,
             shared: Arc::clone(&self.shared),
             open: self.open,
         }
@@ -136,8 +136,7 @@ type Inner = THandler<relay::Behaviour>;
 /// Of one connection: takes the relay protocol only from whom it is for, at the moment that it is asked.
 pub(crate) struct Door {
     peer: PeerId,
-    /// Apart, since most of a node's connections never use it, and it is moved about with them.
-    inner: Box<Inner>,
+    inner: Inner,
     shared: Arc<Shared>,
     open: bool,
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::behaviour::Behaviour;
+use super::boxed_handlers::BoxedHandlers;
 use super::confirming::Confirming;
 use super::network::StartError;
 use super::pinging::Pinging;
@@ -64,7 +65,7 @@ pub(crate) const PROTOCOL_VERSION: &str = "/lapwing/1";
 ///
 /// # Errors
 /// When the identity cannot sign, or the certificate for WebSocket cannot be used.
-pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
+pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<BoxedHandlers<Protocols>>, StartError> {
     let Setup {
         keypair,
         shared,
@@ -115,7 +116,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Protocols>, StartError> {
         // An open costs no round trip: the protocol's name and the first frame travel together.
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_dial_concurrency_factor(DIALS_AT_ONCE);
-    Ok(Swarm::new(transport, protocols, me, config))
+    Ok(Swarm::new(transport, BoxedHandlers(protocols), me, config))
 }
 
 /// Relayed circuits, secured from end to end.

@@ -214,6 +214,86 @@ async fn bulk_lanes_are_for_those_with_a_session_and_carry_bulk_only() {
 }
 
 #[tokio::test]
+async fn a_bulk_lane_is_closed_only_where_both_ends_have_no_use_for_it() {
+    const BULK_WANTED: u8 = 2;
+    const BULK_IDLE: u8 = 3;
+    let mut besieged = Besieged::start().await;
+    besieged.node.echo(OPEN);
+    let keypair = Keypair::generate_ed25519();
+    besieged.admit(keypair.public().to_peer_id());
+    let raw = RawPeer::connect_as(keypair.clone(), &besieged.node).await;
+    let lane = raw.bulk_lane(&besieged.node).await;
+    let to_raw = keypair.public().to_peer_id();
+    let opened = besieged.node.network.open(to_raw, kind(Class::Model), PATIENCE);
+    let asked = async {
+        // What the node opens over the lane, or asks for a lane with.
+        let (channel, stream) = tokio::join!(opened, lane.accept_bi());
+        (channel.unwrap(), stream.unwrap())
+    };
+    let (channel, stream) = tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    let idle = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            ticks.tick().await;
+            let mut send = raw.connection.open_uni().await.unwrap();
+            send.write_all(&[BULK_IDLE]).await.unwrap();
+        }
+    };
+    // It is in use, and quiet, for longer than what has just travelled counts.
+    let mut wanted = 0;
+    let answers = async {
+        while wanted < 4 {
+            let mut said = raw.connection.accept_uni().await.unwrap();
+            if said.read_to_end(100).await.unwrap() == [BULK_WANTED] {
+                wanted += 1;
+            }
+        }
+    };
+    tokio::select! {
+        () = answers => (),
+        () = idle => (),
+        why = raw.is_alive() => panic!("the session has ended: {why}"),
+        why = lane.closed() => panic!("the lane was closed: {why}"),
+    }
+    drop((channel, stream));
+    let idle = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            ticks.tick().await;
+            let mut send = raw.connection.open_uni().await.unwrap();
+            send.write_all(&[BULK_IDLE]).await.unwrap();
+        }
+    };
+    let closed = tokio::time::timeout(PATIENCE, lane.closed());
+    tokio::select! {
+        closed = closed => drop(closed.unwrap()),
+        () = idle => (),
+        why = raw.is_alive() => panic!("the session has ended: {why}"),
+    }
+    besieged.serves_others().await;
+}
+
+#[tokio::test]
+async fn messages_about_paths_that_are_none_are_counted_and_others_answered() {
+    let besieged = Besieged::start().await;
+    let keypair = Keypair::generate_ed25519();
+    besieged.admit(keypair.public().to_peer_id());
+    let raw = RawPeer::connect_as(keypair, &besieged.node).await;
+    let (punch, witness) = (named("punch", Access::Members), named("witness", Access::Anyone));
+    let places = named("where", Access::Members);
+    for number in 0..50_u8 {
+        for kind in [&punch, &witness, &places] {
+            let _ = raw.exchange(said(kind, &[0xff, number, 0xff])).await;
+        }
+    }
+    besieged.counts("each", |refused| refused.messages >= 150).await;
+    let asked = lapwing_net::encode(&besieged.friend.id());
+    let answer = raw.exchange(said(&places, &asked)).await.unwrap();
+    assert!(!answer.is_empty());
+    besieged.serves_others().await;
+}
+
+#[tokio::test]
 async fn one_peer_has_a_handful_of_connections() {
     let besieged = Besieged::start().await;
     let keypair = Keypair::generate_ed25519();

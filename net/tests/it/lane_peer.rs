@@ -113,7 +113,7 @@ pub(crate) struct Lanes {
 /// Our end of one lane.
 pub(crate) struct Wire {
     pub(crate) mux: Mux,
-    stream: Stream,
+    pub(crate) stream: Stream,
 }
 
 impl Wire {

@@ -31,10 +31,19 @@ impl RawPeer {
 
     /// The same under a given identity.
     pub(crate) async fn connect_as(keypair: Keypair, node: &Node) -> Self {
+        Self::connect_to(keypair, address(node)).await
+    }
+
+    /// Connects to what is at an address, under a fresh identity.
+    pub(crate) async fn connect_at(address: SocketAddr) -> Self {
+        Self::connect_to(Keypair::generate_ed25519(), address).await
+    }
+
+    async fn connect_to(keypair: Keypair, address: SocketAddr) -> Self {
         let config = client_config(&keypair, b"lapwing/1");
         let endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let connection = endpoint
-            .connect_with(config, address(node), "l")
+            .connect_with(config, address, "l")
             .unwrap()
             .await
             .unwrap();

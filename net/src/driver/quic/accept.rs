@@ -1,7 +1,6 @@
-//! Takes incoming connections of one socket: limits first, then handshakes, then each to where it belongs.
+//! Takes incoming connections of one socket: handshakes as [`Admission`] says, then each to where it belongs.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use quinn::{Connection, Endpoint, Incoming};
@@ -9,25 +8,16 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tracing::debug;
 
+use super::admission::{Admission, Arrival, Ticket, Turn};
 use super::dial::{Error, HANDSHAKE_TIMEOUT};
 use super::listener::Arrived;
 use super::muxer::Muxer;
 use super::session::REFUSED;
 use super::tls::{Protocol, peer_of};
 use super::{Quic, settings};
-use crate::driver::addresses::prefix;
+use crate::driver::now;
 use crate::{Dialed, SocketId, Unwelcome};
 use lapwing_base::PeerId;
-
-/// Handshakes at once: each costs a signature and some 30 KiB until it is done.
-const HANDSHAKES_MAX: usize = 1024;
-
-/// Of these, from one /24 or /48, so that one network leaves room for others.
-const HANDSHAKES_PER_PREFIX_MAX: usize = 256;
-
-/// From as many handshakes on, whoever comes first has to prove that it receives at its address (RFC 9000 section
-/// 8.1.2), so that forged addresses cost us a packet and no signature.
-const RETRY_FROM: usize = 64;
 
 /// Runs until the endpoint is closed or the network stops.
 pub(super) async fn run(
@@ -36,12 +26,14 @@ pub(super) async fn run(
     socket: SocketId,
     arrived: mpsc::Sender<Arrived>,
 ) {
-    let mut handshakes = Handshakes::default();
+    let mut handshakes = Handshakes::new();
     loop {
+        handshakes.take_turns(&quic);
+        let turn_at = handshakes.admission.next_at();
         tokio::select! {
             () = quic.stop.cancelled() => break,
             incoming = endpoint.accept() => match incoming {
-                Some(incoming) => begin(&quic, incoming, &mut handshakes),
+                Some(incoming) => handshakes.take(&quic, incoming),
                 None => break,
             },
             Some(done) = handshakes.next() => {
@@ -59,38 +51,80 @@ pub(super) async fn run(
                     break;
                 }
             }
+            () = tokio::time::sleep_until(turn_at.unwrap_or_else(now).into()), if turn_at.is_some() => (),
         }
     }
 }
 
-/// Those under way, and from which networks they come.
-#[derive(Default)]
+/// Those under way, and those that wait.
 struct Handshakes {
+    admission: Admission<Incoming>,
     running: JoinSet<Handshake>,
-    from: HashMap<Id, IpAddr>,
-    per_prefix: HashMap<IpAddr, usize>,
+    tickets: HashMap<Id, Ticket>,
 }
 
 type Handshake = Result<(PeerId, Connection), Error>;
 
 impl Handshakes {
-    fn len(&self) -> usize {
-        self.running.len()
+    fn new() -> Self {
+        Self {
+            admission: Admission::new(),
+            running: JoinSet::new(),
+            tickets: HashMap::new(),
+        }
     }
 
-    fn is_crowded(&self, from: IpAddr) -> bool {
-        self.len() >= HANDSHAKES_MAX
-            || self
-                .per_prefix
-                .get(&prefix(from))
-                .is_some_and(|count| *count >= HANDSHAKES_PER_PREFIX_MAX)
+    /// Somebody wants to connect.
+    fn take(&mut self, quic: &Quic, incoming: Incoming) {
+        let from = incoming.remote_address().ip();
+        let proven = incoming.remote_address_validated();
+        match self.admission.arrived(incoming, from, proven, now()) {
+            Arrival::Waits => (),
+            Arrival::Prove(incoming) => {
+                quic.shared.refused.count(Unwelcome::RetriedHandshake);
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().refuse();
+                }
+            }
+            Arrival::Refuse(incoming) => refuse(quic, incoming),
+        }
     }
 
-    fn spawn(&mut self, from: IpAddr, handshake: impl Future<Output = Handshake> + Send + 'static) {
-        let from = prefix(from);
-        let id = self.running.spawn(handshake).id();
-        self.from.insert(id, from);
-        *self.per_prefix.entry(from).or_default() += 1;
+    /// Begins those whose turn it is.
+    fn take_turns(&mut self, quic: &Quic) {
+        while let Some(turn) = self.admission.next(now()) {
+            match turn {
+                Turn::Begin(incoming, ticket) => self.begin(quic, incoming, ticket),
+                Turn::Refuse(incoming) => refuse(quic, incoming),
+            }
+        }
+    }
+
+    fn begin(&mut self, quic: &Quic, incoming: Incoming, ticket: Ticket) {
+        let route = quic.settings.towards(incoming.remote_address());
+        let config = if settings::is_bulk(&incoming.orig_dst_cid()) {
+            &route.accept_bulk
+        } else {
+            &route.accept
+        };
+        match incoming.accept_with(Arc::clone(config)) {
+            Ok(connecting) => {
+                let handshake = async move {
+                    let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
+                        .await
+                        .map_err(|_| Error::Timeout)??;
+                    let peer = peer_of(&connection)?;
+                    Ok((peer, connection))
+                };
+                let id = self.running.spawn(handshake).id();
+                self.tickets.insert(id, ticket);
+            }
+            Err(error) => {
+                self.admission.ended(ticket);
+                quic.shared.refused.count(Unwelcome::FailedHandshake);
+                debug!(%error, "an incoming connection is not one");
+            }
+        }
     }
 
     /// The next that is done; `None` when none is under way, or one has panicked, which has been reported.
@@ -99,52 +133,16 @@ impl Handshakes {
             Ok((id, done)) => (id, Some(done)),
             Err(error) => (error.id(), None),
         };
-        if let Some(from) = self.from.remove(&id)
-            && let Some(count) = self.per_prefix.get_mut(&from)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.per_prefix.remove(&from);
-            }
+        if let Some(ticket) = self.tickets.remove(&id) {
+            self.admission.ended(ticket);
         }
         done
     }
 }
 
-fn begin(quic: &Quic, incoming: Incoming, handshakes: &mut Handshakes) {
-    let from = incoming.remote_address().ip();
-    if handshakes.is_crowded(from) {
-        quic.shared.refused.count(Unwelcome::CrowdedHandshake);
-        return incoming.refuse();
-    }
-    if handshakes.len() >= RETRY_FROM && !incoming.remote_address_validated() {
-        quic.shared.refused.count(Unwelcome::RetriedHandshake);
-        if let Err(error) = incoming.retry() {
-            error.into_incoming().refuse();
-        }
-        return;
-    }
-    let route = quic.settings.towards(incoming.remote_address());
-    let config = if settings::is_bulk(&incoming.orig_dst_cid()) {
-        &route.accept_bulk
-    } else {
-        &route.accept
-    };
-    match incoming.accept_with(Arc::clone(config)) {
-        Ok(connecting) => {
-            handshakes.spawn(from, async move {
-                let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
-                    .await
-                    .map_err(|_| Error::Timeout)??;
-                let peer = peer_of(&connection)?;
-                Ok((peer, connection))
-            });
-        }
-        Err(error) => {
-            quic.shared.refused.count(Unwelcome::FailedHandshake);
-            debug!(%error, "an incoming connection is not one");
-        }
-    }
+fn refuse(quic: &Quic, incoming: Incoming) {
+    quic.shared.refused.count(Unwelcome::CrowdedHandshake);
+    incoming.refuse();
 }
 
 /// What libp2p is to see of a connection.

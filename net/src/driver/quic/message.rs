@@ -21,8 +21,11 @@ pub(crate) enum Message {
     },
     /// Where the sender sees the receiver: after the greeting, whenever that changes, and from time to time.
     Observed(SocketAddr),
-    /// The sender has bulk to send and did not dial: please open a bulk lane.
+    /// The sender has bulk to send and did not dial: please open a bulk lane, or keep the one that stands.
     BulkWanted,
+    /// The sender has dialed the bulk lane, opens nothing over it any more and does not need it: please close it, or
+    /// say that you want it.
+    BulkIdle,
 }
 
 impl Message {

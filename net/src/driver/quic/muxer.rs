@@ -30,7 +30,7 @@ enum Inbound {
     /// From the connection.
     Direct(Option<BoxFuture<'static, Result<(SendStream, RecvStream), ConnectionError>>>),
     /// From the session, which has taken its own out.
-    Sorted(mpsc::Receiver<Substream>),
+    Sorted(mpsc::Receiver<Box<Substream>>),
 }
 
 impl Muxer {
@@ -40,7 +40,7 @@ impl Muxer {
     }
 
     /// Of a connection that it shares with a session.
-    pub(crate) fn sorted(connection: Connection, substreams: mpsc::Receiver<Substream>) -> Self {
+    pub(crate) fn sorted(connection: Connection, substreams: mpsc::Receiver<Box<Substream>>) -> Self {
         Self::new(connection, Inbound::Sorted(substreams))
     }
 
@@ -76,7 +76,7 @@ impl StreamMuxer for Muxer {
         match &mut this.inbound {
             Inbound::Sorted(substreams) => {
                 let next = ready!(substreams.poll_recv(cx));
-                Poll::Ready(next.ok_or_else(|| this.ended()))
+                Poll::Ready(next.map(|substream| *substream).ok_or_else(|| this.ended()))
             }
             Inbound::Direct(incoming) => {
                 let next = incoming.get_or_insert_with(|| {

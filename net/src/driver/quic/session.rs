@@ -28,7 +28,7 @@ use super::{priority, settings};
 use crate::driver::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use crate::driver::shared::lock;
 use crate::driver::stream::{Opened, Stream};
-use crate::driver::usage::{Place, Usage};
+use crate::driver::usage::{Place, Usage, Use};
 use crate::driver::{congestion, explain, now};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::{
@@ -52,6 +52,12 @@ const BULK_ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// A bulk lane that has carried nothing for so long is closed: a main would keep one for each of thousands of homes,
 /// and another one costs a round trip.
 const BULK_IDLE_MAX: Duration = Duration::from_secs(3);
+
+/// A lane over which something has travelled within so long is not closed: it may not have been acknowledged yet.
+const BULK_QUIET: Duration = Duration::from_secs(1);
+
+/// How long the peer may take to close a lane that this end does not need any more.
+const BULK_REST_MAX: Duration = Duration::from_secs(3);
 
 /// How long an opener of a bulk stream waits for the lane; the handshake has a shorter patience of its own.
 const BULK_PATIENCE: Duration = Duration::from_secs(5);
@@ -90,6 +96,8 @@ pub(crate) struct Session {
 enum Bulk {
     None,
     Up(Connection),
+    /// Nothing is opened over it while the peer is asked to close it.
+    Resting(Connection),
     /// The lane could not be opened, for the so many-th time.
     Failed(u64, String),
 }
@@ -145,26 +153,26 @@ impl Session {
     /// # Errors
     /// When the session is gone, or there is no bulk lane.
     pub(crate) async fn open(&self, class: Class) -> io::Result<Opened> {
-        let connection = if priority::is_bulk(class) {
+        let (connection, usage) = if priority::is_bulk(class) {
             self.bulk_lane().await?
         } else {
-            self.control.clone()
+            (self.control.clone(), self.usage.channel(None))
         };
         let (mut send, receive) = connection.open_bi().await?;
         send.set_priority(priority::of(class)).map_err(io::Error::other)?;
         // It leaves with the first frame.
         send.write_all(&[tag(class)]).await?;
-        Ok(self.opened(class, send, receive, None))
+        Ok(self.opened(class, send, receive, usage))
     }
 
-    fn opened(&self, class: Class, send: SendStream, receive: RecvStream, place: Option<Place>) -> Opened {
+    fn opened(&self, class: Class, send: SendStream, receive: RecvStream, usage: Use) -> Opened {
         if priority::is_bulk(class) {
             // The session's loop looks what time it is from now on.
             self.bulk_wanted.notify_one();
         }
         Opened {
             stream: Stream::quic(send, receive),
-            usage: self.usage_of(priority::is_bulk(class)).channel(place),
+            usage,
         }
     }
 
@@ -172,17 +180,25 @@ impl Session {
         if bulk { &self.bulk_usage } else { &self.usage }
     }
 
-    async fn bulk_lane(&self) -> io::Result<Connection> {
+    /// The bulk lane, which is kept for as long as the second value is held.
+    async fn bulk_lane(&self) -> io::Result<(Connection, Use)> {
         let mut bulk = self.bulk.subscribe();
         let failures = self.failures.load(Ordering::Acquire);
         let waiting = async {
             loop {
                 match &*bulk.borrow_and_update() {
-                    Bulk::Up(lane) if lane.close_reason().is_none() => return Ok(lane.clone()),
+                    // Counted before anybody else can look: `rest` finds it in use.
+                    Bulk::Up(lane) if lane.close_reason().is_none() => {
+                        return Ok((lane.clone(), self.bulk_usage.channel(None)));
+                    }
                     Bulk::Failed(count, why) if *count > failures => {
                         return Err(io::Error::other(why.clone()));
                     }
-                    Bulk::None | Bulk::Up(_) | Bulk::Failed(..) => self.bulk_wanted.notify_one(),
+                    // The peer closes it, or wants it.
+                    Bulk::Resting(lane) if lane.close_reason().is_none() => (),
+                    Bulk::None | Bulk::Up(_) | Bulk::Resting(_) | Bulk::Failed(..) => {
+                        self.bulk_wanted.notify_one()
+                    }
                 }
                 if bulk.changed().await.is_err() {
                     return Err(io::ErrorKind::NotConnected.into());
@@ -210,9 +226,33 @@ impl Session {
 
     /// One lane at a time: the peer opens another where it has lost the one before.
     fn set_bulk(&self, lane: Connection) {
-        if let Bulk::Up(before) = self.bulk.send_replace(Bulk::Up(lane)) {
+        if let Bulk::Up(before) | Bulk::Resting(before) = self.bulk.send_replace(Bulk::Up(lane)) {
             before.close(CLOSED, b"another one has taken its place");
         }
+    }
+
+    /// Takes the bulk lane out of use, unless a channel is open over it: this end opens nothing over it any more.
+    fn rest(&self, next: impl FnOnce(&Connection) -> Bulk) -> Option<Connection> {
+        let mut resting = None;
+        self.bulk.send_if_modified(|bulk| {
+            if let Bulk::Up(lane) = bulk
+                && self.bulk_usage.channels() == 0
+                && self.bulk_usage.of_peer() == 0
+            {
+                let lane = lane.clone();
+                *bulk = next(&lane);
+                resting = Some(lane);
+            }
+            resting.is_some()
+        });
+        resting
+    }
+
+    /// Counts a stream that has come over the bulk lane, unless the lane was closed before.
+    fn taken(&self, lane: &Connection) -> Option<Place> {
+        // Under the lock, so that nobody lets the lane rest between the two.
+        let _bulk = self.bulk.borrow();
+        lane.close_reason().is_none().then(|| self.bulk_usage.place())
     }
 
     /// Whether any channel is open over it.
@@ -228,7 +268,7 @@ impl Session {
             stats.frame_tx.stream + stats.frame_rx.stream
         };
         let bulk = match &*self.bulk.borrow() {
-            Bulk::Up(lane) => carried(lane),
+            Bulk::Up(lane) | Bulk::Resting(lane) => carried(lane),
             Bulk::None | Bulk::Failed(..) => 0,
         };
         let begun = u64::from(self.usage.begun()) + u64::from(self.bulk_usage.begun());
@@ -289,7 +329,7 @@ impl Session {
     pub(crate) fn status(&self) -> LinkStatus {
         let control = self.control.stats().path;
         let bulk = match &*self.bulk.borrow() {
-            Bulk::Up(lane) => Some(lane.stats().path),
+            Bulk::Up(lane) | Bulk::Resting(lane) => Some(lane.stats().path),
             Bulk::None | Bulk::Failed(..) => None,
         };
         let packets = |path: &PathStats| Packets {
@@ -338,7 +378,7 @@ fn announced(first: u8) -> Announced {
 }
 
 /// Runs one session to its end.
-pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc::Sender<Substream>) {
+pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc::Sender<Box<Substream>>) {
     let established = SessionEvent::Established(Arc::clone(&session));
     if quic.events.send(established).await.is_err() {
         session.close("stopping");
@@ -356,6 +396,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         bulk_asked_at: None,
         bulk_ask_at: None,
         bulk_idle: None,
+        bulk_resting: None,
         streams: Streams::default(),
         liveness: Liveness::new(*session.pace.borrow(), now()),
         stamps: Stamps::new(now()),
@@ -377,7 +418,7 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
 struct Task {
     session: Arc<Session>,
     quic: Arc<Quic>,
-    substreams: mpsc::Sender<Substream>,
+    substreams: mpsc::Sender<Box<Substream>>,
     messages: mpsc::Sender<Message>,
     /// What the peer was last told of where we see it.
     sighting: Sighting,
@@ -388,8 +429,10 @@ struct Task {
     bulk_asked_at: Option<Instant>,
     /// When it is to be asked again: somebody has wanted one who came too soon after that.
     bulk_ask_at: Option<Instant>,
-    /// How much the bulk lane had carried when it was last seen idle, and since when that has not changed.
+    /// How much the bulk lane had carried when it was last looked at, and since when that has not changed.
     bulk_idle: Option<(u64, Instant)>,
+    /// Since when the peer has been asked to close it.
+    bulk_resting: Option<Instant>,
     streams: Streams,
     liveness: Liveness,
     stamps: Stamps,
@@ -472,10 +515,14 @@ impl Task {
                         *lock(&session.seen) = Some(seen);
                         report(&self.quic, SessionEvent::Observed(Arc::clone(&session))).await;
                     }
-                    Message::BulkWanted => session.bulk_wanted.notify_one(),
+                    Message::BulkWanted => self.on_bulk_wanted(),
+                    Message::BulkIdle => self.on_bulk_idle(now()),
                 },
                 () = session.bulk_wanted.notified(), if !dialing_now => {
-                    let up = matches!(&*session.bulk.borrow(), Bulk::Up(lane) if lane.close_reason().is_none());
+                    let up = matches!(
+                        &*session.bulk.borrow(),
+                        Bulk::Up(lane) | Bulk::Resting(lane) if lane.close_reason().is_none()
+                    );
                     match session.dialed {
                         Dialed::ByUs if !up => {
                             dialing_now = true;
@@ -526,29 +573,83 @@ impl Task {
         }
     }
 
-    /// Closes the bulk lane when nobody uses it. That is for the one who dialed it: two would do it at once.
+    /// Looks whether the bulk lane is used, and has it closed when it is not.
+    ///
+    /// What one end has just opened, the other does not know of, and would close it with the lane. So whoever dialed
+    /// the lane opens nothing over it any more and asks the other end, who closes it unless it has opened something.
     fn rest_bulk(&mut self) {
-        let session = &self.session;
+        let (session, now) = (Arc::clone(&self.session), now());
         let lane = match &*session.bulk.borrow() {
-            Bulk::Up(lane) if session.dialed == Dialed::ByUs && session.bulk_usage.channels() == 0 => {
+            Bulk::Up(lane) => {
+                // Another one, where one was resting.
+                self.bulk_resting = None;
                 lane.clone()
             }
-            _ => {
-                self.bulk_idle = None;
+            Bulk::Resting(lane) => lane.clone(),
+            Bulk::None | Bulk::Failed(..) => {
+                (self.bulk_idle, self.bulk_resting) = (None, None);
                 return;
             }
         };
-        let stats = lane.stats();
-        let (carried, now) = (stats.frame_tx.stream + stats.frame_rx.stream, now());
-        match self.bulk_idle {
-            Some((before, since)) if before == carried => {
-                if now >= since + BULK_IDLE_MAX {
-                    trace!(peer = %session.peer, "closing the bulk lane, which is idle");
-                    lane.close(CLOSED, b"idle");
-                    self.bulk_idle = None;
-                }
+        let idle = self.bulk_idle_for(&lane, now);
+        if session.dialed == Dialed::ByThem {
+            return;
+        }
+        match self.bulk_resting {
+            None if idle >= BULK_IDLE_MAX && session.rest(|lane| Bulk::Resting(lane.clone())).is_some() => {
+                self.bulk_resting = Some(now);
+                self.telling.add(Message::BulkIdle);
             }
-            _ => self.bulk_idle = Some((carried, now)),
+            // One that neither closes it nor wants it.
+            Some(since) if now >= since + BULK_REST_MAX => lane.close(CLOSED, b"idle"),
+            None | Some(_) => (),
+        }
+    }
+
+    /// How long a lane has carried nothing, as far as it was looked at.
+    fn bulk_idle_for(&mut self, lane: &Connection, now: Instant) -> Duration {
+        let stats = lane.stats();
+        let carried = stats.frame_tx.stream + stats.frame_rx.stream;
+        match self.bulk_idle {
+            Some((before, since)) if before == carried => now.saturating_duration_since(since),
+            _ => {
+                self.bulk_idle = Some((carried, now));
+                Duration::ZERO
+            }
+        }
+    }
+
+    /// The peer wants a bulk lane, or keeps the one that was about to be closed.
+    fn on_bulk_wanted(&mut self) {
+        if self.bulk_resting.take().is_some() {
+            self.bulk_idle = None;
+            self.session.bulk.send_if_modified(|bulk| match bulk {
+                Bulk::Resting(lane) if lane.close_reason().is_none() => {
+                    *bulk = Bulk::Up(lane.clone());
+                    true
+                }
+                _ => false,
+            });
+        }
+        self.session.bulk_wanted.notify_one();
+    }
+
+    /// The peer does not need the bulk lane, which it has dialed, any more.
+    fn on_bulk_idle(&mut self, now: Instant) {
+        let session = Arc::clone(&self.session);
+        let lane = match &*session.bulk.borrow() {
+            Bulk::Up(lane) if session.dialed == Dialed::ByThem => lane.clone(),
+            _ => return,
+        };
+        if self.bulk_idle_for(&lane, now) < BULK_QUIET {
+            return self.telling.add(Message::BulkWanted);
+        }
+        match session.rest(|_| Bulk::None) {
+            Some(lane) => {
+                trace!(peer = %session.peer, "closing the bulk lane, which is idle");
+                lane.close(CLOSED, b"idle");
+            }
+            None => self.telling.add(Message::BulkWanted),
         }
     }
 
@@ -656,7 +757,7 @@ async fn tell(control: Connection, message: Message) {
 async fn route(
     session: Arc<Session>,
     quic: Arc<Quic>,
-    substreams: mpsc::Sender<Substream>,
+    substreams: mpsc::Sender<Box<Substream>>,
     (mut send, mut receive): (SendStream, RecvStream),
     place: Place,
 ) {
@@ -677,7 +778,7 @@ async fn route(
             Announced::Libp2p => {
                 let substream = Substream::sorted(send, receive, first[0], place);
                 // libp2p has let go of the connection: it is being closed.
-                drop(substreams.send(substream).await);
+                drop(substreams.send(Box::new(substream)).await);
             }
             Announced::Nothing => {
                 debug!(peer = %session.peer, first = first[0], "a stream is of no known kind");
@@ -710,7 +811,10 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
             Ok(stream) => stream,
             Err(error) => break error,
         };
-        let place = session.bulk_usage.place();
+        let Some(place) = session.taken(&lane) else {
+            // What was not taken in time has not happened.
+            continue;
+        };
         streams.make_room(&lane, &session, &quic, true);
         let (session, quic_of_stream) = (Arc::clone(&session), Arc::clone(&quic));
         quic.tracker.spawn(async move {
@@ -737,7 +841,10 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
     };
     trace!(peer = %session.peer, %why, "bulk lane ended");
     session.bulk.send_if_modified(|bulk| {
-        let ours = matches!(bulk, Bulk::Up(current) if current.stable_id() == lane.stable_id());
+        let ours = matches!(
+            bulk,
+            Bulk::Up(current) | Bulk::Resting(current) if current.stable_id() == lane.stable_id()
+        );
         if ours {
             *bulk = Bulk::None;
         }
@@ -754,7 +861,8 @@ async fn accept(
 ) {
     // Answers travel as urgently as what they answer. It fails where the stream has ended, which the first use tells.
     let _ = send.set_priority(priority::of(class));
-    let opened = session.opened(class, send, receive, Some(place));
+    let usage = session.usage_of(priority::is_bulk(class)).channel(Some(place));
+    let opened = session.opened(class, send, receive, usage);
     let accepting = quic
         .shared
         .acceptor
