@@ -287,7 +287,7 @@ async fn messages_about_paths_that_are_none_are_counted_and_others_answered() {
         }
     }
     besieged.counts("each", |refused| refused.messages >= 150).await;
-    let asked = lapwing_net::encode(&besieged.friend.id());
+    let asked = encode(&besieged.friend.id());
     let answer = raw.exchange(said(&places, &asked)).await.unwrap();
     assert!(!answer.is_empty());
     besieged.serves_others().await;
