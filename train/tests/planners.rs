@@ -56,7 +56,7 @@ fn the_adaptive_planner_is_ahead_of_random_pairs_where_all_links_are_equal() {
 
 #[test]
 fn the_adaptive_planner_finds_the_good_links_by_trying() {
-    for network in [cities(), uniform(1), few_slow()] {
+    for network in [cities(), few_slow()] {
         let median = |learns| {
             median(&network, 5, |seed| Choice {
                 planner: Planner::Adaptive,
@@ -68,7 +68,7 @@ fn the_adaptive_planner_finds_the_good_links_by_trying() {
         };
         let (blind, told) = (median(true), median(false));
         assert!(
-            blind.seconds < 3.0 * told.seconds,
+            blind.seconds < 2.0 * told.seconds,
             "{}: {blind:?}, told {told:?}",
             network.name
         );
