@@ -48,14 +48,14 @@ fn system_error(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
     }
 }
 
-/// Why a session has ended.
+/// Why a session has ended, in one line for people. The peer may have said why.
 pub(crate) fn ended(error: &ConnectionError) -> String {
-    match error {
+    let why = match error {
         ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => {
             "it has closed the connection".to_owned()
         }
         ConnectionError::ApplicationClosed(close) => {
-            let said = legible(&String::from_utf8_lossy(&close.reason), REASON_MAX);
+            let said = String::from_utf8_lossy(&close.reason);
             format!("it has closed the connection: {said}")
         }
         ConnectionError::LocallyClosed => "it was silent, or not needed any more".to_owned(),
@@ -64,13 +64,9 @@ pub(crate) fn ended(error: &ConnectionError) -> String {
         ConnectionError::VersionMismatch
         | ConnectionError::TransportError(_)
         | ConnectionError::ConnectionClosed(_)
-        | ConnectionError::CidsExhausted => {
-            format!(
-                "the connection broke: {}",
-                legible(&error.to_string(), REASON_MAX)
-            )
-        }
-    }
+        | ConnectionError::CidsExhausted => format!("the connection broke: {error}"),
+    };
+    legible(&why, REASON_MAX)
 }
 
 /// Why a dial failed, in one line for people. Whoever has answered may have had a word in it.

@@ -402,7 +402,6 @@ pub(super) async fn run(session: Arc<Session>, quic: Arc<Quic>, substreams: mpsc
         stamps: Stamps::new(now()),
     };
     let ended = task.run(inbox).await;
-    // The peer may have said why.
     let why = explain::ended(&ended);
     trace!(peer = %session.peer, why, "session ended");
     let closed = SessionEvent::Closed {
