@@ -48,7 +48,7 @@ pub fn replace_through(
     })();
     match written {
         // The new name is on the disk only when its directory is.
-        Ok(()) => sync_directory(file.parent().unwrap_or(Path::new(""))),
+        Ok(()) => sync_directory(file.parent().unwrap_or_else(|| Path::new(""))),
         Err(error) => {
             // Best effort: the next attempt overwrites it anyway, and the error that matters is the first.
             let _ = fs::remove_file(draft);

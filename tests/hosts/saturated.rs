@@ -75,7 +75,7 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
     });
 
     let (terms, rounds) = (terms(&nodes), rounds(&nodes));
-    let before: Vec<_> = nodes.iter().map(|node| carried(node)).collect();
+    let before: Vec<_> = nodes.iter().map(carried).collect();
     let begun = Instant::now();
     let mut slowest = Duration::ZERO;
     while begun.elapsed() < lasts() {
