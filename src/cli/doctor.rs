@@ -199,7 +199,7 @@ async fn gateway(url: &str, keypair: &Keypair, mains: &mut Mains, report: &mut R
     };
     let begun = now();
     let discovered = client.discover().await;
-    let took = begun.elapsed();
+    let took = now().duration_since(begun);
     client.shutdown().await;
     let discovered = match discovered {
         Ok(discovered) => discovered,

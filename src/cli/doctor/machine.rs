@@ -61,7 +61,7 @@ fn append(dir: &Path) -> io::Result<Duration> {
         file.write_all(&[0; 4096])?;
         file.sync_data()?;
     }
-    Ok(begun.elapsed() / APPENDS)
+    Ok(now().duration_since(begun) / APPENDS)
 }
 
 /// Compares the clock with a gateway's, which tells whole seconds. The skew is that of ours: above zero when ahead.
@@ -99,7 +99,7 @@ async fn skew(url: &str) -> Result<f64, String> {
         .ok_or("its answer has no date")?;
     let theirs = httpdate::parse_http_date(date).map_err(|_| "its date cannot be read")?;
     let theirs = theirs + Duration::from_millis(500);
-    let ours = wall_clock() - begun.elapsed() / 2;
+    let ours = wall_clock() - now().duration_since(begun) / 2;
     Ok(match ours.duration_since(theirs) {
         Ok(ahead) => ahead.as_secs_f64(),
         Err(behind) => -behind.duration().as_secs_f64(),
