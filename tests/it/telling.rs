@@ -90,9 +90,10 @@ async fn doctor_looks_at_this_machine_from_the_mains_and_leaves_no_trace_there()
         report["disk_append_ms"].is_number() && report["clock_skew_seconds"].is_number(),
         "{report}"
     );
+    // What passes on loopback says nothing of the way out.
     assert_eq!(
         (&report["nat"]["udp"], &report["role"]),
-        (&"open".into(), &"main".into()),
+        (&"unknown".into(), &"main".into()),
         "{report}"
     );
     let mains = report["mains"].as_array().unwrap();

@@ -25,8 +25,8 @@ fn udp(udp: Udp) -> Finding {
         ),
         Udp::Unknown => Finding::fair(
             "UDP",
-            "is not known to pass",
-            "look again with a gateway that knows a main",
+            "is not known to pass: no main outside this network has answered over it",
+            "look again with a main that is outside this network",
         ),
     }
 }
