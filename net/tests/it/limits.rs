@@ -173,8 +173,8 @@ async fn a_transfer_measures_the_link_for_both_ends_and_a_probe_only_where_there
     .await;
     transfer(&a, &b, Class::Model, SIZE).await;
     let before = a.peer(&b).bandwidth.unwrap();
-    // Each counts half, so ten of them are nearly all.
-    for _ in 0..10 {
+    // Each counts half, so that of what loopback carries twenty of them leave a millionth.
+    for _ in 0..20 {
         let size = ByteSize::mib(1);
         b.network
             .transfer_received(a.id(), size, slow.time_for(size).unwrap());

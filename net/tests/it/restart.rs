@@ -24,12 +24,18 @@ async fn it_tells_its_peers_at_once_that_it_knows_nothing_of_their_connections()
     let node = Node::with(at(0)).await.unwrap();
     let wire = Wire::to(address(&node)).await;
     let raw = RawPeer::connect_at(wire.address).await;
+    // What the node says first comes when its side of the handshake is over, which ours needs too.
+    let greeting = tokio::time::timeout(PATIENCE, raw.connection.accept_uni()).await;
+    greeting.unwrap().unwrap();
     // Nothing tells the peer that the node is going.
     wire.cut(true);
     let port = address(&node).port();
     node.network.shutdown().await;
     drop(node);
     let _again = Node::with(at(port)).await.unwrap();
+    // What is not acknowledged is sent again and again.
+    let mut said = raw.connection.open_uni().await.unwrap();
+    said.write_all(b"are you there").await.unwrap();
     wire.cut(false);
     // Its next packet is answered; without an answer it would wait for its idle timeout, which is longer.
     let closed = tokio::time::timeout(PATIENCE, raw.connection.closed()).await;
