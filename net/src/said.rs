@@ -19,9 +19,6 @@ pub(crate) fn legible(said: &str, bytes_max: usize) -> String {
 /// Stands for what is not shown.
 const HIDDEN: char = '\u{fffd}';
 
-/// Longest reason that is shown, in bytes: a few lines of a terminal.
-pub(crate) const REASON_MAX: usize = 400;
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,8 +11,11 @@ use quinn::ConnectionError;
 use super::addresses::without_peer;
 use super::network::StartError;
 use super::quic;
-use crate::said::{REASON_MAX, legible};
+use crate::said::legible;
 use lapwing_base::{Multiaddr, chain};
+
+/// Longest reason that is shown, in bytes: a few lines of a terminal.
+pub(crate) const REASON_MAX: usize = 400;
 
 /// Why an address cannot be listened on.
 pub(crate) fn start_error(address: Multiaddr, error: TransportError<io::Error>) -> StartError {

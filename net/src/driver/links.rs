@@ -15,6 +15,7 @@ use tracing::{debug, trace};
 use super::acceptor::{Accepted, HELLO_TIMEOUT, OFFENCES};
 use super::addresses::{ip_of, without_peer};
 use super::behaviour::Carrier;
+use super::explain::REASON_MAX;
 use super::fused::Fused;
 use super::lane::{Lane, LaneConfig, LaneEnd, LaneStream};
 use super::now;
@@ -22,7 +23,7 @@ use super::quic::{Session, SessionId, to_multiaddr};
 use super::shared::{Shared, lock};
 use super::stream::{Opened, Stream};
 use super::usage::Usage;
-use crate::said::{REASON_MAX, legible};
+use crate::said::legible;
 use crate::{
     Allowance, Dialed, LANE_CHANNELS_MAX, LaneSide, LinkStatus, Pace, Packets, Path, Rung, Traffic,
     Transport, Unwelcome,

@@ -14,7 +14,8 @@ use super::session::{REFUSED, Session, SessionEvent};
 use super::tls::{IdentityError, Protocol, peer_of};
 use super::{Local, Quic};
 use crate::Dialed;
-use crate::said::{REASON_MAX, legible};
+use crate::driver::explain::REASON_MAX;
+use crate::said::legible;
 use lapwing_base::PeerId;
 
 /// Two round trips at 600 ms and one lost packet.
