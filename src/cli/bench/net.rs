@@ -22,7 +22,7 @@ pub(crate) struct NetFlags {
     command: Option<NetCommand>,
 
     /// Seconds for which each case is measured; four times as many over a shaped link
-    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     seconds: Duration,
 
     /// Only what a full link of this kind does to the classes; repeat for several. The link is shaped in this
