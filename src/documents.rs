@@ -143,7 +143,7 @@ fn round(record: &RoundRecord) -> Value {
         .collect();
     json!({
         "round": plan.round,
-        "kind": match plan.kind { RoundKind::Sparse => "sparse", RoundKind::Dense => "dense" },
+        "kind": plan.kind.name(),
         "pairs": pairs(&plan.pairs),
         "alone": ids(&plan.alone),
         "merged": outcome.map(|outcome| pairs(&outcome.merged)),

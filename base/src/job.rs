@@ -1,88 +1,12 @@
 //! A training job: what was asked for, and how far the log has brought it.
 
-use crate::{ByteSize, JobId, NodeId, Pair, Ppm, Round, RoundKind, RoundOutcome, RoundPlan, RoundReport};
+use crate::{
+    Algorithm, ByteSize, JobId, NodeId, Pair, Planner, Ppm, Round, RoundKind, RoundOutcome, RoundPlan,
+    RoundReport, Tuning, Values,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-
-/// How nodes share what they learn.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Algorithm {
-    /// SAPS with a cyclic mask: every coordinate is exchanged once in `compression` rounds.
-    #[default]
-    Default,
-    /// SAPS as published: a fresh random mask each round (arXiv 2002.09692).
-    Saps,
-}
-
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Default => "default",
-            Self::Saps => "saps",
-        })
-    }
-}
-
-impl Algorithm {
-    /// The planner that suits it, and that a job has which does not say: what was published came with thresholds.
-    pub const fn planner(self) -> Planner {
-        match self {
-            Self::Default => Planner::Adaptive,
-            Self::Saps => Planner::Thresholds,
-        }
-    }
-}
-
-/// How the pairs of a sparse round are chosen.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Planner {
-    /// What removes the most disagreement a second, by the measured bandwidths.
-    #[default]
-    Adaptive,
-    /// Links above a bandwidth, as long as recent meetings connect everybody (SAPS, arXiv 2002.09692).
-    Thresholds,
-    /// Fresh random pairs in each round.
-    Random,
-    /// Partners at distance 1, 2, 4, … in turn (one-peer exponential graph, arXiv 2110.13363).
-    Exponential,
-}
-
-impl fmt::Display for Planner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Adaptive => "adaptive",
-            Self::Thresholds => "thresholds",
-            Self::Random => "random",
-            Self::Exponential => "exponential",
-        })
-    }
-}
-
-/// How an exchanged value is written on the wire.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Values {
-    /// Four bytes, exact.
-    F32,
-    /// Two bytes.
-    F16,
-    /// One byte and a scale for each block of coordinates.
-    #[default]
-    Int8,
-}
-
-impl fmt::Display for Values {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        })
-    }
-}
 
 /// What a job file asks for, checked and free of floats. Committed once, never changed.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -118,6 +42,8 @@ pub struct JobSpec {
     pub stop: Option<Ppm>,
     /// How the pairs of a sparse round are chosen.
     pub planner: Planner,
+    /// What the algorithm goes by beyond the above.
+    pub tuning: Tuning,
 }
 
 /// A [`JobSpec`] as it is written. Postcard names no fields, so a log tells its older jobs apart by their end alone.
@@ -140,18 +66,36 @@ struct SpecRecord {
 }
 
 /// What a written job ends with. The first two are, byte for byte, the `Option` that was all of it before a job had
-/// a planner, and still are for a job that leaves the planner to its algorithm.
+/// a planner, and still are for a job that leaves planner and tuning to its algorithm.
 #[derive(Serialize, Deserialize)]
 enum SpecEnd {
     Open,
     Stop(Ppm),
-    Planned { stop: Option<Ppm>, planner: Planner },
+    Planned {
+        stop: Option<Ppm>,
+        planner: Planner,
+    },
+    Tuned {
+        stop: Option<Ppm>,
+        planner: Planner,
+        tuning: Tuning,
+    },
 }
 
 impl From<JobSpec> for SpecRecord {
     fn from(spec: JobSpec) -> Self {
-        let JobSpec { stop, planner, .. } = spec;
+        let JobSpec {
+            stop,
+            planner,
+            tuning,
+            ..
+        } = spec;
         let end = match stop {
+            _ if tuning != spec.algorithm.tuning() => SpecEnd::Tuned {
+                stop,
+                planner,
+                tuning,
+            },
             _ if planner != spec.algorithm.planner() => SpecEnd::Planned { stop, planner },
             Some(stop) => SpecEnd::Stop(stop),
             None => SpecEnd::Open,
@@ -177,11 +121,16 @@ impl From<JobSpec> for SpecRecord {
 
 impl From<SpecRecord> for JobSpec {
     fn from(record: SpecRecord) -> Self {
-        let by_algorithm = record.algorithm.planner();
-        let (stop, planner) = match record.end {
-            SpecEnd::Open => (None, by_algorithm),
-            SpecEnd::Stop(stop) => (Some(stop), by_algorithm),
-            SpecEnd::Planned { stop, planner } => (stop, planner),
+        let (planner, tuning) = (record.algorithm.planner(), record.algorithm.tuning());
+        let (stop, planner, tuning) = match record.end {
+            SpecEnd::Open => (None, planner, tuning),
+            SpecEnd::Stop(stop) => (Some(stop), planner, tuning),
+            SpecEnd::Planned { stop, planner } => (stop, planner, tuning),
+            SpecEnd::Tuned {
+                stop,
+                planner,
+                tuning,
+            } => (stop, planner, tuning),
         };
         Self {
             model: record.model,
@@ -199,6 +148,7 @@ impl From<SpecRecord> for JobSpec {
             evaluate_every: record.evaluate_every,
             stop,
             planner,
+            tuning,
         }
     }
 }
@@ -336,6 +286,75 @@ pub struct JobView {
 pub const ROUNDS_KEPT: usize = 64;
 
 impl JobView {
+    /// A job that was just submitted.
+    pub fn new(id: JobId, spec: JobSpec) -> Self {
+        Self {
+            id,
+            spec,
+            phase: JobPhase::Running,
+            rounds: VecDeque::new(),
+            last_matched: BTreeMap::new(),
+            last_alone: BTreeMap::new(),
+            evaluating: None,
+            evaluations: VecDeque::new(),
+            manifest: None,
+        }
+    }
+
+    /// What a committed plan does to the job. That it is the next one, the caller has checked.
+    pub fn open(&mut self, plan: RoundPlan) {
+        for pair in &plan.pairs {
+            self.last_matched.insert(*pair, plan.round);
+        }
+        for node in &plan.alone {
+            self.last_alone.insert(*node, plan.round);
+        }
+        self.rounds.push_back(RoundRecord { plan, outcome: None });
+        while self.rounds.len() > ROUNDS_KEPT {
+            self.rounds.pop_front();
+        }
+    }
+
+    /// What the outcome of the open round does to the job. That it is of that round, the caller has checked.
+    pub fn close(&mut self, outcome: RoundOutcome) {
+        if let Some(record) = self.rounds.back_mut() {
+            record.outcome = Some(outcome);
+        }
+        if self.is_at_its_end() {
+            self.phase = JobPhase::Finishing;
+        }
+    }
+
+    /// What a recorded evaluation does to the job.
+    pub fn record_evaluation(&mut self, evaluation: Evaluation) {
+        self.evaluations.push_back(evaluation);
+        while self.evaluations.len() > ROUNDS_KEPT {
+            self.evaluations.pop_front();
+        }
+        if self.is_at_its_end() {
+            self.phase = JobPhase::Finishing;
+        }
+    }
+
+    /// Whether the last round is closed, or all dense rounds are: those come early when the accuracy that was asked
+    /// for is reached.
+    pub fn is_at_its_end(&self) -> bool {
+        if self.phase != JobPhase::Running || self.open_round().is_some() || self.round() == Round(0) {
+            return false;
+        }
+        let is_dense = |record: &&RoundRecord| record.plan.kind == RoundKind::Dense;
+        let dense = self.rounds.iter().rev().take_while(is_dense).count();
+        let dense_wanted = usize::try_from(self.spec.final_dense_rounds).unwrap_or(usize::MAX);
+        let accurate = |stop| {
+            self.evaluations
+                .iter()
+                .any(|evaluation| evaluation.averaged_accuracy >= stop)
+        };
+        self.round().0 >= u64::from(self.spec.rounds)
+            || (dense_wanted > 0 && dense >= dense_wanted)
+            || (dense_wanted == 0 && self.spec.stop.is_some_and(accurate))
+    }
+
     /// The last round that was planned; 0 before the first.
     pub fn round(&self) -> Round {
         self.rounds.back().map_or(Round(0), |record| record.plan.round)
@@ -413,6 +432,7 @@ mod tests {
         for planner in [Planner::Adaptive, Planner::Random, Planner::Exponential] {
             for stop in [None, Some(Ppm(1))] {
                 (spec.planner, spec.stop) = (planner, stop);
+                spec.tuning.lr_final = Ppm(if stop.is_some() { 920_000 } else { 1_000_000 });
                 let bytes = postcard::to_stdvec(&spec).unwrap();
                 assert_eq!(postcard::from_bytes::<JobSpec>(&bytes).as_ref(), Ok(&spec));
             }

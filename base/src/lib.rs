@@ -4,6 +4,7 @@
 //! what two rooms must both understand (a roster, a round's plan, a message class) is defined here once.
 //! Everything that enters the log is free of floats, so that applying it is the same on every machine.
 
+mod algorithm;
 mod bandwidths;
 mod chain;
 mod class;
@@ -15,14 +16,12 @@ mod round;
 mod row;
 mod units;
 
+pub use algorithm::{Algorithm, Meeting, Planner, Tuning, Values};
 pub use bandwidths::{Bandwidths, LinkSpeed};
 pub use chain::{chain, innermost};
 pub use class::{CLASSES, Class};
 pub use id::{ClusterId, JobId, NodeId, ParseClusterIdError};
-pub use job::{
-    Algorithm, Evaluation, JobPhase, JobSpec, JobView, Manifest, Planner, ROUNDS_KEPT, Report, RoundRecord,
-    Values,
-};
+pub use job::{Evaluation, JobPhase, JobSpec, JobView, Manifest, ROUNDS_KEPT, Report, RoundRecord};
 pub use libp2p_identity::{Keypair, PeerId, PublicKey};
 pub use multiaddr::{Multiaddr, Protocol};
 pub use nearest::nearest;

@@ -29,14 +29,33 @@ impl Pair {
     }
 }
 
-/// Whether a round trains, and how much of the model it exchanges.
+/// Whether a round trains, and what its pairs are for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RoundKind {
-    /// Local steps, then the coordinates of the round's mask.
+    /// Local steps, then every pair exchanges what the job's algorithm tells partners.
     Sparse,
     /// No local steps; every coordinate. The last rounds of a job, which bring it to consensus.
     Dense,
+    /// Everybody computes, then all learn the mean: the pairs are the links of one ring. It counts when all merged.
+    Reduced,
+    /// Those that a pair joins with this one compute, and it takes their mean.
+    Served {
+        /// Who averages.
+        server: NodeId,
+    },
+}
+
+impl RoundKind {
+    /// What documents call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sparse => "sparse",
+            Self::Dense => "dense",
+            Self::Reduced => "reduced",
+            Self::Served { .. } => "served",
+        }
+    }
 }
 
 /// One round as the leader planned it; a pure function of the committed state before it.
@@ -50,7 +69,7 @@ pub struct RoundPlan {
     pub kind: RoundKind,
     /// The key of this round's mask and of the planner's draw: BLAKE3 of the job's seed and the round.
     pub seed: [u8; 32],
-    /// Who exchanges with whom: disjoint, sorted.
+    /// Who exchanges with whom, sorted. Disjoint where partners are chosen anew; on a ring everybody is in two.
     pub pairs: Vec<Pair>,
     /// Members that train without a partner: disjoint from `pairs`, sorted.
     pub alone: Vec<NodeId>,
@@ -65,12 +84,17 @@ pub struct RoundPlan {
 }
 
 impl RoundPlan {
-    /// The partner that this plan gives a member.
+    /// The partner that this plan gives a member; the first, where it gives several.
     pub fn partner_of(&self, node: NodeId) -> Option<NodeId> {
         self.pairs.iter().find_map(|pair| pair.partner_of(node))
     }
 
-    /// Everybody who takes part, with a partner or alone.
+    /// Everybody whom this plan has a member exchange with, by number.
+    pub fn partners_of(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.pairs.iter().filter_map(move |pair| pair.partner_of(node))
+    }
+
+    /// Everybody who takes part, with a partner or alone; once for each pair.
     pub fn participants(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.pairs
             .iter()

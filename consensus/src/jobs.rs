@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lapwing_base::{
-    Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, NodeId, Pair, ROUNDS_KEPT, Round,
-    RoundKind, RoundOutcome, RoundPlan, RoundRecord,
+    Algorithm, Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, NodeId, Pair, ROUNDS_KEPT,
+    Round, RoundKind, RoundOutcome, RoundPlan,
 };
 
 use crate::command::Malformed;
@@ -22,17 +22,7 @@ impl State {
         }
         check_spec(&spec)?;
         let id = JobId(index.0);
-        let job = JobView {
-            id,
-            spec,
-            phase: JobPhase::Running,
-            rounds: Default::default(),
-            last_matched: Default::default(),
-            last_alone: Default::default(),
-            evaluating: None,
-            evaluations: Default::default(),
-            manifest: None,
-        };
+        let job = JobView::new(id, spec);
         self.jobs.insert(id, Arc::new(job));
         while self.jobs.len() > JOBS_OVER_KEPT + 1 {
             // The first one is over: only the last can run.
@@ -65,16 +55,7 @@ impl State {
             let given = plan.round;
             return Err(RefusedReason::RoundOutOfOrder { expected, given });
         }
-        for pair in &plan.pairs {
-            job.last_matched.insert(*pair, plan.round);
-        }
-        for node in &plan.alone {
-            job.last_alone.insert(*node, plan.round);
-        }
-        job.rounds.push_back(RoundRecord { plan, outcome: None });
-        while job.rounds.len() > ROUNDS_KEPT {
-            job.rounds.pop_front();
-        }
+        job.open(plan);
         Ok(Applied::Done)
     }
 
@@ -86,8 +67,7 @@ impl State {
             .filter(|record| record.outcome.is_none() && record.plan.round == outcome.round)
             .ok_or(RefusedReason::RoundNotOpen(outcome.round))?;
         check_outcome(&record.plan, &outcome)?;
-        record.outcome = Some(outcome);
-        finish_if_at_the_end(job);
+        job.close(outcome);
         Ok(Applied::Done)
     }
 
@@ -130,15 +110,11 @@ impl State {
         if job.evaluating.is_some_and(|(round, _)| round <= evaluation.round) {
             job.evaluating = None;
         }
-        job.evaluations.push_back(evaluation);
-        while job.evaluations.len() > ROUNDS_KEPT {
-            job.evaluations.pop_front();
-        }
+        job.record_evaluation(evaluation);
         if let (Some(manifest), Some(holders)) = (manifest, holders) {
             let holders = holders.into_iter().collect();
             job.manifest = Some(Manifest { holders, ..manifest });
         }
-        finish_if_at_the_end(job);
         Ok(Applied::Done)
     }
 
@@ -207,32 +183,6 @@ fn is_evaluable(job: &JobView, round: Round) -> bool {
     round > recorded && round <= closed
 }
 
-/// The last round is closed, or all dense rounds are: those come early when the accuracy that was asked for
-/// is reached.
-fn finish_if_at_the_end(job: &mut JobView) {
-    if job.phase != JobPhase::Running || job.open_round().is_some() || job.round() == Round(0) {
-        return;
-    }
-    let dense = job
-        .rounds
-        .iter()
-        .rev()
-        .take_while(|record| record.plan.kind == RoundKind::Dense)
-        .count();
-    let dense_wanted = usize::try_from(job.spec.final_dense_rounds).unwrap_or(usize::MAX);
-    let accurate = |stop| {
-        job.evaluations
-            .iter()
-            .any(|evaluation| evaluation.averaged_accuracy >= stop)
-    };
-    let at_the_end = job.round().0 >= u64::from(job.spec.rounds)
-        || (dense_wanted > 0 && dense >= dense_wanted)
-        || (dense_wanted == 0 && job.spec.stop.is_some_and(accurate));
-    if at_the_end {
-        job.phase = JobPhase::Finishing;
-    }
-}
-
 /// Pairs and those alone are in order, and nobody is in two places.
 fn check_participants(plan: &RoundPlan) -> Result<(), RefusedReason> {
     check_count(
@@ -253,9 +203,15 @@ fn check_participants(plan: &RoundPlan) -> Result<(), RefusedReason> {
     if let Some(node) = out_of_order(plan.alone.iter().copied()) {
         return malformed(Malformed::Repeated(node));
     }
-    for node in plan.participants() {
-        if !seen.insert(node) {
+    for node in plan.pairs.iter().flat_map(|pair| pair.nodes()) {
+        // A dense round averages by halves, which needs one partner each; the job's algorithm knows for the others.
+        if !seen.insert(node) && plan.kind == RoundKind::Dense {
             return malformed(Malformed::Repeated(node));
+        }
+    }
+    for node in &plan.alone {
+        if !seen.insert(*node) {
+            return malformed(Malformed::Repeated(*node));
         }
     }
     if seen.is_empty() {
@@ -312,6 +268,12 @@ fn check_spec(spec: &JobSpec) -> Result<(), RefusedReason> {
     }
     if spec.data.is_empty() || spec.data.len() > TEXT_LENGTH_MAX {
         return bad("data", "a name of 1 to 256 bytes");
+    }
+    if !matches!(spec.algorithm, Algorithm::Default | Algorithm::Saps) {
+        return bad(
+            "algorithm",
+            "`default` or `saps`: the others are for `lapwing simulate`",
+        );
     }
     if spec.rounds == 0 {
         return bad("rounds", "at least 1");

@@ -795,6 +795,7 @@ mod tests {
             evaluate_every: 1,
             stop: None,
             planner: Planner::Adaptive,
+            tuning: Algorithm::Default.tuning(),
         }
     }
 

@@ -702,5 +702,6 @@ fn spec() -> JobSpec {
         evaluate_every: 10,
         stop: None,
         planner: Planner::Adaptive,
+        tuning: Algorithm::Default.tuning(),
     }
 }

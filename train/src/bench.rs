@@ -8,10 +8,9 @@ use crate::merge::merge;
 use crate::planner::{Knobs, PlanInput, plan_round};
 use crate::quantise::{decode, encode};
 use lapwing_base::{
-    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobPhase, JobSpec, JobView, LinkSpeed, NodeId,
-    NodeOutcome, Pair, Planner, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, Row, Values,
+    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobSpec, JobView, LinkSpeed, NodeId, NodeOutcome,
+    Pair, Planner, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, Row, Values,
 };
-use std::collections::{BTreeMap, VecDeque};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -215,18 +214,11 @@ fn round_of(compression: u32) -> RoundPlan {
 }
 
 fn job() -> JobView {
-    JobView {
-        id: JobId(1),
-        spec: JobSpec {
+    JobView::new(
+        JobId(1),
+        JobSpec {
             rounds: 1000,
             ..crate::jobfile::defaults(Algorithm::Default)
         },
-        phase: JobPhase::Running,
-        rounds: VecDeque::new(),
-        last_matched: BTreeMap::new(),
-        last_alone: BTreeMap::new(),
-        evaluating: None,
-        evaluations: VecDeque::new(),
-        manifest: None,
-    }
+    )
 }

@@ -5,10 +5,10 @@
 //! they arrived, so a new leader starts from an empty [`Coordinator`] and loses no round. How partners are chosen
 //! is `planner`'s.
 
-use crate::planner::{Knobs, PlanInput, next_kind, plan_round};
+use crate::planner::{Knobs, PlanInput, is_dense_next, plan_round};
 use lapwing_base::{
     Bandwidth, Bandwidths, Evaluation, JobId, JobPhase, JobView, LinkSpeed, Manifest, MemberState, NodeId,
-    Ppm, Report, Roster, Round, RoundOutcome, RoundPlan, RoundRecord, RoundReport,
+    Ppm, Report, Roster, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, RoundReport,
 };
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -674,10 +674,14 @@ fn is_possible(evaluation: &Evaluation, roster: &Roster) -> bool {
 /// active member was missing, twice that deadline: a starved machine then gets the time it needs and makes
 /// progress, instead of being cut off in every round.
 fn deadline(config: &CoordinatorConfig, job: &JobView, roster: &Roster) -> Duration {
-    let kind = next_kind(job);
+    let is_dense = is_dense_next(job);
     let mut smoothed: Option<u64> = None;
     let mut last: Option<(&RoundRecord, &RoundOutcome)> = None;
-    for record in job.rounds.iter().filter(|record| record.plan.kind == kind) {
+    for record in job
+        .rounds
+        .iter()
+        .filter(|record| (record.plan.kind == RoundKind::Dense) == is_dense)
+    {
         let Some(outcome) = &record.outcome else { continue };
         last = Some((record, outcome));
         if !was_cut_off(record, outcome) {
@@ -719,12 +723,11 @@ fn misses_an_active_member(record: &RoundRecord, outcome: &RoundOutcome, roster:
 #[expect(clippy::disallowed_methods, reason = "a test's any instant")]
 mod tests {
     use super::*;
+    use crate::jobfile::defaults;
     use lapwing_base::{
-        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Planner, Role, Term,
-        Values,
+        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Role, Term,
     };
     use proptest::prelude::*;
-    use std::collections::VecDeque;
 
     #[test]
     fn a_round_is_planned_closed_and_followed_by_the_next() {
@@ -1164,33 +1167,17 @@ mod tests {
                     leader: None,
                     term: Term(1),
                 },
-                job: JobView {
-                    id: JobId(1),
-                    spec: JobSpec {
-                        model: "mlp".into(),
-                        data: "digits".into(),
-                        algorithm: Algorithm::Default,
+                job: JobView::new(
+                    JobId(1),
+                    JobSpec {
                         rounds: 1000,
                         local_steps: 5,
-                        compression: 25,
-                        values: Values::Int8,
                         lr_micro: 100_000,
-                        batch: 32,
-                        seed: 1,
                         final_dense_rounds: 0,
-                        checkpoint_every: 1,
                         evaluate_every: 0,
-                        stop: None,
-                        planner: Planner::Adaptive,
+                        ..defaults(Algorithm::Default)
                     },
-                    phase: JobPhase::Running,
-                    rounds: VecDeque::new(),
-                    last_matched: BTreeMap::new(),
-                    last_alone: BTreeMap::new(),
-                    evaluating: None,
-                    evaluations: VecDeque::new(),
-                    manifest: None,
-                },
+                ),
                 bandwidths: Bandwidths::default(),
                 now: Instant::now(),
             }

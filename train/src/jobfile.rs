@@ -5,7 +5,7 @@
 
 use crate::data::{ParseDataSpecError, Source};
 use crate::model::Model;
-use lapwing_base::{Algorithm, JobSpec, Planner, Ppm, Values, nearest};
+use lapwing_base::{Algorithm, JobSpec, Meeting, Planner, Ppm, Tuning, Values, nearest};
 use std::fmt::{self, Write as _};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -80,7 +80,7 @@ impl fmt::Display for DidYouMean {
 }
 
 /// Every key, in the order in which they are written back.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 22] = [
     "model",
     "data",
     "algorithm",
@@ -96,7 +96,50 @@ const KEYS: [&str; 15] = [
     "checkpoint_every",
     "evaluate_every",
     "stop",
+    "momentum",
+    "weight_decay",
+    "lr_final",
+    "outer_lr",
+    "outer_momentum",
+    "gossip_step",
+    "asked",
 ];
+
+/// Which algorithms a key is for, as an error says it; nothing where it is for all.
+fn is_for(key: &str, algorithm: Algorithm) -> Result<(), &'static str> {
+    let (is_used, by) = match key {
+        "planner" => (
+            algorithm.meeting() == Meeting::Pairs,
+            "`planner` is for algorithms that meet in pairs: `default`, `saps` and `noloco`",
+        ),
+        "compression" => (
+            !matches!(
+                algorithm,
+                Algorithm::DPsgd
+                    | Algorithm::DiLoCo
+                    | Algorithm::NoLoCo
+                    | Algorithm::FedAvg
+                    | Algorithm::AllReduce
+                    | Algorithm::Local
+            ),
+            "`compression` is for `default`, `saps`, `dcd-psgd`, `choco-sgd` and `s-fedavg`: the others exchange everything",
+        ),
+        "outer_lr" | "outer_momentum" => (
+            matches!(algorithm, Algorithm::DiLoCo | Algorithm::NoLoCo),
+            "`outer_lr` and `outer_momentum` are for `diloco` and `noloco`",
+        ),
+        "gossip_step" => (
+            algorithm == Algorithm::ChocoSgd,
+            "`gossip_step` is for `choco-sgd`",
+        ),
+        "asked" => (
+            algorithm.meeting() == Meeting::Server,
+            "`asked` is for `fedavg` and `s-fedavg`",
+        ),
+        _ => (true, ""),
+    };
+    if is_used { Ok(()) } else { Err(by) }
+}
 
 /// What a job is that a file says nothing about: what suits the embedded digits on eight nodes.
 pub fn defaults(algorithm: Algorithm) -> JobSpec {
@@ -112,12 +155,16 @@ pub fn defaults(algorithm: Algorithm) -> JobSpec {
         // steps learn as much, and are a smaller part of a round's time.
         local_steps: 10,
         // With 14 nodes disagreement shrinks by 1/e in about 40 rounds; at 100 it would take 185.
-        compression: 25,
+        compression: if is_for("compression", algorithm).is_ok() {
+            25
+        } else {
+            1
+        },
         values: match algorithm {
             // A quarter of the bytes; a value's rounding is gone with its next exchange.
             Algorithm::Default => Values::Int8,
             // As published.
-            Algorithm::Saps => Values::F32,
+            _ => Values::F32,
         },
         // Between 0.05 and 0.1 hardly matters on the digits; 0.2 costs a point.
         lr_micro: 50_000,
@@ -130,6 +177,7 @@ pub fn defaults(algorithm: Algorithm) -> JobSpec {
         evaluate_every: 10,
         stop: None,
         planner: algorithm.planner(),
+        tuning: algorithm.tuning(),
     }
 }
 
@@ -154,11 +202,12 @@ pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
         table: table.get_ref(),
     };
     file.check_keys()?;
-    let algorithm = file.choice(
-        "algorithm",
-        &[("default", Algorithm::Default), ("saps", Algorithm::Saps)],
-    )?;
-    let mut spec = defaults(algorithm.unwrap_or_default());
+    let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm));
+    let algorithm = file.choice("algorithm", &algorithms)?.unwrap_or_default();
+    for key in KEYS.iter().filter(|key| file.table.contains_key(**key)) {
+        is_for(key, algorithm).map_err(JobFileError::Contradiction)?;
+    }
+    let mut spec = defaults(algorithm);
     if let Some((model, line)) = file.string("model")? {
         if !Model::names().any(|known| known == model) {
             let names: Vec<String> = Model::names().map(|name| format!("`{name}`")).collect();
@@ -184,14 +233,9 @@ pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
             .map_err(|source| JobFileError::BadData { line, source })?;
         spec.data = data.to_owned();
     }
-    let planners = [
-        ("adaptive", Planner::Adaptive),
-        ("thresholds", Planner::Thresholds),
-        ("random", Planner::Random),
-        ("exponential", Planner::Exponential),
-    ];
+    let planners = Planner::ALL.map(|planner| (planner.name(), planner));
     replace(&mut spec.planner, file.choice("planner", &planners)?);
-    let values = [("f32", Values::F32), ("f16", Values::F16), ("int8", Values::Int8)];
+    let values = Values::ALL.map(|values| (values.name(), values));
     replace(&mut spec.values, file.choice("values", &values)?);
     replace(&mut spec.rounds, file.whole("rounds", 1, 1_000_000)?);
     replace(&mut spec.local_steps, file.whole("local_steps", 1, 100_000)?);
@@ -216,8 +260,42 @@ pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
         file.whole("evaluate_every", 0, 1_000_000)?,
     );
     spec.stop = file.millionths("stop", 1, 1_000_000)?.map(Ppm);
+    read_tuning(&file, &mut spec.tuning)?;
     check_together(&file, &mut spec)?;
     Ok(spec)
+}
+
+fn read_tuning(file: &File<'_, '_>, tuning: &mut Tuning) -> Result<(), JobFileError> {
+    // A momentum of one never forgets.
+    replace(
+        &mut tuning.momentum_micro,
+        file.millionths("momentum", 0, 999_999)?,
+    );
+    replace(
+        &mut tuning.weight_decay_micro,
+        file.millionths("weight_decay", 0, 1_000_000)?,
+    );
+    replace(
+        &mut tuning.lr_final,
+        file.millionths("lr_final", 0, 1_000_000)?.map(Ppm),
+    );
+    replace(
+        &mut tuning.outer_lr_micro,
+        file.millionths("outer_lr", 1, 10_000_000)?,
+    );
+    replace(
+        &mut tuning.outer_momentum_micro,
+        file.millionths("outer_momentum", 0, 999_999)?,
+    );
+    replace(
+        &mut tuning.gossip_step_micro,
+        file.millionths("gossip_step", 1, 1_000_000)?,
+    );
+    replace(
+        &mut tuning.asked,
+        file.millionths("asked", 1, 1_000_000)?.map(Ppm),
+    );
+    Ok(())
 }
 
 /// Longest name of a data set in a job, in bytes: it goes into the log.
@@ -252,8 +330,9 @@ fn check_together(file: &File<'_, '_>, spec: &mut JobSpec) -> Result<(), JobFile
 /// Writes a job so that [`parse`] reads the same job again, every key on a line of its own.
 pub fn to_toml(spec: &JobSpec) -> String {
     let mut out = String::new();
-    for key in KEYS {
-        let value = match key {
+    let used = KEYS.iter().filter(|key| is_for(key, spec.algorithm).is_ok());
+    for key in used {
+        let value = match *key {
             "model" => quoted(&spec.model),
             "data" => quoted(&spec.data),
             "algorithm" => quoted(&spec.algorithm.to_string()),
@@ -268,6 +347,13 @@ pub fn to_toml(spec: &JobSpec) -> String {
             "final_dense_rounds" => spec.final_dense_rounds.to_string(),
             "checkpoint_every" => spec.checkpoint_every.to_string(),
             "evaluate_every" => spec.evaluate_every.to_string(),
+            "momentum" => decimal(spec.tuning.momentum_micro),
+            "weight_decay" => decimal(spec.tuning.weight_decay_micro),
+            "lr_final" => decimal(spec.tuning.lr_final.0),
+            "outer_lr" => decimal(spec.tuning.outer_lr_micro),
+            "outer_momentum" => decimal(spec.tuning.outer_momentum_micro),
+            "gossip_step" => decimal(spec.tuning.gossip_step_micro),
+            "asked" => decimal(spec.tuning.asked.0),
             _ => match spec.stop {
                 Some(stop) => decimal(stop.0),
                 None => continue,

@@ -14,6 +14,7 @@ mod layout;
 mod mask;
 mod matching;
 pub mod merge;
+mod method;
 mod model;
 mod planner;
 pub mod quantise;
@@ -49,8 +50,9 @@ pub use data::{
 };
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{Mask, round_seed};
+pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
 pub use model::{InputShape, Layer, Model, ModelError};
-pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, next_kind, plan_round};
+pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
 pub use status::{TrainingState, TrainingStatus};
 

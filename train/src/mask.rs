@@ -27,8 +27,8 @@ impl Mask {
     /// The mask of a planned round for a model of `parameters` coordinates.
     ///
     /// Dense rounds, and a compression of 1, take every coordinate. Otherwise one in `plan.compression`:
-    /// [`Algorithm::Saps`] keeps each coordinate by chance, independently in each round (mask version 1,
-    /// arXiv 2002.09692); [`Algorithm::Default`] keeps every coordinate exactly once in `compression` rounds.
+    /// [`Algorithm::Default`] keeps every coordinate exactly once in `compression` rounds; every other one keeps each
+    /// coordinate by chance, independently in each round (mask version 1, arXiv 2002.09692).
     ///
     /// # Panics
     ///
@@ -42,8 +42,8 @@ impl Mask {
             return Self::All(parameters);
         }
         Self::Indices(match algorithm {
-            Algorithm::Saps => random(round_seed(job_seed, plan.round), compression, n),
             Algorithm::Default => cyclic(job_seed, plan.round, compression, n),
+            _ => random(round_seed(job_seed, plan.round), compression, n),
         })
     }
 

@@ -8,16 +8,20 @@ mod adaptive;
 mod dense;
 #[cfg(test)]
 mod fixture;
+mod groups;
 mod links;
 mod mixing;
 mod seats;
 mod thresholds;
 
+use self::groups::Served;
 use self::seats::Seats;
 use crate::draws::Draws;
 use crate::mask::round_seed;
 use crate::matching::Matching;
-use lapwing_base::{Bandwidths, ByteSize, JobView, NodeId, Pair, Planner, Round, RoundKind, RoundPlan};
+use lapwing_base::{
+    Bandwidths, ByteSize, JobView, Meeting, NodeId, Pair, Planner, Round, RoundKind, RoundPlan,
+};
 use std::time::Duration;
 
 pub use self::thresholds::{IMPERCEPTIBLE, Knobs, Threshold};
@@ -37,14 +41,10 @@ pub struct PlanInput<'a> {
     pub knobs: Knobs,
 }
 
-/// What the round after the last planned one is.
-pub fn next_kind(job: &JobView) -> RoundKind {
+/// Whether the round after the last planned one is one of the dense ones that end a job.
+pub fn is_dense_next(job: &JobView) -> bool {
     let sparse = u64::from(job.spec.rounds.saturating_sub(job.spec.final_dense_rounds));
-    if has_reached_stop(job) || job.round().next().0 > sparse {
-        RoundKind::Dense
-    } else {
-        RoundKind::Sparse
-    }
+    has_reached_stop(job) || job.round().next().0 > sparse
 }
 
 fn has_reached_stop(job: &JobView) -> bool {
@@ -63,21 +63,30 @@ pub fn plan_round(input: &PlanInput<'_>) -> RoundPlan {
     let PlanInput { job, members, .. } = *input;
     let spec = &job.spec;
     let round = job.round().next();
-    let kind = next_kind(job);
-    let mut pairs = match kind {
-        RoundKind::Sparse => sparse_pairs(input, round),
-        RoundKind::Dense => dense_pairs(input),
+    let is_dense = is_dense_next(job);
+    let (kind, mut pairs, alone) = if is_dense {
+        (RoundKind::Dense, dense_pairs(input), None)
+    } else {
+        match spec.algorithm.meeting() {
+            Meeting::Pairs => (RoundKind::Sparse, sparse_pairs(input, round), None),
+            Meeting::Ring => (RoundKind::Sparse, groups::ring(input), None),
+            Meeting::All => (RoundKind::Reduced, groups::ring(input), None),
+            Meeting::Nobody => (RoundKind::Sparse, Vec::new(), None),
+            Meeting::Server => match groups::served(input, round) {
+                Some(Served {
+                    server,
+                    pairs,
+                    trains,
+                }) => {
+                    let alone = trains.then_some(server).into_iter().collect();
+                    (RoundKind::Served { server }, pairs, Some(alone))
+                }
+                None => (RoundKind::Sparse, Vec::new(), None),
+            },
+        }
     };
     pairs.sort_unstable();
-    let mut paired: Vec<NodeId> = pairs.iter().flat_map(|pair| pair.nodes()).collect();
-    paired.sort_unstable();
-    let alone = members
-        .iter()
-        .copied()
-        .filter(|node| paired.binary_search(node).is_err());
-    let mut alone: Vec<NodeId> = alone.collect();
-    alone.sort_unstable();
-    let is_dense = kind == RoundKind::Dense;
+    let alone = alone.unwrap_or_else(|| unpaired(members, &pairs));
     RoundPlan {
         job: job.id,
         round,
@@ -87,9 +96,34 @@ pub fn plan_round(input: &PlanInput<'_>) -> RoundPlan {
         alone,
         compression: if is_dense { 1 } else { spec.compression },
         local_steps: if is_dense { 0 } else { spec.local_steps },
-        lr_micro: spec.lr_micro,
+        lr_micro: learning_rate(job, round),
         deadline_ms: u32::try_from(input.deadline.as_millis()).unwrap_or(u32::MAX),
     }
+}
+
+/// The members that no pair has, sorted.
+fn unpaired(members: &[NodeId], pairs: &[Pair]) -> Vec<NodeId> {
+    let mut paired: Vec<NodeId> = pairs.iter().flat_map(|pair| pair.nodes()).collect();
+    paired.sort_unstable();
+    let mut alone = members.to_vec();
+    alone.retain(|node| paired.binary_search(node).is_err());
+    alone.sort_unstable();
+    alone
+}
+
+/// The learning rate of a round, in millionths: on a straight line from the job's to what is left of it in its last
+/// round that trains.
+fn learning_rate(job: &JobView, round: Round) -> u32 {
+    let spec = &job.spec;
+    let trained = u64::from(spec.rounds.saturating_sub(spec.final_dense_rounds));
+    let (passed, all) = (round.0.saturating_sub(1), trained.saturating_sub(1));
+    if all == 0 || passed > all {
+        return spec.lr_micro;
+    }
+    let lost = u64::from(1_000_000_u32.saturating_sub(spec.tuning.lr_final.0));
+    // At most 10^6 rounds, a share of 10^6 and a rate of 10^7: within 2^64.
+    let fallen = u64::from(spec.lr_micro) * lost / 1_000_000 * passed / all;
+    u32::try_from(u64::from(spec.lr_micro) - fallen).unwrap_or(spec.lr_micro)
 }
 
 /// Disjoint pairs of members, in any order.

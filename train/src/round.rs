@@ -320,9 +320,8 @@ fn millis(took: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lapwing_base::{
-        Algorithm, JobId, JobPhase, JobSpec, Pair, Planner, RoundKind, RoundOutcome, RoundRecord, Values,
-    };
+    use crate::jobfile::defaults;
+    use lapwing_base::{Algorithm, JobId, JobSpec, Pair, RoundKind, RoundOutcome, RoundRecord};
 
     const ME: NodeId = NodeId(1);
     const PARTNER: NodeId = NodeId(2);
@@ -553,33 +552,17 @@ mod tests {
     }
 
     fn job() -> JobView {
-        JobView {
-            id: JobId(5),
-            spec: JobSpec {
-                model: "mlp".into(),
-                data: "digits".into(),
-                algorithm: Algorithm::Default,
+        JobView::new(
+            JobId(5),
+            JobSpec {
                 rounds: 100,
                 local_steps: 1,
-                compression: 25,
-                values: Values::Int8,
                 lr_micro: 1,
                 batch: 1,
-                seed: 1,
-                final_dense_rounds: 5,
-                checkpoint_every: 1,
                 evaluate_every: 0,
-                stop: None,
-                planner: Planner::Adaptive,
+                ..defaults(Algorithm::Default)
             },
-            phase: JobPhase::Running,
-            rounds: Default::default(),
-            last_matched: Default::default(),
-            last_alone: Default::default(),
-            evaluating: None,
-            evaluations: Default::default(),
-            manifest: None,
-        }
+        )
     }
 
     fn plan(job: &mut JobView, round: u64) {

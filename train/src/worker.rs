@@ -84,7 +84,14 @@ impl Worker {
         let data_spec = data_spec(&spec, roster, config)?;
         let part = data_spec.share.map_or(0, |share| share.part);
         let data = data::load(&data_spec)?;
-        let backend = backend(&config.backend, &spec.model, data.shape, data.classes, spec.seed)?;
+        let backend = backend(
+            &config.backend,
+            &spec.model,
+            data.shape,
+            data.classes,
+            spec.seed,
+            &spec.tuning,
+        )?;
         let parameters = backend.layout().parameters();
         let mut worker = Self {
             job: view.id,

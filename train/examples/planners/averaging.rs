@@ -4,11 +4,10 @@
 //! prints and by the tests that hold it.
 
 use lapwing_base::{
-    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobPhase, JobSpec, JobView, LinkSpeed, NodeId,
-    NodeOutcome, Planner, ROUNDS_KEPT, RoundOutcome, RoundPlan, RoundRecord,
+    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobSpec, JobView, LinkSpeed, NodeId, NodeOutcome,
+    Planner, ROUNDS_KEPT, RoundOutcome, RoundPlan, RoundRecord,
 };
 use lapwing_train::{Knobs, Mask, PlanInput, Threshold, city_bandwidths, jobfile, plan_round};
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Members 1 to `nodes`, every link measured.
@@ -302,9 +301,9 @@ pub(crate) fn advance(job: &mut JobView, plan: RoundPlan, sent: ByteSize, took: 
 
 /// A job before its first round.
 pub(crate) fn job(choice: &Choice) -> JobView {
-    JobView {
-        id: JobId(1),
-        spec: JobSpec {
+    JobView::new(
+        JobId(1),
+        JobSpec {
             planner: choice.planner,
             seed: choice.seed,
             compression: choice.compression,
@@ -312,12 +311,5 @@ pub(crate) fn job(choice: &Choice) -> JobView {
             final_dense_rounds: 0,
             ..jobfile::defaults(Algorithm::Default)
         },
-        phase: JobPhase::Running,
-        rounds: VecDeque::new(),
-        last_matched: BTreeMap::new(),
-        last_alone: BTreeMap::new(),
-        evaluating: None,
-        evaluations: VecDeque::new(),
-        manifest: None,
-    }
+    )
 }

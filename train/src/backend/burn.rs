@@ -15,6 +15,8 @@ use super::{Backend, BackendError, StepReport, check_batch, check_flat};
 use crate::data::{Batch, Samples};
 use crate::layout::Layout;
 use crate::model::{Layer, Model};
+use crate::quantise::are_finite;
+use lapwing_base::Tuning;
 
 /// A model on burn's flex backend.
 #[derive(Debug)]
@@ -40,9 +42,9 @@ enum Computed {
 
 impl Burn {
     /// The model with its first parameters and an optimiser at rest.
-    pub(super) fn new(model: Model, seed: u64) -> Self {
+    pub(super) fn new(model: Model, seed: u64, tuning: &Tuning) -> Self {
         let flat = model.initial(seed);
-        let optimiser = Optimiser::new(flat.len());
+        let optimiser = Optimiser::new(flat.len(), tuning);
         Self {
             model,
             flat,
@@ -113,13 +115,19 @@ impl Backend for Burn {
 
     fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError> {
         let (loss, gradient) = self.gradient(batch)?;
-        if !loss.is_finite() || gradient.iter().any(|slope| !slope.is_finite()) {
+        if !loss.is_finite() || !are_finite(&gradient) {
             return Err(BackendError::Diverged { loss });
         }
         self.optimiser.step(&mut self.flat, &gradient, lr);
         // A batch is bounded by its job's `u32`.
         let samples = u32::try_from(batch.labels.len()).unwrap_or(u32::MAX);
         Ok(StepReport { loss, samples })
+    }
+
+    fn descend(&mut self, gradient: &[f32], lr: f32) -> Result<(), BackendError> {
+        check_flat(gradient, self.model.layout())?;
+        self.optimiser.step(&mut self.flat, gradient, lr);
+        Ok(())
     }
 
     fn gradient(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<f32>), BackendError> {

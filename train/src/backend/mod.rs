@@ -10,7 +10,7 @@ mod score;
 
 pub use score::Score;
 
-use lapwing_base::nearest;
+use lapwing_base::{Tuning, nearest};
 
 use crate::data::{Batch, Samples};
 use crate::layout::Layout;
@@ -40,6 +40,13 @@ pub trait Backend: Send {
     ///
     /// When the batch does not fit the model, or training diverged; then nothing is changed.
     fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError>;
+
+    /// One step of the optimiser down a gradient that was computed elsewhere, in the layout's order.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::write`].
+    fn descend(&mut self, gradient: &[f32], lr: f32) -> Result<(), BackendError>;
 
     /// The mean loss of a batch and its gradient, in the layout's order, as [`Self::step`] takes them. Changes
     /// nothing.
@@ -162,10 +169,11 @@ pub fn backend(
     shape: InputShape,
     classes: usize,
     seed: u64,
+    tuning: &Tuning,
 ) -> Result<Box<dyn Backend>, BackendError> {
     let model = Model::named(model, shape, classes)?;
     match name {
-        "burn" => Ok(Box::new(burn::Burn::new(model, seed))),
+        "burn" => Ok(Box::new(burn::Burn::new(model, seed, tuning))),
         _ => Err(BackendError::Unknown {
             name: name.chars().take(64).collect(),
             nearest: nearest(name, NAMES),
@@ -219,6 +227,10 @@ mod tests {
 
     const SHAPE: InputShape = InputShape::flat(6);
 
+    fn tuning() -> Tuning {
+        lapwing_base::Algorithm::Default.tuning()
+    }
+
     fn samples(count: usize) -> Samples {
         let mut draws = Draws::new("backend tests", &[count as u64]);
         let labels: Vec<u8> = (0..count).map(|_| draws.below(4) as u8).collect();
@@ -235,7 +247,7 @@ mod tests {
 
     fn each(test: impl Fn(Box<dyn Backend>)) {
         for name in NAMES {
-            test(backend(name, "mlp", SHAPE, 4, 11).unwrap());
+            test(backend(name, "mlp", SHAPE, 4, 11, &tuning()).unwrap());
         }
     }
 
@@ -313,7 +325,7 @@ mod tests {
             let _ = one.step(&data.as_batch(), 0.05).unwrap();
             let mut flat = vec![];
             one.read(&mut flat);
-            let mut other = backend("burn", "mlp", SHAPE, 4, 99).unwrap();
+            let mut other = backend("burn", "mlp", SHAPE, 4, 99, &tuning()).unwrap();
             other.write(&flat).unwrap();
             other.set_optimiser_state(&one.optimiser_state()).unwrap();
             for _ in 0..3 {
@@ -385,7 +397,10 @@ mod tests {
 
     #[test]
     fn a_mistyped_backend_is_answered_with_the_one_that_was_meant() {
-        let error = backend("bur", "mlp", SHAPE, 4, 1).err().unwrap().to_string();
+        let error = backend("bur", "mlp", SHAPE, 4, 1, &tuning())
+            .err()
+            .unwrap()
+            .to_string();
         assert_eq!(
             error,
             "there is no backend `bur` in this build; did you mean `burn`?"

@@ -2,32 +2,36 @@
 //!
 //! It computes no gradient.
 
+use lapwing_base::Tuning;
+
 /// SGD with Nesterov momentum and weight decay, as PyTorch defines it (its `torch.optim.SGD`).
 #[derive(Debug)]
 pub(super) struct Optimiser {
     momentum: Vec<f32>,
+    /// How much of the last direction is kept.
+    kept: f32,
+    /// Pull of every parameter towards zero, relative to the learning rate.
+    decay: f32,
 }
-
-/// How much of the last direction is kept: SAPS' experiments use 0.9, and so does nearly everyone.
-const MOMENTUM: f32 = 0.9;
-
-/// Pull of every parameter towards zero, relative to the learning rate: SAPS' experiments use 1e-4.
-const WEIGHT_DECAY: f32 = 1e-4;
 
 impl Optimiser {
     /// At rest.
-    pub(super) fn new(parameters: usize) -> Self {
+    pub(super) fn new(parameters: usize, tuning: &Tuning) -> Self {
+        let millionths = |count: u32| (f64::from(count) / 1e6) as f32;
         Self {
             momentum: vec![0.0; parameters],
+            kept: millionths(tuning.momentum_micro),
+            decay: millionths(tuning.weight_decay_micro),
         }
     }
 
     /// Moves `flat` one step down the gradient. All three vectors are as long as the model.
     pub(super) fn step(&mut self, flat: &mut [f32], gradient: &[f32], lr: f32) {
+        let (kept, decay) = (self.kept, self.decay);
         for ((value, momentum), slope) in flat.iter_mut().zip(&mut self.momentum).zip(gradient) {
-            let slope = slope + WEIGHT_DECAY * *value;
-            *momentum = MOMENTUM * *momentum + slope;
-            *value -= lr * (slope + MOMENTUM * *momentum);
+            let slope = slope + decay * *value;
+            *momentum = kept * *momentum + slope;
+            *value -= lr * (slope + kept * *momentum);
         }
     }
 
@@ -46,10 +50,11 @@ impl Optimiser {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lapwing_base::Algorithm;
 
     #[test]
     fn a_step_follows_the_published_recurrence() {
-        let mut optimiser = Optimiser::new(1);
+        let mut optimiser = Optimiser::new(1, &Algorithm::Default.tuning());
         let mut flat = [1.0];
         optimiser.step(&mut flat, &[0.5], 0.1);
         // g = 0.5001, v = 0.5001, w = 1 - 0.1 * (0.5001 + 0.9 * 0.5001).

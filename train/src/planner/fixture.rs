@@ -1,11 +1,11 @@
 //! A job and a log of its rounds, for the tests of the planners.
 
 use super::{Knobs, PlanInput, plan_round};
+use crate::jobfile::defaults;
 use lapwing_base::{
-    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobPhase, JobSpec, JobView, LinkSpeed, NodeId,
-    NodeOutcome, Pair, Planner, RoundKind, RoundOutcome, RoundPlan, RoundRecord, Values,
+    Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobSpec, JobView, LinkSpeed, NodeId, NodeOutcome,
+    Pair, RoundKind, RoundOutcome, RoundPlan,
 };
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 pub(super) fn plan_with(job: &JobView, members: usize, bandwidths: &Bandwidths, knobs: Knobs) -> RoundPlan {
@@ -39,12 +39,6 @@ pub(super) fn advance(job: &mut JobView, plan: RoundPlan) {
 }
 
 pub(super) fn advance_merged(job: &mut JobView, plan: RoundPlan, merged: Vec<Pair>) {
-    for pair in &plan.pairs {
-        job.last_matched.insert(*pair, plan.round);
-    }
-    for node in &plan.alone {
-        job.last_alone.insert(*node, plan.round);
-    }
     let outcome = RoundOutcome {
         job: job.id,
         round: plan.round,
@@ -52,10 +46,8 @@ pub(super) fn advance_merged(job: &mut JobView, plan: RoundPlan, merged: Vec<Pai
         nodes: Vec::new(),
         took_ms: 1,
     };
-    job.rounds.push_back(RoundRecord {
-        plan,
-        outcome: Some(outcome),
-    });
+    job.open(plan);
+    job.close(outcome);
 }
 
 pub(super) fn push(job: &mut JobView, kind: RoundKind, pairs: Vec<Pair>, merged: bool) {
@@ -66,33 +58,18 @@ pub(super) fn push(job: &mut JobView, kind: RoundKind, pairs: Vec<Pair>, merged:
 }
 
 pub(super) fn job(seed: u64, rounds: u32) -> JobView {
-    JobView {
-        id: JobId(1),
-        spec: JobSpec {
-            model: "mlp".into(),
-            data: "digits".into(),
-            algorithm: Algorithm::Default,
+    JobView::new(
+        JobId(1),
+        JobSpec {
             rounds,
             local_steps: 5,
-            compression: 25,
-            values: Values::Int8,
             lr_micro: 100_000,
-            batch: 32,
             seed,
             final_dense_rounds: 0,
-            checkpoint_every: 1,
             evaluate_every: 0,
-            stop: None,
-            planner: Planner::Adaptive,
+            ..defaults(Algorithm::Default)
         },
-        phase: JobPhase::Running,
-        rounds: VecDeque::new(),
-        last_matched: BTreeMap::new(),
-        last_alone: BTreeMap::new(),
-        evaluating: None,
-        evaluations: VecDeque::new(),
-        manifest: None,
-    }
+    )
 }
 
 /// As [`advance`], and everybody with a partner sent this much in a round of 100 ms.

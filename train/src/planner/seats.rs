@@ -42,6 +42,11 @@ impl Seats {
         &self.places
     }
 
+    /// The member at a place; `None` when there is no such place.
+    pub(super) fn node(&self, place: usize) -> Option<NodeId> {
+        self.nodes.get(place).copied()
+    }
+
     /// The members at two places; `None` when the places are one.
     pub(super) fn pair(&self, a: usize, b: usize) -> Option<Pair> {
         Pair::new(self.nodes[a], self.nodes[b])

@@ -1,0 +1,201 @@
+//! One node's side of an algorithm: what it tells others in a round, and what it makes of what they tell.
+//!
+//! Pure: no clock, no socket, no partner is found and nothing is trained here. Whether an exchange counts, the log
+//! says; until then what was accepted is only kept. The driver and the simulation feed the same methods, so that what
+//! was simulated is what will run.
+
+use crate::merge::MergeError;
+use crate::quantise::DecodeError;
+use lapwing_base::{Algorithm, JobSpec, NodeId, Round, RoundPlan};
+use std::fmt::Debug;
+
+mod averaging;
+
+pub(crate) use self::averaging::Averaging;
+
+/// An algorithm on one node, with what it keeps beside the model.
+#[derive(Debug)]
+pub enum Method {
+    /// Partners tell each other something, and each moves its own model.
+    Gossip(Box<dyn Gossip>),
+    /// All give a vector, and all get the mean.
+    Collective(Box<dyn Collective>),
+    /// Nothing is told.
+    Local,
+}
+
+/// What is told from partner to partner.
+///
+/// In each round: local steps, [`offer`](Self::offer) to each partner, [`accept`](Self::accept) of what each of them
+/// told, and once the log has the outcome, [`settle`](Self::settle) with the partners whose exchange counts. Both ends
+/// of an exchange see the same outcome, so what a method keeps about a partner is changed when settling, and never
+/// before. An offer that is not settled is forgotten with the next one.
+pub trait Gossip: Debug + Send {
+    /// Writes what `partner` is told into `message`, whatever was in it. `model` is the model after the local steps.
+    ///
+    /// # Errors
+    ///
+    /// When the plan does not fit this job.
+    fn offer(
+        &mut self,
+        plan: &RoundPlan,
+        partner: NodeId,
+        model: &[f32],
+        message: &mut Vec<u8>,
+    ) -> Result<(), MethodError>;
+
+    /// The most bytes that a partner may tell in this round: own knowledge, never the partner's word.
+    fn message_bytes_max(&self, plan: &RoundPlan) -> usize;
+
+    /// Takes what a partner told, if it can be merged.
+    ///
+    /// # Errors
+    ///
+    /// When nothing was offered to that partner in this round, or the message is damaged, of another plan, or not to
+    /// be trusted; then it is as if it had not arrived.
+    fn accept(&mut self, plan: &RoundPlan, partner: NodeId, message: &[u8]) -> Result<(), MethodError>;
+
+    /// Ends the round: moves `model`, which may have been trained on since the offer, by what the partners in `merged`
+    /// told. All of them were accepted.
+    ///
+    /// # Errors
+    ///
+    /// When one of them was not accepted; then nothing is changed.
+    fn settle(&mut self, plan: &RoundPlan, merged: &[NodeId], model: &mut [f32]) -> Result<(), MethodError>;
+
+    /// What must be kept over a restart beside the model, each vector with a name of its own.
+    fn state(&self) -> Vec<(String, &[f32])>;
+
+    /// Goes on from what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    ///
+    /// When a vector is missing, or of another length.
+    fn restore(&mut self, state: Vec<(String, Vec<f32>)>) -> Result<(), MethodError>;
+}
+
+/// What is averaged over all who take part.
+///
+/// In each round: [`begin`](Self::begin), the local work, [`contribute`](Self::contribute), and once the mean is here
+/// and the log has the outcome, [`settle`](Self::settle).
+pub trait Collective: Debug + Send {
+    /// What a node computes before it contributes.
+    fn work(&self) -> Work;
+
+    /// Takes note of the model from which the local work of a round starts.
+    fn begin(&mut self, plan: &RoundPlan, model: &[f32]);
+
+    /// Writes what this node adds to the mean into `vector`, whatever was in it: for all nodes of a round equally
+    /// long. Returns its weight in the mean.
+    ///
+    /// # Errors
+    ///
+    /// When the round was not begun.
+    fn contribute(
+        &mut self,
+        plan: &RoundPlan,
+        done: Done<'_>,
+        vector: &mut Vec<f32>,
+    ) -> Result<u64, MethodError>;
+
+    /// Ends the round with the mean of what all contributed.
+    ///
+    /// # Errors
+    ///
+    /// When the mean is of another length, or not finite; then nothing is changed.
+    fn settle(&mut self, plan: &RoundPlan, mean: &[f32], model: &mut [f32]) -> Result<Learnt, MethodError>;
+
+    /// As [`Gossip::state`].
+    fn state(&self) -> Vec<(String, &[f32])>;
+
+    /// As [`Gossip::restore`].
+    ///
+    /// # Errors
+    ///
+    /// When a vector is missing, or of another length.
+    fn restore(&mut self, state: Vec<(String, Vec<f32>)>) -> Result<(), MethodError>;
+}
+
+/// What a node computes in a round.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Work {
+    /// The plan's local steps.
+    Steps,
+    /// The gradient of one batch, without a step.
+    Gradient,
+}
+
+/// The result of a round's local work.
+#[derive(Clone, Copy, Debug)]
+pub struct Done<'a> {
+    /// The model after it.
+    pub model: &'a [f32],
+    /// The gradient, where the work is [`Work::Gradient`]; otherwise empty.
+    pub gradient: &'a [f32],
+    /// Samples of this node's part of the data.
+    pub samples: u64,
+}
+
+/// What a mean was to a model.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Learnt {
+    /// The model was changed.
+    Model,
+    /// The mean is a gradient: the backend takes a step down it.
+    Gradient,
+}
+
+/// Why a method did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MethodError {
+    /// Something came of a round or partner that nothing was offered to.
+    #[error("nothing was offered to node {partner} in round {round}")]
+    NotOffered {
+        /// The round.
+        round: Round,
+        /// The partner.
+        partner: NodeId,
+    },
+    /// What a partner told is to be merged, and is not here.
+    #[error("nothing of node {partner} was accepted in round {round}")]
+    NotAccepted {
+        /// The round.
+        round: Round,
+        /// The partner.
+        partner: NodeId,
+    },
+    /// A vector of another model.
+    #[error("a vector of {given} values is not one of {expected}")]
+    Length {
+        /// Its length.
+        given: usize,
+        /// What was expected.
+        expected: usize,
+    },
+    /// A message that no partner with the same plan would send.
+    #[error("the message is not one of this round: {why}")]
+    Malformed {
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A checkpoint of another algorithm.
+    #[error("the checkpoint has no `{name}`; it is of another algorithm or version")]
+    NoState {
+        /// What is missing.
+        name: &'static str,
+    },
+    /// Its values cannot be read.
+    #[error("the values cannot be decoded")]
+    Decode(#[from] DecodeError),
+    /// Its values cannot be merged.
+    #[error("the values cannot be merged")]
+    Merge(#[from] MergeError),
+}
+
+/// The method of a job's rounds that train, on a node whose model is now `model`, which all nodes of the job have.
+pub fn method(spec: &JobSpec, model: &[f32]) -> Method {
+    match spec.algorithm {
+        Algorithm::Default | Algorithm::Saps => Method::Gossip(Box::new(Averaging::new(spec, model.len()))),
+        _ => Method::Local,
+    }
+}
