@@ -701,7 +701,8 @@ const PAIRS_MAX: usize = 96;
 const STRANGERS_MAX: usize = 4;
 /// Probes of one address that the peer's own probes may bring about beyond the schedule.
 const TRIGGERED_MAX: u32 = 16;
-/// Everything that one attempt may send: both halves of guessing with their answers, twice.
+/// Everything that one attempt may send: the guesses of both volleys, or what keeps the guessed ports open meanwhile,
+/// and as much again as probes and answers need at most.
 const SENT_MAX: u32 = 4096;
 /// What is due at one moment: every pair once.
 const OUTBOX_MAX: usize = 256;

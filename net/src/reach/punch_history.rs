@@ -183,7 +183,7 @@ mod tests {
         let birthday = Strategy::Birthday {
             symmetric: crate::Side::Offerer,
             sockets: 256,
-            guesses: 1536,
+            guesses: Strategy::GUESSES_MAX,
         };
         assert!(histories.may_guess(&peer, now));
         let history = histories.of(peer, now);

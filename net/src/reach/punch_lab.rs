@@ -609,7 +609,7 @@ fn a_path_by_satellite_takes_one_attempt() {
 }
 
 #[test]
-fn guessing_finds_a_symmetric_nat_nearly_always() {
+fn guessing_finds_a_symmetric_nat() {
     let (mut direct, mut total, mut longest) = (0, Duration::ZERO, Duration::ZERO);
     for seed in 0..100 {
         let kinds = if seed % 2 == 0 {
@@ -634,7 +634,7 @@ fn guessing_finds_a_symmetric_nat_nearly_always() {
         "birthday: {direct} of 100 direct, {:?} on average, {longest:?} at most",
         total / direct
     );
-    assert!(direct >= 98, "{direct}");
+    assert_eq!(direct, 100);
 }
 
 #[test]
@@ -650,7 +650,11 @@ fn guessing_keeps_to_a_hundred_packets_a_second_and_ten_minutes() {
         .collect();
     assert_eq!(guesses.len(), 1, "{:?}", lab.nodes[0].failures);
     for node in &lab.nodes {
-        assert!(node.sent <= 1536 + 256 * 3 + 40, "{}", node.sent);
+        assert!(
+            node.sent <= u32::from(Strategy::GUESSES_MAX) + 40,
+            "{}",
+            node.sent
+        );
         assert_eq!(node.sockets.len(), 1, "what was opened is closed");
     }
 }
@@ -662,7 +666,7 @@ fn a_carriers_block_takes_few_guesses() {
         let mut lab = Lab::new([CONE, block], seed);
         let took = lab.run(Duration::from_secs(20));
         assert!(took.is_some(), "seed {seed}");
-        assert!(lab.nodes[0].sent < 400 && lab.nodes[1].sent < 200);
+        assert!(lab.nodes[0].sent < 600 && lab.nodes[1].sent < 300);
     }
 }
 
