@@ -43,14 +43,14 @@ pub use peer_table::{Counters, PeerEntry, PeerTable};
 pub use probes::{Candidate, Probes};
 pub use quiet::{Quiet, Traffic};
 pub use reach::{
-    CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable, Change, Chosen,
-    Contacted, Contacts, Datagram, DialId, Family, Filtering, Here, Ladder, LadderAction, Mapping, NatType,
-    NetworkPrint, Observation, Observations, PortSpan, Presence, Probe, ProbeError, ProbeId, ProbeKey,
-    ProbeKind, Probed, ProbedOutcome, ProbedSource, Prospect, PunchAction, PunchError, PunchMessage, Punches,
-    ReachAction, Reachability, RelayedBecause, Reservation, ReservationAction, ReservationRefusal,
-    Reservations, Rung, Scope, Side, Sighting, SocketId, Stance, Standing, Strategy, Surroundings, There,
-    Token, Udp, UdpVerdicts, UdpVerdictsError, Vetting, Whereabouts, Witness, WitnessAction, WitnessMessage,
-    WitnessRefusal,
+    BeaconAction, Beaconed, Beacons, CandidateKind, CandidateOutcome, CandidateRow, CandidateSource,
+    CandidateTable, Change, Chosen, Contacted, Contacts, Datagram, DialId, Family, Filtering, Here, Ladder,
+    LadderAction, Lookouts, Mapping, NatType, NetworkPrint, Observation, Observations, PortSpan, Presence,
+    Probe, ProbeError, ProbeId, ProbeKey, ProbeKind, Probed, ProbedOutcome, ProbedSource, Prospect,
+    PunchAction, PunchError, PunchMessage, Punches, ReachAction, Reachability, RelayedBecause, Reservation,
+    ReservationAction, ReservationRefusal, Reservations, Rung, Scope, Side, Sighting, SocketId, Stance,
+    Standing, Strategy, Surroundings, There, Token, Udp, UdpVerdicts, UdpVerdictsError, Vetting, Whereabouts,
+    Witness, WitnessAction, WitnessMessage, WitnessRefusal,
 };
 pub use refusal::Refusal;
 pub use refused::{Refused, RefusedCounters, Unwelcome};

@@ -2,12 +2,15 @@
 //! path is found and kept. Cores only: the driver feeds them what it sees and does what they say.
 //!
 //! From what others see ([`Observations`]) and who gets through ([`Reachability`], [`Witness`]) follow a node's
-//! [`NatType`] and its role. A home keeps [`Reservations`] at relays. For one peer, the [`Ladder`] says which path to
+//! [`NatType`] and its role. [`Beacons`] have mains see it over the family that no connection uses, and [`Lookouts`]
+//! are how mains do. A home keeps [`Reservations`] at relays. For one peer, the [`Ladder`] says which path to
 //! try next; over a relayed path, [`Punches`] finds a direct one.
 
+mod beacons;
 mod candidate_table;
 mod contacts;
 mod ladder;
+mod lookouts;
 mod nat;
 mod observations;
 mod probe;
@@ -34,9 +37,11 @@ mod hour_lab;
 #[cfg(test)]
 mod punch_lab;
 
+pub use beacons::{BeaconAction, Beaconed, Beacons};
 pub use candidate_table::{CandidateKind, CandidateOutcome, CandidateRow, CandidateSource, CandidateTable};
 pub use contacts::{Contacted, Contacts};
 pub use ladder::{DialId, Ladder, LadderAction, Rung};
+pub use lookouts::Lookouts;
 pub use nat::{Filtering, Mapping, NatType, Prospect, Udp};
 pub use observations::{Change, Family, Observation, Observations, PortSpan, SocketId};
 pub use probe::{Probe, ProbeError, ProbeId, ProbeKey, ProbeKind, Side, Token};

@@ -12,7 +12,7 @@ use super::channel::{Channel, ChannelError};
 use super::links::Link;
 use super::network::{RequestError, open, open_over, request};
 use super::shared::Shared;
-use crate::{Access, Kind, PunchMessage, Unwelcome, WitnessMessage, decode, encode};
+use crate::{Access, Kind, PunchMessage, Token, Unwelcome, WitnessMessage, decode, encode};
 use lapwing_base::{ByteSize, Class, PeerId};
 
 /// Agreements to punch.
@@ -37,6 +37,14 @@ pub(crate) const WHERE: Kind = Kind {
     name: "where",
     access: Access::Members,
     frame_max: ByteSize(128),
+};
+
+/// Tells a relay by which token the beacons are known that come to it over the other address family.
+pub(crate) const BEACON: Kind = Kind {
+    class: Class::Control,
+    name: "beacon",
+    access: Access::Members,
+    frame_max: ByteSize(32),
 };
 
 /// Of each kind, waiting to be taken: more of them are refused, and sent again if they matter.
@@ -64,6 +72,7 @@ pub(crate) struct Inboxes {
     punch: mpsc::Receiver<Channel>,
     witness: mpsc::Receiver<Channel>,
     places: mpsc::Receiver<Channel>,
+    beacons: mpsc::Receiver<Channel>,
 }
 
 impl Inboxes {
@@ -73,6 +82,7 @@ impl Inboxes {
             punch: serve(PUNCH),
             witness: serve(WITNESS),
             places: serve(WHERE),
+            beacons: serve(BEACON),
         }
     }
 }
@@ -84,6 +94,7 @@ pub(crate) async fn take(shared: Arc<Shared>, inboxes: Inboxes, notes: mpsc::Sen
         punch,
         witness,
         places,
+        beacons,
     } = inboxes;
     tokio::join!(
         each(punch, |channel| read(channel, notes.clone(), Arc::clone(&shared))),
@@ -93,6 +104,7 @@ pub(crate) async fn take(shared: Arc<Shared>, inboxes: Inboxes, notes: mpsc::Sen
             Arc::clone(&shared)
         )),
         each(places, |channel| answer(channel, Arc::clone(&shared))),
+        each(beacons, |channel| look_out(channel, Arc::clone(&shared))),
     );
 }
 
@@ -143,17 +155,28 @@ async fn answer(mut channel: Channel, shared: Arc<Shared>) {
             shared.refused.count(Unwelcome::Message);
             return Ok(());
         };
-        let seen: Vec<IpAddr> = shared
-            .link(&asked)
-            .and_then(|link| link.remote_ip())
-            .into_iter()
-            .collect();
-        channel.send(&encode(&seen)).await?;
+        channel.send(&encode(&shared.seen_at(&asked))).await?;
         channel.finish().await
     };
     let answered: Result<Result<(), ChannelError>, _> = tokio::time::timeout(PATIENCE, answering).await;
     if !matches!(answered, Ok(Ok(()))) {
         trace!(%peer, "a question was not answered");
+    }
+}
+
+/// Takes in by which token a member's beacons are known.
+async fn look_out(mut channel: Channel, shared: Arc<Shared>) {
+    let peer = channel.peer();
+    let Ok(Ok(Some(frame))) = tokio::time::timeout(PATIENCE, channel.receive()).await else {
+        trace!(%peer, "an announcement did not come");
+        return;
+    };
+    match decode::<Token>(&frame) {
+        Ok(token) => shared.lookouts().announced(peer, &token),
+        Err(error) => {
+            trace!(%peer, %error, "an announcement is not understood");
+            shared.refused.count(Unwelcome::Message);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reaching peers: feeds the cores that find paths, and does what they say. Part of the driver's one task.
 
+mod beaconing;
 mod circuit;
 mod climb;
 mod dial;
@@ -25,7 +26,7 @@ use super::Driver;
 use super::links::Link;
 use super::notes::WITNESS;
 use crate::{
-    CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability, Reservations,
+    Beacons, CandidateTable, Family, NatType, Observations, Punches, ReachAction, Reachability, Reservations,
     Standing, Surroundings, UdpVerdicts, Whereabouts, Witness,
 };
 use circuit::Circuit;
@@ -43,6 +44,7 @@ pub(crate) struct Reach {
     witness: Witness,
     reservations: Reservations,
     punches: Punches,
+    beacons: Beacons,
     verdicts: UdpVerdicts,
     /// Where they are kept, and when that was done last.
     verdicts_file: Option<VerdictsFile>,
@@ -107,6 +109,7 @@ impl Reach {
             punches: Punches::new(me, seed),
             verdicts: UdpVerdicts::default(),
             verdicts_file: None,
+            beacons: Beacons::new(seed),
             verdicts_kept_at: now,
             candidates: CandidateTable::default(),
             surroundings: Surroundings::default(),
@@ -158,6 +161,7 @@ impl Reach {
             Some(self.looked_at + LOOK_EVERY),
         ];
         cores.into_iter().flatten().min()
+            self.beacons.next_at(),
     }
 
     /// What the jitter on the way to a peer follows from: nobody else's is the same.
@@ -226,6 +230,7 @@ impl Driver {
                 .reach
                 .asked
                 .iter()
+            self.set_beacons(now);
                 .filter(|relay| !self.reach.reservations.asks(relay))
                 .copied()
                 .collect();
@@ -248,9 +253,6 @@ impl Driver {
         while let Some(action) = self.reach.punches.poll(now) {
             self.punch_action(action, now);
         }
-        for action in self.reach.reservations.poll(now) {
-            self.reserve(action, now);
-        }
         for action in self.reach.reachability.poll(now) {
             match action {
                 ReachAction::Ask { main, message } => self.tell(main, WITNESS, message.to_bytes()),
@@ -265,6 +267,13 @@ impl Driver {
         self.shared.refused.set_reach(
             reach.punches.refused() + reach.foreign_refused,
             reach.punches.forged(),
+        // What this node is decides at whom it reserves.
+        for action in self.reach.reservations.poll(now) {
+            self.reserve(action, now);
+        }
+        for action in self.reach.beacons.poll(now) {
+            self.beacon(action, now);
+        }
             reach.witness.refused() + self.swarm.behaviour().confirming.refused(),
         );
     }

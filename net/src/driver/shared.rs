@@ -1,6 +1,7 @@
 //! What handles, channels and the driver share: tables behind short locks, never held across a wait.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use super::limits::Limits;
 use super::links::Link;
 use super::prober::Measured;
 use super::websocket;
-use super::{Command, now};
-use crate::{AddressBook, Counters, Estimate, PeerTable, ReachStatus, Refused, RefusedCounters};
+use super::{Command, draw, now};
+use crate::{AddressBook, Counters, Estimate, Lookouts, PeerTable, ReachStatus, Refused, RefusedCounters};
 use lapwing_base::{Bandwidth, Multiaddr, PeerId};
 
 /// One network's shared state.
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     /// The link that new channels to a peer take.
     links: Mutex<HashMap<PeerId, Link>>,
     reach: watch::Sender<ReachStatus>,
+    /// Where members are seen over the family that their connection does not use.
+    lookouts: Mutex<Lookouts>,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +69,7 @@ impl Shared {
             addresses: Mutex::default(),
             links: Mutex::default(),
             reach: watch::Sender::default(),
+            lookouts: Mutex::new(Lookouts::new(draw())),
         }
     }
 
@@ -118,6 +122,19 @@ impl Shared {
             Some(link) => drop(links.insert(peer, link)),
             None => drop(links.remove(&peer)),
         }
+    }
+
+    pub(crate) fn lookouts(&self) -> MutexGuard<'_, Lookouts> {
+        lock(&self.lookouts)
+    }
+
+    /// Where a peer's packets come from: one address of each family, as far as this node sees any.
+    pub(crate) fn seen_at(&self, peer: &PeerId) -> Vec<IpAddr> {
+        let over_link = self.link(peer).and_then(|link| link.remote_ip());
+        let beside = self.lookouts().seen(peer, now());
+        let mut seen: Vec<_> = over_link.into_iter().chain(beside).collect();
+        seen.dedup();
+        seen
     }
 
     pub(crate) fn forget_links(&self) {

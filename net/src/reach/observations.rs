@@ -39,6 +39,14 @@ impl Family {
         }
     }
 
+    /// The one that it is not.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
     const fn index(self) -> usize {
         match self {
             Self::V4 => 0,

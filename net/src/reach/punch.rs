@@ -323,11 +323,18 @@ impl Punch {
         self.early.take()
     }
 
-    /// The first address that the peer names. None of a peer on the same site, whose other addresses are better.
+    /// The first address that the peer names and that we have a socket for, an IPv6 one if there is any, since no NAT
+    /// stands before it. None of a peer on the same site, whose other addresses are better.
     fn likeliest(&self, candidates: &[SocketAddr]) -> Option<(SocketId, SocketAddr)> {
         let seen = |remote: &SocketAddr| self.seen_at.contains(&remote.ip().to_canonical());
-        let remote = canonical(*candidates.first().filter(|_| candidates.iter().all(seen))?);
-        Some((*self.sockets_for(remote).first()?, remote))
+        if !candidates.iter().all(seen) {
+            return None;
+        }
+        candidates
+            .iter()
+            .map(|remote| canonical(*remote))
+            .filter_map(|remote| Some((*self.sockets_for(remote).first()?, remote)))
+            .min_by_key(|(_, remote)| remote.is_ipv4())
     }
 
     /// Where the peer has seen packets of ours come from, told once: our socket, where they went, and that.

@@ -12,7 +12,7 @@ use crate::reach::punch_attempt::{Answered, Attempt, Next, Opening, Phase, Punch
 use crate::reach::punch_history::{Histories, SOON};
 use crate::{
     Chosen, NatType, PortSpan, Presence, Probe, ProbeId, Prospect, PunchAction, PunchError, PunchMessage,
-    RelayedBecause, Side, SocketId, Strategy, Token, Vetting,
+    RelayedBecause, Scope, Side, SocketId, Strategy, Token, Vetting,
 };
 use lapwing_base::PeerId;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -179,7 +179,7 @@ impl Punches {
         } = Answered::clone(answered);
         attempt.there.seen_at.extend_from_slice(seen_at);
         let (here, there) = (attempt.here.clone(), attempt.there.clone());
-        let (name, nat) = (attempt.name, presence.nat);
+        let name = attempt.name;
         let theirs = self.vet(presence, &here, &there);
         if theirs.candidates.is_empty() {
             let why = RelayedBecause::NoCandidates;
@@ -190,7 +190,7 @@ impl Punches {
             self.fail(peer, why, now);
             return;
         }
-        let prospect = here.presence.nat.prospect(&nat);
+        let prospect = prospect(&here.presence, &theirs);
         let (me, plan) = (Side::Answerer, (token, strategy, prospect));
         // The moments are those that were agreed on.
         let phase = self.punching(peer, me, plan, &theirs, &here, &there, at);
@@ -350,7 +350,7 @@ impl Punches {
             return;
         }
         let ours = here.presence.nat;
-        let prospect = ours.prospect(&nat);
+        let prospect = prospect(&here.presence, &theirs);
         if prospect == Prospect::Relayed(RelayedBecause::UdpBlocked) {
             self.actions.push_back(give_up(RelayedBecause::UdpBlocked));
             return;
@@ -425,7 +425,7 @@ impl Punches {
             self.fail(peer, why, now);
             return;
         }
-        let prospect = here.presence.nat.prospect(&nat);
+        let prospect = prospect(&here.presence, &theirs);
         let (me, plan) = (Side::Offerer, (token, strategy, prospect));
         let phase = self.punching(peer, me, plan, &theirs, &here, &there, now);
         if let Some(attempt) = self.attempts.get_mut(&peer) {
@@ -610,6 +610,24 @@ pub(crate) fn guessing_address(candidates: &[SocketAddr], seen_at: &[IpAddr]) ->
         let ip = address.ip().to_canonical();
         Family::of(ip) == Family::V4 && seen_at.iter().any(|seen| seen.to_canonical() == ip)
     })
+}
+
+/// What two nodes can hope for. NATs are looked at over IPv4; where both have IPv6 nothing stands between them but
+/// firewalls.
+fn prospect(ours: &Presence, theirs: &Presence) -> Prospect {
+    let over_ipv4 = ours.nat.prospect(&theirs.nat);
+    let has_ipv6 = |presence: &Presence| {
+        let mut ips = presence.candidates.iter().map(SocketAddr::ip);
+        ips.any(|ip| Family::of(ip) == Family::V6 && Scope::of(ip) == Scope::Global)
+    };
+    match over_ipv4 {
+        Prospect::Birthday | Prospect::Relayed(RelayedBecause::SymmetricBothSides)
+            if has_ipv6(ours) && has_ipv6(theirs) =>
+        {
+            Prospect::Simultaneous
+        }
+        _ => over_ipv4,
+    }
 }
 
 fn vetting<'a>(here: &'a Here, there: &'a There) -> Vetting<'a> {

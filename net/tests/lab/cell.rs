@@ -81,7 +81,7 @@ impl Cell<'_> {
         );
         let held = match (&answered, self.expected, &direct) {
             (Err(error), _, _) => Err(format!("no answer: {error}")),
-            (Ok(_), Expected::Direct | Expected::Guessed | Expected::Any, Some(_)) => Ok(()),
+            (Ok(_), Expected::Direct | Expected::Guessed, Some(_)) => Ok(()),
             (Ok(_), Expected::DirectOver(family), Some((_, Some(address)))) => {
                 let ip = address.iter().find_map(|part| match part {
                     Protocol::Ip4(ip) => Some(IpAddr::from(ip)),
@@ -94,8 +94,7 @@ impl Cell<'_> {
                     Err(format!("{family:?} was expected, and it is {address}"))
                 }
             }
-            (Ok(_), Expected::Guessed, None) if because == Some(RelayedBecause::PortsMissed) => Ok(()),
-            (Ok(_), Expected::Relayed | Expected::Any, None) if because.is_some_and(is_a_reason) => Ok(()),
+            (Ok(_), Expected::Relayed, None) if because.is_some_and(is_a_reason) => Ok(()),
             (Ok(_), expected, direct) => Err(format!(
                 "{expected:?} was expected, and it is {direct:?} {because:?}"
             )),
@@ -126,7 +125,7 @@ impl Cell<'_> {
             Expected::Direct | Expected::DirectOver(_) => Duration::from_secs(10),
             Expected::Guessed => Duration::from_secs(60),
             // Time for two attempts, unless it is known that there is no hope.
-            Expected::Relayed | Expected::Any => Duration::from_secs(10),
+            Expected::Relayed => Duration::from_secs(10),
         }
     }
 

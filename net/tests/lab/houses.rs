@@ -215,7 +215,7 @@ fn build(village: &mut Village) {
 }
 
 fn plain_cells(village: &Village) -> Vec<Cell<'_>> {
-    use Expected::{Any, Direct, DirectOver, Relayed};
+    use Expected::{Direct, DirectOver, Relayed};
     [
         ("double", "open", Direct),
         ("open", "double-too", Direct),

@@ -67,8 +67,6 @@ pub(crate) enum Expected {
     Guessed,
     /// With a reason.
     Relayed,
-    /// Either: as luck will have it.
-    Any,
 }
 
 /// What kind of address a direct path leads to.

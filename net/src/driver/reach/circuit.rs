@@ -197,6 +197,7 @@ impl Driver {
                 }
             }
             self.reach.reservations.granted(*relay, RESERVATION_LIFETIME, now);
+            self.set_beacons(now);
             self.publish_reach(now);
             self.pump(now);
         }

@@ -326,3 +326,6 @@ impl Driver {
 
 /// Relays through which a peer is tried that has not said where it holds reservations.
 const GUESSED_RELAYS_MAX: usize = 4;
+                self.set_beacons(now);
+            self.shared.lookouts().forget(&peer);
+            self.set_beacons(now);

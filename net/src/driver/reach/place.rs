@@ -204,6 +204,7 @@ impl Driver {
         self.reach.reachability.set_alone(alone);
         self.pump(now);
     }
+            self.reach.beacons.network_changed(now);
 
     pub(super) fn on_standing(&mut self, standing: Standing, now: Instant) {
         self.reach.standing = Some(standing);

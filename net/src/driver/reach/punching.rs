@@ -207,7 +207,8 @@ impl Driver {
             return;
         }
         let taken = self.reach.punches.on_datagram(*socket, *from, payload, now)
-            || self.reach.reachability.on_datagram(*from, payload, now);
+            || self.reach.reachability.on_datagram(*from, payload, now)
+            || self.on_beacon(stray, now);
         if taken {
             self.pump(now);
         } else {

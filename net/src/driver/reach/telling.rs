@@ -24,7 +24,7 @@ impl Driver {
             }
             Note::Witness(peer, message) => {
                 self.reach.reachability.on_message(&peer, &message, now);
-                if let Some(from) = self.shared.link(&peer).and_then(|link| link.remote_ip()) {
+                if let Some(from) = self.seen_for(&peer, &message) {
                     let mains = self.connected_mains();
                     let actions = self.reach.witness.on_message(peer, from, message, &mains, now);
                     for action in actions {
