@@ -32,7 +32,8 @@ pub struct NetworkConfig {
     /// The node's identity; see [`crate::load_or_create_identity`].
     pub keypair: Keypair,
     /// Where to listen, as `/ip4/0.0.0.0/udp/0/quic-v1`; port 0 lets the system choose, and with no address at
-    /// all the node only dials.
+    /// all the node only dials. A home that listens on all of one version of IP, and meets others over the other one,
+    /// listens there too.
     pub listen: Vec<Multiaddr>,
     /// Main or home; `None` finds out: by asking others whether they reach it. Default: `None`.
     pub role: Option<Role>,

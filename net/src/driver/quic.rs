@@ -271,11 +271,13 @@ impl Quic {
         lane.close(REFUSED, b"a bulk lane needs a session");
     }
 
-    /// The sockets that stand, with what they are bound to; those that were opened to be guessed are not among them.
+    /// The sockets on which connections are taken, with what they are bound to: of those from which this node only dials
+    /// nobody is to be told, since nobody would be answered there.
     pub(crate) fn sockets(&self) -> Vec<(SocketId, SocketAddr)> {
         let locals = self.locals();
         locals
             .iter()
+            .filter(|local| local.listener.is_some())
             .map(|local| (local.socket.id(), local.socket.local()))
             .collect()
     }

@@ -202,6 +202,8 @@ fn build(village: &mut Village) {
     village.house("six-a", Nat::symmetric(), &[V4, V6]);
     village.house("six-b", Nat::symmetric(), &[V4, V6]);
     village.house("six-and-four", Nat::port_restricted(), &[V4, V6]);
+    // Who writes `::` means every address there is.
+    village.house("listens-six", Nat::port_restricted(), &[V6]);
     let host = village
         .router("nat-only-six", Nat::port_restricted())
         .host("only-six")
@@ -232,8 +234,13 @@ fn plain_cells(village: &Village) -> Vec<Cell<'_>> {
         ("six-a", "six-b", DirectOver(Over::Ipv6)),
         ("six-and-four", "six-b", DirectOver(Over::Ipv6)),
         ("only-six", "six-and-four", DirectOver(Over::Ipv6)),
-        // A relay sees either family of a node, and what it does not see may not be probed.
-        ("six-and-four", "plain", Any),
+        // Who has one family only meets who has both, whichever of them that one's relays are connected over.
+        ("six-and-four", "plain", DirectOver(Over::Ipv4)),
+        ("double", "six-and-four", DirectOver(Over::Ipv4)),
+        ("open", "six-a", DirectOver(Over::Ipv4)),
+        ("listens-six", "plain", DirectOver(Over::Ipv4)),
+        ("translating", "listens-six", DirectOver(Over::Ipv4)),
+        ("listens-six", "six-b", DirectOver(Over::Ipv6)),
     ]
     .map(|(from, to, expected)| village.cell(from, to, expected))
     .into()

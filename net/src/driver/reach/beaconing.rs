@@ -27,6 +27,9 @@ impl Driver {
             .collect();
         mains.sort_by_cached_key(|(main, _)| (!held.contains(main), self.reach.seed_towards(main)));
         mains.truncate(Beacons::MAINS_MAX);
+        for (_, to) in &mains {
+            self.listen_towards(*to);
+        }
         self.reach.beacons.set_mains(mains, now);
     }
 

@@ -43,6 +43,7 @@ impl Driver {
             self.ask_where(relay, peer, now);
         }
         if let Some(to) = socket_address(&address) {
+            self.listen_towards(to);
             self.reach.reachability.sent(to, now);
         }
         let options = DialOpts::peer_id(peer)

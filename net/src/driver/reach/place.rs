@@ -1,17 +1,18 @@
 //! This node's own place: what others see of it, what reaches it, its role, and what it tells of that.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use tracing::{debug, info};
 
-use crate::driver::addresses::is_loopback;
+use crate::driver::addresses::{ip_of, is_loopback};
 use crate::driver::links::Link;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
-use crate::driver::{Driver, notes};
+use crate::driver::{Driver, Listener, notes};
 use crate::{
     Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations,
-    Rung, SocketId, Stance, Standing, WitnessAction,
+    Rung, Scope, SocketId, Stance, Standing, WitnessAction,
 };
 use lapwing_base::{Multiaddr, PeerId, Role};
 
@@ -51,6 +52,50 @@ impl Driver {
             .iter()
             .filter(|(_, local)| local.is_ipv4() == to.is_ipv4());
         fits.next().map(|(socket, _)| *socket)
+    }
+
+    /// Makes sure that what is sent to an address comes from a socket that takes connections: others are told the port
+    /// that they see, and a NAT that is opened is opened for that one. A node that was told to listen on every address of
+    /// one version of IP, and has something to send over the other, listens there too. Whoever named single addresses is
+    /// taken at the word; so is a main that was said to be one, since nobody has opened a firewall for another port.
+    pub(super) fn listen_towards(&mut self, to: SocketAddr) {
+        let on_all = |address: &Multiaddr| {
+            let is_quic = Rung::of(address) == Some(Rung::Direct);
+            is_quic && ip_of(address).is_some_and(|ip| ip.is_unspecified())
+        };
+        let is_main = self.reach.reachability.standing().role == Role::Main;
+        let family = Family::of(to.ip());
+        if self.socket_towards(to).is_some()
+            || Scope::of(to.ip()) < Scope::Private
+            || (is_main && self.reach.reachability.is_pinned())
+            || !self.listeners.iter().any(|listener| on_all(&listener.asked))
+            || !self.is_on(family)
+        {
+            return;
+        }
+        let any: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let asked = to_multiaddr((any, 0).into());
+        match self.swarm.listen_on(asked.clone()) {
+            Ok(id) => {
+                debug!(%family, "listening over this version of IP too, since it is used");
+                self.listeners.push(Listener {
+                    id,
+                    asked,
+                    bound: Vec::new(),
+                });
+            }
+            Err(error) => debug!(%family, %error, "this version of IP is only dialed over"),
+        }
+    }
+
+    /// Whether this machine has an address of a family.
+    pub(super) fn is_on(&self, family: Family) -> bool {
+        let interfaces = self.interfaces.borrow();
+        let mut ips = interfaces.addresses.iter().map(|address| address.addr());
+        ips.any(|ip| Family::of(ip) == family && Scope::of(ip) >= Scope::Private)
     }
 
     /// A peer has told where it sees us. The word of mains counts, and of those that this node has turned to by itself:
