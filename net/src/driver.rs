@@ -655,7 +655,7 @@ impl Driver {
             return;
         }
         let why = self
-            .dial_failures(&peer)
+            .dial_failures(&peer, now)
             .unwrap_or_else(|| "no address of it answers".to_owned());
         let first = {
             let mut peers = self.shared.peers();

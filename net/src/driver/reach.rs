@@ -33,6 +33,7 @@ use circuit::Circuit;
 use climb::Climb;
 use dial::Dial;
 use lapwing_base::{Multiaddr, PeerId, Role};
+use place::WayIn;
 use punching::Awaited;
 use upgrade::UPGRADES_MAX;
 use verdicts_file::VerdictsFile;
@@ -43,8 +44,8 @@ pub(crate) struct Reach {
     reachability: Reachability,
     witness: Witness,
     reservations: Reservations,
-    punches: Punches,
     beacons: Beacons,
+    punches: Punches,
     verdicts: UdpVerdicts,
     /// Where they are kept, and when that was done last.
     verdicts_file: Option<VerdictsFile>,
@@ -72,6 +73,8 @@ pub(crate) struct Reach {
     standing: Option<Standing>,
     advertised: Vec<Multiaddr>,
     external: Vec<Multiaddr>,
+    /// The ways that lead in to this node itself.
+    ways_in: BTreeSet<WayIn>,
     looked_at: Instant,
     /// Direct connections that this node has dialed, with where they lead, whoever is there.
     foreign_dialed: HashMap<ConnectionId, SocketAddr>,
@@ -106,10 +109,10 @@ impl Reach {
             reachability: Reachability::new(role, seed),
             witness: Witness::new(short, now),
             reservations: Reservations::new(0, short),
+            beacons: Beacons::new(seed),
             punches: Punches::new(me, seed),
             verdicts: UdpVerdicts::default(),
             verdicts_file: None,
-            beacons: Beacons::new(seed),
             verdicts_kept_at: now,
             candidates: CandidateTable::default(),
             surroundings: Surroundings::default(),
@@ -126,6 +129,7 @@ impl Reach {
             standing: None,
             advertised: Vec::new(),
             external: Vec::new(),
+            ways_in: BTreeSet::new(),
             looked_at: now,
             foreign_dialed: HashMap::new(),
             foreign_candidates,
@@ -157,11 +161,11 @@ impl Reach {
             self.observations.next_at(),
             self.reachability.next_at(),
             self.reservations.next_at(),
+            self.beacons.next_at(),
             self.punches.next_at(),
             Some(self.looked_at + LOOK_EVERY),
         ];
         cores.into_iter().flatten().min()
-            self.beacons.next_at(),
     }
 
     /// What the jitter on the way to a peer follows from: nobody else's is the same.
@@ -226,11 +230,11 @@ impl Driver {
                     self.reach.reachability.sent(session.remote(), now);
                 }
             }
+            self.set_beacons(now);
             let given_up: Vec<_> = self
                 .reach
                 .asked
                 .iter()
-            self.set_beacons(now);
                 .filter(|relay| !self.reach.reservations.asks(relay))
                 .copied()
                 .collect();
@@ -263,10 +267,6 @@ impl Driver {
                 }
             }
         }
-        let reach = &self.reach;
-        self.shared.refused.set_reach(
-            reach.punches.refused() + reach.foreign_refused,
-            reach.punches.forged(),
         // What this node is decides at whom it reserves.
         for action in self.reach.reservations.poll(now) {
             self.reserve(action, now);
@@ -274,6 +274,10 @@ impl Driver {
         for action in self.reach.beacons.poll(now) {
             self.beacon(action, now);
         }
+        let reach = &self.reach;
+        self.shared.refused.set_reach(
+            reach.punches.refused() + reach.foreign_refused,
+            reach.punches.forged(),
             reach.witness.refused() + self.swarm.behaviour().confirming.refused(),
         );
     }

@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lapwing_net::{CandidateOutcome, Transport};
-use lapwing_netlab::{Egress, Nat};
+use lapwing_base::Role;
+use lapwing_net::{CandidateOutcome, Path, Transport};
+use lapwing_netlab::{Egress, Lab, Nat};
 
 use crate::counting::{Answering, Counting};
-use crate::nodes::{ECHO, LabNode, enrol, eventually};
-use crate::world::World;
+use crate::nodes::{ECHO, LabNode, enrol, eventually, refresh};
+use crate::world::{ANY, World};
+
+const QUIC: &str = "/ip4/0.0.0.0/udp/4001/quic-v1";
+const WEB: &str = "/ip4/0.0.0.0/tcp/443/tls/ws";
 
 fn transport(from: &LabNode, to: &LabNode) -> Option<Transport> {
     Some(from.peer(to)?.link?.transport)
@@ -132,5 +136,63 @@ impl Requests {
             self.asked.load(Ordering::Relaxed),
             self.failed.load(Ordering::Relaxed),
         )
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_main_without_websocket_is_reached_through_another_main_where_udp_is_blocked() {
+    let lab = Lab::builder().seed(7).start().unwrap();
+    let start = |name: &str, listen: &[&str]| {
+        LabNode::start(&lab.public_host(name).unwrap(), Some(Role::Main), listen)
+    };
+    let mains = [start("plain", &[QUIC]), start("web", &[QUIC, WEB])];
+    let homes = [("blocked", Egress::Web), ("free", Egress::Any)].map(|(name, egress)| {
+        let nat = Nat::port_restricted().with_egress(egress);
+        let router = lab.router(&format!("nat-{name}"), nat).unwrap();
+        LabNode::start(&router.host(name).unwrap(), None, &[ANY])
+    });
+    enrol(&mains, &homes);
+    let [plain, web] = &mains;
+    let [blocked, free] = &homes;
+    eventually(
+        "a relay is found that takes WebSocket",
+        Duration::from_secs(20),
+        || plain.reach().reservations.len() == 1,
+    );
+    assert_eq!(plain.reach().reservations[0].0, web.id());
+    assert_eq!(web.reach().reservations.len(), 0, "everybody reaches it");
+    refresh(&mains, &homes);
+    let took = blocked.ask(plain, Duration::from_secs(15)).unwrap();
+    println!("answered after {took:.1?}");
+    assert_eq!(blocked.path(plain), Some(Path::Relayed));
+    free.ask(plain, Duration::from_secs(10)).unwrap();
+    assert_eq!(free.path(plain), Some(Path::Direct));
+    for node in mains.into_iter().chain(homes) {
+        node.stop();
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn where_udp_is_blocked_and_nothing_leads_around_it_the_error_says_so() {
+    let lab = Lab::builder().seed(7).start().unwrap();
+    let mains = [LabNode::start(
+        &lab.public_host("plain").unwrap(),
+        Some(Role::Main),
+        &[QUIC],
+    )];
+    let nat = Nat::port_restricted().with_egress(Egress::Web);
+    let router = lab.router("nat", nat).unwrap();
+    let homes = [LabNode::start(&router.host("blocked").unwrap(), None, &[ANY])];
+    enrol(&mains, &homes);
+    let error = homes[0].ask(&mains[0], Duration::from_secs(15)).unwrap_err();
+    println!("{error}");
+    assert!(
+        error.contains("no WebSocket") && error.contains("no relay"),
+        "{error}"
+    );
+    for node in mains.into_iter().chain(homes) {
+        node.stop();
     }
 }

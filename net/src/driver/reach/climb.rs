@@ -1,15 +1,16 @@
 //! The way up to one peer: feeds its ladder, and does what it says.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use libp2p::multiaddr::Protocol;
 use tracing::{debug, info};
 
-use crate::driver::addresses::{relay_of, without_peer};
+use crate::driver::addresses::{ip_of, relay_of, without_peer};
 use crate::driver::links::Link;
 use crate::driver::{Driver, RETIRE_MAX, now};
-use crate::{Dialed, Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
+use crate::{Dialed, Family, Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
 use super::dial::Dial;
@@ -22,6 +23,8 @@ pub(super) struct Climb {
     pub(super) failures: BTreeMap<Multiaddr, String>,
     /// A punch waits for the relay to say where the peer is.
     pub(super) asking: bool,
+    /// No address of a main answers, so that the ways around are tried too.
+    pub(super) around: bool,
 }
 
 impl Driver {
@@ -41,6 +44,7 @@ impl Driver {
             due_at: None,
             failures: BTreeMap::new(),
             asking: false,
+            around: false,
         });
         climb.ladder.set_udp(udp);
         climb.ladder.set_addresses(addresses, now);
@@ -75,21 +79,40 @@ impl Driver {
             climb.ladder.set_addresses(addresses, now);
             self.drive(peer, now);
         }
+        if self.known_gate.mains.contains(&peer) && peer != self.shared.me {
+            self.learn_relay(peer, now);
+            self.set_beacons(now);
+            self.pump(now);
+        }
     }
 
     /// Where a peer may be: what is known of it, and the way through each of our relays that it may use too.
     pub(in crate::driver) fn addresses_of(&self, peer: &PeerId) -> Vec<Multiaddr> {
         let mut addresses = self.shared.book().addresses(peer);
         let gate = self.gate.borrow();
-        if gate.mains.contains(peer) {
-            // Whoever has UDP reaches it, and need not burden those that relay for it.
-            if self.reach.verdicts.udp(self.reach.surroundings.network(), now()) != Udp::Blocked {
-                addresses.retain(|address| relay_of(address).is_none());
-            }
+        let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now());
+        let in_vain = self.reach.climbs.get(peer).is_some_and(|climb| climb.around);
+        let around = in_vain || !addresses.iter().any(|address| self.gets_to(address, udp));
+        if gate.mains.contains(peer) && !around {
+            // Whoever gets to it need not burden those that relay for it.
+            addresses.retain(|address| relay_of(address).is_none());
             return addresses;
         }
-        let through = gate.mains.iter().filter(|main| *main != peer);
-        let through = through
+        for address in &mut addresses {
+            if let Some(relay) = relay_of(address)
+                && !self.gets_to(&first_hop(address), udp)
+                && let Some(through) = self.circuit_over(&relay, udp)
+            {
+                *address = through;
+            }
+        }
+        if gate.mains.contains(peer) {
+            // It says itself who relays for it; and should it be dead, all others are not to burden its relays for it.
+            return addresses;
+        }
+        let through = gate
+            .mains
+            .iter()
             .filter_map(|main| self.circuit_through(main))
             .take(GUESSED_RELAYS_MAX);
         for address in through.collect::<Vec<_>>() {
@@ -112,6 +135,45 @@ impl Driver {
             None => return None,
         };
         Some(address.with(Protocol::P2p(*relay)).with(Protocol::P2pCircuit))
+    }
+
+    /// Whether packets may get from this machine to an address without a relay: it has that version of IP, and UDP if need
+    /// be.
+    fn gets_to(&self, address: &Multiaddr, udp: Udp) -> bool {
+        let carries = match Rung::of(address) {
+            Some(Rung::Direct) => udp != Udp::Blocked,
+            Some(Rung::Fallback) => true,
+            Some(Rung::Relayed) | None => false,
+        };
+        let is_on = |ip: IpAddr| ip.is_loopback() || self.is_on(Family::of(ip));
+        carries && ip_of(address).is_none_or(is_on)
+    }
+
+    /// The way through a relay: as we are connected to it, or at an address of its own that packets may get to.
+    fn circuit_over(&self, relay: &PeerId, udp: Udp) -> Option<Multiaddr> {
+        let dialed = || {
+            let addresses = self.shared.book().addresses(relay);
+            let address = addresses.iter().find(|address| self.gets_to(address, udp))?;
+            let address = without_peer(address).with(Protocol::P2p(*relay));
+            Some(address.with(Protocol::P2pCircuit))
+        };
+        self.circuit_through(relay).or_else(dialed)
+    }
+
+    /// No address of a peer answers. A main of which only direct ones were tried, as they are by all who have UDP, may be
+    /// reached through a relay; says whether that is tried now.
+    fn go_around(&mut self, peer: PeerId, now: Instant) -> bool {
+        let is_main = self.known_gate.mains.contains(&peer);
+        match self.reach.climbs.get_mut(&peer) {
+            Some(climb) if is_main && !climb.around => climb.around = true,
+            Some(_) | None => return false,
+        }
+        let addresses = self.addresses_of(&peer);
+        let any = addresses.iter().any(|address| relay_of(address).is_some());
+        if let Some(climb) = self.reach.climbs.get_mut(&peer) {
+            climb.ladder.set_addresses(addresses, now);
+        }
+        any
     }
 
     /// Does what one ladder says.
@@ -180,7 +242,11 @@ impl Driver {
                 self.let_go(now);
             }
             LadderAction::SawBlocked => self.saw(peer, Udp::Blocked, now),
-            LadderAction::Unreachable { retry_at } => self.on_unreachable(peer, retry_at, now),
+            LadderAction::Unreachable { retry_at } => {
+                if !self.go_around(peer, now) {
+                    self.on_unreachable(peer, retry_at, now);
+                }
+            }
         }
     }
 
@@ -202,9 +268,15 @@ impl Driver {
                     climb.ladder.set_udp(after);
                 }
             }
-            // The one whose ladder has said so is being driven.
-            for other in peers.into_iter().filter(|other| *other != peer) {
-                self.drive(other, now);
+            for other in peers {
+                let addresses = self.addresses_of(&other);
+                if let Some(climb) = self.reach.climbs.get_mut(&other) {
+                    climb.ladder.set_addresses(addresses, now);
+                }
+                // The one whose ladder has said so is being driven.
+                if other != peer {
+                    self.drive(other, now);
+                }
             }
             self.publish_reach(now);
         }
@@ -230,6 +302,9 @@ impl Driver {
                 |_, dial| !matches!(dial, Dial::Punch(of) | Dial::Early { peer: of, .. } if *of == peer),
             );
             self.reach.candidates.succeeded(&peer, address, now);
+            if let Some(climb) = self.reach.climbs.get_mut(&peer) {
+                climb.around = false;
+            }
             self.reach.awaited.remove(&peer);
             self.reach.punches.connected(&peer, now);
             if let Link::Session(session) = link {
@@ -248,9 +323,10 @@ impl Driver {
         }
         let is_main = self.gate.borrow().mains.contains(&peer);
         if is_main {
-            self.reach.reservations.learn(peer, link.rtt());
+            self.learn_relay(peer, now);
             if rung == Rung::Direct {
                 self.reach.reachability.main_connected(peer, now);
+                self.set_beacons(now);
             }
         }
         // Links that others have made climb too: what is relayed is worth improving from either side.
@@ -280,11 +356,13 @@ impl Driver {
     pub(in crate::driver) fn on_path_lost(&mut self, peer: PeerId, rung: Rung, now: Instant) {
         let last = self.connections.count(&peer) == 0;
         if last {
+            self.shared.lookouts().forget(&peer);
             self.reach.punches.disconnected(&peer);
             self.reach.seen_at.forget(&peer);
         }
         if rung == Rung::Direct {
             self.reach.reachability.main_lost(&peer);
+            self.set_beacons(now);
         }
         let wanted = self.pending.contains_key(&peer);
         if let Some(climb) = self.reach.climbs.get_mut(&peer) {
@@ -324,8 +402,11 @@ impl Driver {
     }
 }
 
+/// Where the relay is that an address leads through.
+fn first_hop(address: &Multiaddr) -> Multiaddr {
+    let is_hop = |part: &Protocol<'_>| !matches!(part, Protocol::P2p(_) | Protocol::P2pCircuit);
+    address.iter().take_while(is_hop).collect()
+}
+
 /// Relays through which a peer is tried that has not said where it holds reservations.
 const GUESSED_RELAYS_MAX: usize = 4;
-                self.set_beacons(now);
-            self.shared.lookouts().forget(&peer);
-            self.set_beacons(now);

@@ -10,7 +10,7 @@ use tracing::trace;
 use crate::driver::addresses::{relay_of, socket_address, without_peer};
 use crate::driver::quic::to_multiaddr;
 use crate::driver::{Driver, explain};
-use crate::{CandidateKind, CandidateRow, CandidateSource, DialId, Rung, SocketId};
+use crate::{CandidateKind, CandidateRow, CandidateSource, DialId, Rung, SocketId, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 
 pub(super) enum Dial {
@@ -126,8 +126,9 @@ impl Driver {
         }
     }
 
-    /// What became of each address of a peer since something stood last, in one line.
-    pub(in crate::driver) fn dial_failures(&self, peer: &PeerId) -> Option<String> {
+    /// What became of each address of a peer since something stood last, in one line; and what is missing where UDP does
+    /// not get through.
+    pub(in crate::driver) fn dial_failures(&self, peer: &PeerId, now: Instant) -> Option<String> {
         let failures = &self.reach.climbs.get(peer)?.failures;
         let shown: Vec<_> = failures.values().take(FAILURES_SHOWN).cloned().collect();
         let more = failures.len() - shown.len();
@@ -136,7 +137,14 @@ impl Driver {
         } else {
             String::new()
         };
-        (!shown.is_empty()).then(|| format!("{}{more}", shown.join("; ")))
+        let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
+        let only_udp = |address: &Multiaddr| Rung::of(address) == Some(Rung::Direct);
+        let hint = if udp != Udp::Open && self.addresses_of(peer).iter().all(only_udp) {
+            NO_WAY_AROUND
+        } else {
+            ""
+        };
+        (!shown.is_empty()).then(|| format!("{}{more}{hint}", shown.join("; ")))
     }
 
     /// Every address that was tried for a peer.
@@ -146,3 +154,6 @@ impl Driver {
 }
 
 const FAILURES_SHOWN: usize = 3;
+
+const NO_WAY_AROUND: &str = "; if UDP is blocked on the way, nothing leads around that: the peer listens for no WebSocket, \
+                             and no relay is known through which it can be reached";

@@ -204,6 +204,7 @@ impl Driver {
             info!("this machine is in another network");
             self.reach.punches.network_changed(now);
             self.reach.reservations.network_changed(now);
+            self.reach.beacons.network_changed(now);
             let udp = self.reach.verdicts.udp(self.reach.surroundings.network(), now);
             let peers: Vec<_> = self.reach.climbs.keys().copied().collect();
             for peer in peers {
@@ -221,11 +222,8 @@ impl Driver {
     pub(in crate::driver) fn on_mains(&mut self, gate: &Gate, before: &Gate, now: Instant) {
         let me = self.shared.me;
         for main in gate.mains.iter().filter(|main| **main != me) {
-            let link = self.shared.link(main);
-            self.reach
-                .reservations
-                .learn(*main, link.as_ref().and_then(Link::rtt));
-            if matches!(link, Some(Link::Session(_))) {
+            self.learn_relay(*main, now);
+            if matches!(self.shared.link(main), Some(Link::Session(_))) {
                 self.reach.reachability.main_connected(*main, now);
             }
         }
@@ -239,20 +237,18 @@ impl Driver {
         }
         for gone in before.mains.difference(&gate.mains) {
             self.reach.relays_dialed.remove(gone);
-            self.reach.reservations.forget(gone);
             self.reach.reachability.main_lost(gone);
-            self.reserve(ReservationAction::Release(*gone), now);
-            self.forget_asked(*gone, now);
+            self.forget_relay(*gone, now);
         }
         // Whoever joins has somebody to ask; whoever founds has nobody.
         let alone = gate.cluster.is_some() && gate.mains.iter().all(|main| *main == me);
         self.reach.reachability.set_alone(alone);
         self.pump(now);
     }
-            self.reach.beacons.network_changed(now);
 
     pub(super) fn on_standing(&mut self, standing: Standing, now: Instant) {
         self.reach.standing = Some(standing);
+        self.learn_relays(now);
         if !standing.provisional {
             info!(role = %standing.role, "how this node can be reached is known");
         }
@@ -265,21 +261,35 @@ impl Driver {
         self.publish_reach(now);
     }
 
-    /// Who has no UDP comes over WebSocket: to a main that listens for it, and to any other node through a relay. What
-    /// an operator's main is for, its operator says.
-    fn reservations_wanted(&self, role: Role, listen: &[Multiaddr]) -> usize {
-        let takes_web = || {
-            listen
-                .iter()
-                .any(|address| Rung::of(address) == Some(Rung::Fallback))
-        };
-        let reached_by_all =
-            self.reach.reachability.is_pinned() || takes_web() || listen.iter().all(is_loopback);
-        if role == Role::Main && reached_by_all {
-            0
+    /// A main may serve this node as a relay: a home any, since it is dialed by everybody through it. A main is so
+    /// dialed only by those who do not get to itself, for whom the relay has to have what it has not.
+    pub(super) fn learn_relay(&mut self, main: PeerId, now: Instant) {
+        let is_main = self
+            .reach
+            .standing
+            .is_some_and(|standing| standing.role == Role::Main);
+        let theirs = || ways_in(&self.shared.book().addresses(&main));
+        if !is_main || theirs().iter().any(|way| !self.reach.ways_in.contains(way)) {
+            let link = self.shared.link(&main);
+            self.reach
+                .reservations
+                .learn(main, link.as_ref().and_then(Link::rtt));
         } else {
-            Reservations::WANTED
+            self.forget_relay(main, now);
         }
+    }
+
+    fn learn_relays(&mut self, now: Instant) {
+        let (me, mains) = (self.shared.me, self.known_gate.mains.clone());
+        for main in mains.iter().copied().filter(|main| *main != me) {
+            self.learn_relay(main, now);
+        }
+    }
+
+    fn forget_relay(&mut self, main: PeerId, now: Instant) {
+        self.reach.reservations.forget(&main);
+        self.reserve(ReservationAction::Release(main), now);
+        self.forget_asked(main, now);
     }
 
     /// Tells everybody who asks where this node can be reached.
@@ -288,7 +298,12 @@ impl Driver {
             return;
         };
         let listen = self.shared.listen();
-        let wanted = self.reservations_wanted(standing.role, &listen);
+        // Who is on this machine only is reached by all who are.
+        let wanted = if standing.role == Role::Main && listen.iter().all(is_loopback) {
+            0
+        } else {
+            Reservations::WANTED
+        };
         self.reach.reservations.set_wanted(wanted);
         let mut external: Vec<_> = self.reach.reachability.open().map(to_multiaddr).collect();
         if standing.role == Role::Main && external.is_empty() {
@@ -321,6 +336,15 @@ impl Driver {
             self.swarm.add_external_address(new.clone());
         }
         self.reach.external.clone_from(&external);
+        // Whether anybody can come in over WebSocket, only those find out who are to.
+        let web = listen
+            .iter()
+            .filter(|address| Rung::of(address) == Some(Rung::Fallback));
+        let ways = ways_in(external.iter().chain(web));
+        if self.reach.ways_in != ways {
+            self.reach.ways_in = ways;
+            self.learn_relays(now);
+        }
         let mut advertised = external;
         let circuits = self
             .reach
@@ -351,6 +375,26 @@ impl Driver {
         });
         debug!(mapping = ?nat.mapping, filtering = ?nat.filtering, "reach published");
     }
+}
+
+/// The ways that lead in by these addresses, other than through a relay.
+fn ways_in<'a>(addresses: impl IntoIterator<Item = &'a Multiaddr>) -> BTreeSet<WayIn> {
+    let ways = addresses
+        .into_iter()
+        .filter_map(|address| match Rung::of(address)? {
+            Rung::Direct => Some(WayIn::Quic(Family::of(ip_of(address)?))),
+            Rung::Fallback => Some(WayIn::Web),
+            Rung::Relayed => None,
+        });
+    ways.collect()
+}
+
+/// What somebody has to have to get to a node. Not everybody has both versions of IP, and not everybody has UDP.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum WayIn {
+    Quic(Family),
+    /// WebSocket over TLS, whatever is below.
+    Web,
 }
 
 /// As many as a member may have in the roster.
