@@ -5,6 +5,7 @@
 
 mod acceptor;
 mod addresses;
+mod around;
 mod behaviour;
 #[expect(clippy::disallowed_methods, reason = "it measures real time")]
 pub mod bench;
@@ -63,6 +64,7 @@ use tracing::{debug, info, trace};
 
 use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Quiet, Rung};
 use addresses::{for_others, is_loopback, relay_of, without_peer};
+use around::Wrapped;
 use behaviour::Carrier;
 use boxed_handlers::BoxedHandlers;
 use interfaces::Interfaces;
@@ -156,7 +158,7 @@ const LANES_CLOSED_MAX: usize = 64;
 
 /// Owns the swarm.
 pub(crate) struct Driver {
-    swarm: Swarm<BoxedHandlers<Protocols>>,
+    swarm: Swarm<Wrapped<BoxedHandlers<Protocols>>>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
     gate: watch::Receiver<Gate>,

@@ -15,12 +15,13 @@ use libp2p::autonat::v2::server;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
-    ToSwarm, dummy,
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour as _, THandler, THandlerInEvent, ToSwarm,
+    dummy,
 };
 use tracing::trace;
 
 use super::addresses::{ip_of, relay_of};
+use super::around::{Around, AroundHandler, Plain};
 use super::quic::from_multiaddr;
 use super::shared::Shared;
 use lapwing_base::{Multiaddr, PeerId};
@@ -111,17 +112,25 @@ impl Confirming {
     }
 }
 
-impl NetworkBehaviour for Confirming {
-    type ConnectionHandler = THandler<server::Behaviour>;
-    type ToSwarm = server::Event;
+impl Around for Confirming {
+    type Inner = server::Behaviour;
+    type Handler = Handler;
 
-    fn handle_established_inbound_connection(
+    fn inner(&mut self) -> &mut server::Behaviour {
+        &mut self.inner
+    }
+
+    fn handler(&self, _: PeerId, inner: Inner) -> Handler {
+        Handler { inner }
+    }
+
+    fn inbound(
         &mut self,
         id: ConnectionId,
         peer: PeerId,
         local: &Multiaddr,
         remote: &Multiaddr,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
+    ) -> Result<Inner, ConnectionDenied> {
         match ip_of(remote) {
             Some(ip) if self.serves && relay_of(local).is_none() && !self.shared.is_member(&peer) => {
                 self.askers.insert(id, (peer, ip));
@@ -132,7 +141,7 @@ impl NetworkBehaviour for Confirming {
         }
     }
 
-    fn handle_pending_outbound_connection(
+    fn pending_outbound(
         &mut self,
         id: ConnectionId,
         _: Option<PeerId>,
@@ -153,18 +162,6 @@ impl NetworkBehaviour for Confirming {
             return Err(ConnectionDenied::new(NotDialed));
         }
         Ok(Vec::new())
-    }
-
-    fn handle_established_outbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: PeerId,
-        address: &Multiaddr,
-        role: Endpoint,
-        port: PortUse,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner
-            .handle_established_outbound_connection(id, peer, address, role, port)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -192,11 +189,10 @@ impl NetworkBehaviour for Confirming {
         self.inner.on_swarm_event(event);
     }
 
-    fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        self.inner.on_connection_handler_event(peer, id, event);
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<server::Event, THandlerInEvent<Self>>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ToSwarm<server::Event, THandlerInEvent<server::Behaviour>>> {
         let polled = self.inner.poll(cx);
         if let Poll::Ready(ToSwarm::Dial { opts }) = &polled
             && let Some(peer) = opts.get_peer_id()
@@ -205,5 +201,25 @@ impl NetworkBehaviour for Confirming {
             self.dials.insert(opts.connection_id(), Dial { peer, state });
         }
         polled
+    }
+}
+
+type Inner = THandler<server::Behaviour>;
+
+/// Of one connection: the server's, or none.
+pub(crate) struct Handler {
+    inner: Inner,
+}
+
+impl AroundHandler for Handler {
+    type Inner = Inner;
+    type Events = Plain;
+
+    fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut Inner {
+        &mut self.inner
     }
 }

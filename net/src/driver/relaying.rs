@@ -1,21 +1,15 @@
 //! The relay service (circuit relay v2): libp2p's, for whom we choose. Everybody else finds that we do not speak it.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use either::Either;
-use libp2p::core::Endpoint;
-use libp2p::core::transport::PortUse;
 use libp2p::relay;
-use libp2p::swarm::handler::ConnectionEvent;
-use libp2p::swarm::{
-    ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour,
-    SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
-};
+use libp2p::swarm::{ConnectionHandler, THandler, dummy};
 
+use super::around::{Around, AroundHandler, Listens, Plain};
 use super::shared::Shared;
-use lapwing_base::{Multiaddr, PeerId};
+use lapwing_base::PeerId;
 
 /// Reservations at once: as many homes as one main is planned for.
 const RESERVATIONS_MAX: usize = 10_000;
@@ -76,58 +70,23 @@ impl Relaying {
         };
         self.inner.set_status(Some(status));
     }
+}
 
-    fn door(&self, peer: PeerId, inner: THandler<relay::Behaviour>) -> Door {
+impl Around for Relaying {
+    type Inner = relay::Behaviour;
+    type Handler = Door;
+
+    fn inner(&mut self) -> &mut relay::Behaviour {
+        &mut self.inner
+    }
+
+    fn handler(&self, peer: PeerId, inner: Inner) -> Door {
         Door {
             peer,
             inner,
             shared: Arc::clone(&self.shared),
             open: self.open,
         }
-    }
-}
-
-impl NetworkBehaviour for Relaying {
-    type ConnectionHandler = Door;
-    type ToSwarm = relay::Event;
-
-    fn handle_established_inbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: PeerId,
-        local: &Multiaddr,
-        remote: &Multiaddr,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        let inner = self
-            .inner
-            .handle_established_inbound_connection(id, peer, local, remote)?;
-        Ok(self.door(peer, inner))
-    }
-
-    fn handle_established_outbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: PeerId,
-        address: &Multiaddr,
-        role: Endpoint,
-        port: PortUse,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        let inner = self
-            .inner
-            .handle_established_outbound_connection(id, peer, address, role, port)?;
-        Ok(self.door(peer, inner))
-    }
-
-    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        self.inner.on_swarm_event(event);
-    }
-
-    fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        self.inner.on_connection_handler_event(peer, id, event);
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<relay::Event, THandlerInEvent<Self>>> {
-        self.inner.poll(cx)
     }
 }
 
@@ -141,15 +100,19 @@ pub(crate) struct Door {
     open: bool,
 }
 
-impl ConnectionHandler for Door {
-    type FromBehaviour = <Inner as ConnectionHandler>::FromBehaviour;
-    type ToBehaviour = <Inner as ConnectionHandler>::ToBehaviour;
-    type InboundProtocol = <Inner as ConnectionHandler>::InboundProtocol;
-    type OutboundProtocol = <Inner as ConnectionHandler>::OutboundProtocol;
-    type InboundOpenInfo = <Inner as ConnectionHandler>::InboundOpenInfo;
-    type OutboundOpenInfo = <Inner as ConnectionHandler>::OutboundOpenInfo;
+impl AroundHandler for Door {
+    type Inner = Inner;
+    type Events = Plain;
 
-    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol, Self::InboundOpenInfo> {
+    fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+
+    fn listen_protocol(&self) -> Listens<Inner> {
         if self.open || self.shared.is_member(&self.peer) {
             self.inner.listen_protocol()
         } else {
@@ -158,39 +121,11 @@ impl ConnectionHandler for Door {
         }
     }
 
-    fn connection_keep_alive(&self) -> bool {
-        self.inner.connection_keep_alive()
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Self::OutboundOpenInfo, Self::ToBehaviour>> {
-        self.inner.poll(cx)
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Option<Self::ToBehaviour>> {
-        self.inner.poll_close(cx)
-    }
-
-    fn on_behaviour_event(&mut self, event: Self::FromBehaviour) {
+    fn on_behaviour_event(&mut self, event: <Inner as ConnectionHandler>::FromBehaviour) {
         // A change of the service's status is told to relayed connections too, which have no such handler and would
         // panic (libp2p-relay 0.22, `reconfigure_relay_status`).
         if self.inner.is_left() == event.is_left() {
             self.inner.on_behaviour_event(event);
         }
-    }
-
-    fn on_connection_event(
-        &mut self,
-        event: ConnectionEvent<
-            '_,
-            Self::InboundProtocol,
-            Self::OutboundProtocol,
-            Self::InboundOpenInfo,
-            Self::OutboundOpenInfo,
-        >,
-    ) {
-        self.inner.on_connection_event(event);
     }
 }

@@ -14,6 +14,7 @@ use libp2p::{Swarm, identify, noise, ping, relay, yamux};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::around::Wrapped;
 use super::behaviour::Behaviour;
 use super::boxed_handlers::BoxedHandlers;
 use super::confirming::Confirming;
@@ -38,11 +39,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) struct Protocols {
     pub(crate) upkeep: Behaviour,
     identify: identify::Behaviour,
-    ping: Pinging,
-    pub(crate) relaying: Relaying,
+    ping: Wrapped<Pinging>,
+    pub(crate) relaying: Wrapped<Relaying>,
     relayed: relay::client::Behaviour,
     pub(crate) upgrading: Upgrading,
-    pub(crate) confirming: Confirming,
+    pub(crate) confirming: Wrapped<Confirming>,
 }
 
 /// What a swarm is made of.
@@ -65,7 +66,7 @@ pub(crate) const PROTOCOL_VERSION: &str = "/lapwing/1";
 ///
 /// # Errors
 /// When the identity cannot sign, or the certificate for WebSocket cannot be used.
-pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<BoxedHandlers<Protocols>>, StartError> {
+pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<Wrapped<BoxedHandlers<Protocols>>>, StartError> {
     let Setup {
         keypair,
         shared,
@@ -102,9 +103,9 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<BoxedHandlers<Protocols>>,
     let protocols = Protocols {
         upkeep: Behaviour::new(Arc::clone(&shared)),
         identify: identify::Behaviour::new(identify),
-        ping: Pinging::new(ping),
-        confirming: Confirming::new(Arc::clone(&shared)),
-        relaying: Relaying::new(me, shared, relays_strangers),
+        ping: Wrapped(Pinging::new(ping)),
+        confirming: Wrapped(Confirming::new(Arc::clone(&shared))),
+        relaying: Wrapped(Relaying::new(me, shared, relays_strangers)),
         relayed,
         upgrading: Upgrading::new(candidates),
     };
@@ -116,7 +117,12 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<Swarm<BoxedHandlers<Protocols>>,
         // An open costs no round trip: the protocol's name and the first frame travel together.
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_dial_concurrency_factor(DIALS_AT_ONCE);
-    Ok(Swarm::new(transport, BoxedHandlers(protocols), me, config))
+    Ok(Swarm::new(
+        transport,
+        Wrapped(BoxedHandlers(protocols)),
+        me,
+        config,
+    ))
 }
 
 /// Relayed circuits, secured from end to end.
