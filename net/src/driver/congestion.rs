@@ -43,31 +43,44 @@ impl ControllerFactory for DelayCongestion {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(DelayController {
             window: DelayWindow::new(now, current_mtu),
-            seen: Arc::default(),
+            crossing: Arc::default(),
         })
     }
 }
 
-/// The peer has said at `now` that what comes to it over a bulk lane waits for so long.
-pub(crate) fn set_queue(lane: &quinn::Connection, queue: Duration, now: Instant) {
+/// What is known of the queues between this node and a peer while both send bulk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Crossing {
+    /// How long what comes from the peer waits, and with it acknowledgements.
+    pub(crate) returning: Duration,
+    /// How long what we send waits, as the peer sees it, if it says so.
+    pub(crate) seen: Option<Duration>,
+}
+
+/// The peer of a bulk lane sends bulk too, and this is known of the queues in between at `now`.
+pub(crate) fn set_crossing(lane: &quinn::Connection, queues: Crossing, now: Instant) {
     let state = lane.congestion_state().into_any();
-    if let Some(DelayController { seen, .. }) = state.downcast_ref() {
-        *lock(seen) = Some((queue, now));
+    if let Some(DelayController { crossing, .. }) = state.downcast_ref() {
+        *lock(crossing) = Some((queues, now));
     }
 }
 
 #[derive(Clone, Debug)]
 struct DelayController {
     window: DelayWindow,
-    /// The queue that the peer has seen last, and when it said so. Copies of the controller, which are all that a
-    /// connection hands out, share it.
-    seen: Arc<Mutex<Option<(Duration, Instant)>>>,
+    /// What was known last of the queues, and when. Copies of the controller, which are all that a connection hands out,
+    /// share it.
+    crossing: Arc<Mutex<Option<(Crossing, Instant)>>>,
 }
 
 impl Controller for DelayController {
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: &RttEstimator) {
-        let fresh = lock(&self.seen).filter(|(_, at)| now < *at + Arrivals::FRESH);
-        self.window.set_queue(fresh.map(|(queue, _)| queue));
+        let fresh = lock(&self.crossing).filter(|(_, at)| now < *at + Arrivals::FRESH);
+        let crossing = fresh.map(|(crossing, _)| crossing);
+        self.window.set_returning(
+            crossing.map(|crossing| crossing.returning),
+            crossing.and_then(|crossing| crossing.seen),
+        );
         // Each packet's own round trip; the delay of its acknowledgement is filtered out with other noise.
         self.window.on_ack(now, sent, bytes, app_limited);
     }

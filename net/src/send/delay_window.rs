@@ -26,6 +26,9 @@ use stuck::Stuck;
 /// enough for a link to stay busy through a timer's lateness.
 pub const TARGET: Duration = Duration::from_millis(15);
 
+/// The same for each of two ends that send bulk at the same time: a small message and its answer wait in both queues.
+const TARGET_EACH: Duration = Duration::from_millis(6);
+
 /// A delay-based congestion window for one path.
 #[derive(Clone, Debug)]
 pub struct DelayWindow {
@@ -40,8 +43,10 @@ pub struct DelayWindow {
     losses: Losses,
     /// How long the next loss-based spell lasts.
     fair_for: Duration,
-    /// The queue that the other end sees, while it says so.
-    queue: Option<Duration>,
+    /// How long acknowledgements wait behind bulk that the other end sends, while it does.
+    returning: Option<Duration>,
+    /// How long what we send waits, as the other end sees it, while it says so.
+    seen: Option<Duration>,
 }
 
 /// What the window is doing.
@@ -97,21 +102,30 @@ impl DelayWindow {
             rate: 0.0,
             losses: Losses::new(now),
             fair_for: FAIR_MIN,
-            queue: None,
+            returning: None,
+            seen: None,
         }
     }
 
-    /// How long what we send waits in queues now, as the other end sees it; see [`super::Arrivals`].
+    /// How long what the other end sends waits in queues on its way here, while it sends bulk too; see [`super::Arrivals`].
     ///
-    /// Where both ends send bulk, acknowledgements wait: in the queue that the other's bulk fills, and before that for
-    /// the other's own window. Who took that for a queue of ours would send less and less, and so would the other.
-    pub const fn set_queue(&mut self, queue: Option<Duration>) {
-        self.queue = queue;
+    /// Acknowledgements wait there as well. Who took that for a queue of ours would send less and less, and so would the
+    /// other; and who allowed nothing in flight for that time would send less whenever the other sends more, by turns.
+    ///
+    /// `seen` is what the other end says in return of what we send. That is known late, but it is known apart from all that
+    /// may hold an acknowledgement up.
+    pub const fn set_returning(&mut self, queue: Option<Duration>, seen: Option<Duration>) {
+        self.returning = queue;
+        self.seen = seen;
     }
 
     /// Bytes that may be in flight.
-    pub const fn window(&self) -> u64 {
-        self.window
+    pub fn window(&self) -> u64 {
+        let Some((base, returning)) = self.base.rtt().zip(self.returning) else {
+            return self.window;
+        };
+        let longer = 1.0 + ratio(returning, base + TARGET_EACH);
+        scaled(self.window, longer).min(WINDOW_MAX)
     }
 
     /// What the window is doing.
@@ -139,9 +153,7 @@ impl DelayWindow {
     pub fn on_ack(&mut self, now: Instant, sent_at: Instant, bytes: u64, limited: bool) {
         // Within one machine a clock that was read before the packet left gives no round trip at all.
         let rtt = now.checked_duration_since(sent_at).filter(|rtt| *rtt >= RTT_MIN);
-        // The other end knows of one half only, and as it was a moment ago: a shorter round trip is closer to the truth.
-        let seen = self.base.rtt().zip(self.queue);
-        let rtt = rtt.map(|rtt| seen.map_or(rtt, |(base, queue)| rtt.min(base + queue)));
+        let rtt = rtt.map(|rtt| self.without_returning(rtt));
         if rtt.is_some_and(|rtt| self.base.observe(rtt)) {
             // Everybody who shares the link sees the queue run empty, and drains together from now on.
             self.base.drained_at = now;
@@ -259,6 +271,29 @@ impl DelayWindow {
         self.bound();
     }
 
+    /// A round trip as it would be if nothing but our own bulk waited.
+    fn without_returning(&self, rtt: Duration) -> Duration {
+        match self.base.rtt().zip(self.returning) {
+            Some((base, returning)) => {
+                // That queue is known as it was a moment ago, so this may be too much.
+                let ours = rtt.saturating_sub(returning).max(base.min(rtt));
+                match self.seen.map(|seen| base + seen) {
+                    Some(seen) if ours > seen + HELD => seen,
+                    Some(_) | None => ours,
+                }
+            }
+            None => rtt,
+        }
+    }
+
+    /// What we may add to the shortest round trip.
+    const fn target(&self) -> Duration {
+        match self.returning {
+            Some(_) => TARGET_EACH,
+            None => TARGET,
+        }
+    }
+
     fn leave_startup_on_delay(&mut self, now: Instant) {
         let Some(base) = self.base.rtt() else { return };
         let delay = self.trip.rtt_min.saturating_sub(base);
@@ -306,11 +341,14 @@ impl DelayWindow {
                 } else if self.judge_losses(now) {
                     // Looks at the result next.
                 } else if now >= self.base.drained_at + DRAIN_INTERVAL.max(DRAIN_INTERVAL_RTTS * rtt) {
-                    let resume = scaled(self.window, ratio(base + TARGET / 5, base + delay).min(1.0));
-                    let drained = (1.0 - ratio(4 * TARGET, base)).clamp(DRAIN_MAX, DRAIN_MIN);
+                    let target = self.target();
+                    let resume = scaled(self.window, ratio(base + target / 5, base + delay).min(1.0));
+                    let drained = (1.0 - ratio(4 * target, base)).clamp(DRAIN_MAX, DRAIN_MIN);
                     self.window = scaled(self.window, drained * ratio(base + CALM, base + delay).min(1.0));
                     self.phase = Phase::Drain { resume };
                     self.open_round(now);
+                } else if delay > self.target() {
+                    self.ease(steady, base, delay);
                 } else {
                     self.grow(now, steady, base, delay, limited);
                 }
@@ -329,6 +367,18 @@ impl DelayWindow {
                 }
             }
         }
+    }
+
+    /// The delay is a little above what both ends together may cause. Each answers in part, since it takes a round trip to
+    /// see what came of it.
+    fn ease(&mut self, mut steady: Steady, base: Duration, delay: Duration) {
+        let excess = delay.saturating_sub(self.target()).mul_f64(EASE);
+        self.window = scaled(self.window, 1.0 - ratio(excess, base + delay));
+        if steady.stuck.take().is_some_and(|stuck| stuck.by_trial) {
+            self.fair_for = FAIR_MIN;
+        }
+        (steady.grown, steady.calm) = (0, 0);
+        self.phase = Phase::Steady(steady);
     }
 
     fn grow(&mut self, now: Instant, mut steady: Steady, base: Duration, delay: Duration, limited: bool) {
@@ -523,6 +573,13 @@ const CALM_TRIPS: u32 = 2;
 
 /// The largest step up in one round trip.
 const CALM_STEP_MAX: f64 = 0.25;
+
+/// More than the queue of the way there changes within a few round trips where both ends send: what an acknowledgement
+/// took longer, the other end has held it back.
+const HELD: Duration = Duration::from_millis(20);
+
+/// Which part of the delay above the target is taken back in one round trip where both ends send.
+const EASE: f64 = 0.3;
 
 /// The deepest cut in one round trip (Swift).
 const CUT_MAX: f64 = 0.5;

@@ -711,9 +711,9 @@ impl Task {
             Some((ANSWER, _)) => self.liveness.answered(now()),
             _ if Stamps::is_stamp(datagram) => {
                 let now = now();
-                let queue = self.stamps.heard(datagram, now);
-                if let (Some(queue), Bulk::Up(lane)) = (queue, &*self.session.bulk.borrow()) {
-                    congestion::set_queue(lane, queue, now);
+                let queues = self.stamps.heard(datagram, now);
+                if let (Some(queues), Bulk::Up(lane)) = (queues, &*self.session.bulk.borrow()) {
+                    congestion::set_crossing(lane, queues, now);
                 }
             }
             _ => trace!(peer = %self.session.peer, "a datagram is not understood"),

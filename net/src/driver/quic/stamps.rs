@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::Arrivals;
+use crate::driver::congestion::Crossing;
 
 /// One end of it.
 #[derive(Debug)]
@@ -56,13 +57,16 @@ impl Stamps {
         datagram.len() == SIZE && datagram.first() == Some(&KIND)
     }
 
-    /// The peer has told this; says how long what it hears of us waits on its way, if it knows.
-    pub(super) fn heard(&mut self, datagram: &[u8], now: Instant) -> Option<Duration> {
-        let (time, queue) = datagram.get(1..)?.split_first_chunk()?;
+    /// The peer has told this; says what is known now of the queues on both ways.
+    pub(super) fn heard(&mut self, datagram: &[u8], now: Instant) -> Option<Crossing> {
+        let (time, seen) = datagram.get(1..)?.split_first_chunk()?;
+        let seen = u32::from_le_bytes(seen.try_into().ok()?);
         self.arrivals
             .heard(Duration::from_micros(u64::from_le_bytes(*time)), now);
-        let queue = u32::from_le_bytes(queue.try_into().ok()?);
-        (queue != UNKNOWN).then(|| Duration::from_micros(queue.into()))
+        Some(Crossing {
+            returning: self.arrivals.queue(now)?,
+            seen: (seen != UNKNOWN).then(|| Duration::from_micros(seen.into())),
+        })
     }
 
     fn write(&self, now: Instant) -> Bytes {
@@ -95,10 +99,10 @@ mod tests {
     use crate::driver::now;
 
     #[test]
-    fn each_end_hears_from_the_other_what_queue_it_causes() {
+    fn each_end_knows_the_queue_that_the_other_causes_and_hears_of_its_own() {
         let origin = now();
         let [mut a, mut b] = [Stamps::new(origin), Stamps::new(origin)];
-        let mut seen = None;
+        let (mut by_a, mut by_b) = (None, None);
         for round in 1..20 {
             let at = origin + INTERVAL * round;
             // A queue builds up from a to b.
@@ -106,11 +110,14 @@ mod tests {
             let (stamp, _) = a.poll(round.into(), at);
             let stamp = stamp.unwrap();
             assert!(Stamps::is_stamp(&stamp));
-            b.heard(&stamp, at + queue);
+            by_b = b.heard(&stamp, at + queue);
             let (stamp, _) = b.poll(round.into(), at + queue);
-            seen = stamp.and_then(|stamp| a.heard(&stamp, at + queue)).or(seen);
+            by_a = stamp.and_then(|stamp| a.heard(&stamp, at + queue)).or(by_a);
         }
-        assert_eq!(seen, Some(Duration::from_millis(12)));
+        let queue = Duration::from_millis(12);
+        assert_eq!(by_b.map(|queues| queues.returning), Some(queue));
+        let (returning, seen) = (Duration::ZERO, Some(queue));
+        assert_eq!(by_a, Some(Crossing { returning, seen }));
     }
 
     #[test]

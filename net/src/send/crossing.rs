@@ -1,0 +1,397 @@
+//! Two made-up ends that fill the two ways between them at once, each with its drop-tail queue. For tests, in made-up
+//! time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::{Duration, Instant};
+
+use super::arrivals::Arrivals;
+use super::bottleneck::Bulk;
+use super::delay_window::DelayWindow;
+
+/// The link between them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crossing {
+    /// Bytes a second from each end.
+    rates: [f64; 2],
+    base: Duration,
+    queue: Duration,
+    /// An end wakes up so much later than it should, at most.
+    late: Duration,
+    /// Acknowledgements wait until data may leave, as they do with quinn.
+    held: bool,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Crossed {
+    /// The part of its way that each end had.
+    pub(crate) shares: [f64; 2],
+    /// What 99 of 100 small messages waited at most, there and back, in milliseconds.
+    pub(crate) p99_added: f64,
+    p50_added: f64,
+    worst_added: f64,
+}
+
+impl Crossing {
+    /// A link of so many Mbit/s each way, over `base_ms` there and back, whose queues hold `queue_ms`.
+    pub(crate) fn new(mbit: [f64; 2], base_ms: u64, queue_ms: u64) -> Self {
+        Self {
+            rates: mbit.map(|mbit| mbit * 125_000.0),
+            base: Duration::from_millis(base_ms),
+            queue: Duration::from_millis(queue_ms),
+            late: Duration::from_millis(1),
+            held: true,
+        }
+    }
+
+    /// Acknowledgements leave at once.
+    pub(crate) const fn with_prompt_acknowledgements(mut self) -> Self {
+        self.held = false;
+        self
+    }
+
+    /// Runs it, prints a row, and says what came of it, the first seconds left out.
+    pub(crate) fn run(self, name: &str, seconds: u64) -> Crossed {
+        let crossed = World::new(self).run(Duration::from_secs(seconds));
+        println!(
+            "{name:<36} shares {:.1} + {:.1} % | added p50 {:.1} p99 {:.1} worst {:.1} ms",
+            100.0 * crossed.shares[0],
+            100.0 * crossed.shares[1],
+            crossed.p50_added,
+            crossed.p99_added,
+            crossed.worst_added,
+        );
+        crossed
+    }
+}
+
+/// A packet on its way.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Packet {
+    data: Option<u64>,
+    acks: Vec<u64>,
+    /// When it was sent, and the queue that its sender knows of.
+    stamp: Option<(Duration, Option<Duration>)>,
+    /// When the small message left the first end.
+    echo: Option<Instant>,
+}
+
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Event {
+    Arrives { at: usize, packet: Packet },
+    Wake { end: usize },
+    Stamp { end: usize },
+    Probe { end: usize },
+    Echo,
+}
+
+struct End {
+    window: DelayWindow,
+    next: u64,
+    outstanding: BTreeMap<u64, Instant>,
+    rtt: Duration,
+    tokens: f64,
+    refilled_at: Instant,
+    wakes_at: Option<Instant>,
+    sent_at: Instant,
+    /// To be acknowledged.
+    owed: Vec<u64>,
+    arrivals: Arrivals,
+    seen: Option<(Duration, Instant)>,
+    /// When its way has sent what is queued.
+    idle_at: Instant,
+    arrived: u64,
+}
+
+struct World {
+    crossing: Crossing,
+    origin: Instant,
+    ends: [End; 2],
+    events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
+    ordinal: u64,
+    random: u64,
+    added: Vec<f64>,
+}
+
+impl World {
+    fn new(crossing: Crossing) -> Self {
+        let origin = Bulk::origin();
+        let end = || End {
+            window: DelayWindow::new(origin, MTU as u16),
+            next: 0,
+            outstanding: BTreeMap::new(),
+            rtt: Duration::from_millis(100),
+            tokens: 0.0,
+            refilled_at: origin,
+            wakes_at: None,
+            sent_at: origin,
+            owed: Vec::new(),
+            arrivals: Arrivals::new(origin),
+            seen: None,
+            idle_at: origin,
+            arrived: 0,
+        };
+        let mut world = Self {
+            crossing,
+            origin,
+            ends: [end(), end()],
+            events: BinaryHeap::new(),
+            ordinal: 0,
+            random: 0x9E37_79B9_7F4A_7C15,
+            added: Vec::new(),
+        };
+        for end in 0..2 {
+            // One begins a little later, as whoever is asked does.
+            let at = origin + crossing.base / 2 * end as u32;
+            world.at(at, Event::Wake { end });
+            world.at(at, Event::Stamp { end });
+            world.at(at, Event::Probe { end });
+        }
+        world.at(origin, Event::Echo);
+        world
+    }
+
+    fn run(mut self, lasts: Duration) -> Crossed {
+        while let Some(Reverse((now, _, event))) = self.events.pop() {
+            if now >= self.origin + lasts {
+                break;
+            }
+            match event {
+                Event::Arrives { at, packet } => self.arrive(at, packet, now),
+                Event::Wake { end } => {
+                    self.ends[end].wakes_at = None;
+                    self.send(end, now);
+                }
+                Event::Stamp { end } => {
+                    let queue = self.ends[end].arrivals.queue(now);
+                    let stamp = Some((now - self.origin, queue));
+                    self.carry(end, 86, Packet { stamp, ..NOTHING }, now);
+                    let late = self.late();
+                    self.at(now + STAMP_INTERVAL + late, Event::Stamp { end });
+                }
+                Event::Probe { end } => {
+                    // A probe timeout (RFC 9002, 6.2), which may always send.
+                    let patience = 3 * self.ends[end].rtt + Duration::from_millis(25);
+                    if now >= self.ends[end].sent_at + patience {
+                        let acks = std::mem::take(&mut self.ends[end].owed);
+                        self.ends[end].sent_at = now;
+                        self.carry(end, 80, Packet { acks, ..NOTHING }, now);
+                    }
+                    self.at(now + Duration::from_millis(10), Event::Probe { end });
+                }
+                Event::Echo => {
+                    let echo = Some(now);
+                    self.carry(0, 320, Packet { echo, ..NOTHING }, now);
+                }
+            }
+        }
+        self.added.sort_by(f64::total_cmp);
+        let quantile = |q: f64| self.added[((self.added.len() - 1) as f64 * q) as usize];
+        let most = self
+            .crossing
+            .rates
+            .map(|rate| rate * (lasts - MEASURED_FROM).as_secs_f64());
+        Crossed {
+            shares: [0, 1].map(|end| (self.ends[end].arrived * MTU) as f64 / most[end]),
+            p99_added: quantile(0.99),
+            p50_added: quantile(0.5),
+            worst_added: quantile(1.0),
+        }
+    }
+
+    fn arrive(&mut self, at: usize, packet: Packet, now: Instant) {
+        if let Some(sent_at) = packet.echo {
+            if at == 1 {
+                return self.carry(
+                    1,
+                    320,
+                    Packet {
+                        echo: packet.echo,
+                        ..NOTHING
+                    },
+                    now,
+                );
+            }
+            if self.measuring(now) {
+                let added = (now - sent_at).saturating_sub(self.crossing.base);
+                self.added.push(added.as_secs_f64() * 1000.0);
+            }
+            return self.at(now + Duration::from_millis(10), Event::Echo);
+        }
+        if let Some((sent, queue)) = packet.stamp {
+            let end = &mut self.ends[at];
+            end.arrivals.heard(sent, now);
+            end.seen = queue.map(|queue| (queue, now)).or(end.seen);
+        }
+        for number in packet.acks {
+            self.acked(at, number, now);
+        }
+        if let Some(number) = packet.data {
+            self.ends[1 - at].arrived += u64::from(self.measuring(now));
+            self.ends[at].owed.push(number);
+        }
+        self.send(at, now);
+        if !self.crossing.held && self.ends[at].owed.len() >= 2 {
+            let acks = std::mem::take(&mut self.ends[at].owed);
+            self.carry(at, 80, Packet { acks, ..NOTHING }, now);
+        }
+    }
+
+    fn acked(&mut self, at: usize, number: u64, now: Instant) {
+        let end = &mut self.ends[at];
+        let Some(sent_at) = end.outstanding.remove(&number) else {
+            return;
+        };
+        end.rtt = (7 * end.rtt + (now - sent_at)) / 8;
+        let fresh = end.seen.filter(|(_, at)| now < *at + Arrivals::FRESH);
+        end.window
+            .set_returning(end.arrivals.queue(now), fresh.map(|(queue, _)| queue));
+        end.window.on_ack(now, sent_at, MTU, false);
+        // Nothing overtakes here.
+        let left = end.outstanding.split_off(&number.saturating_sub(2));
+        let gone = std::mem::replace(&mut end.outstanding, left);
+        if let Some((_, latest)) = gone.last_key_value() {
+            end.window.on_loss(now, *latest, MTU * gone.len() as u64, false);
+        }
+    }
+
+    fn send(&mut self, index: usize, now: Instant) {
+        loop {
+            let end = &mut self.ends[index];
+            let window = end.window.window();
+            if MTU * (end.outstanding.len() as u64 + 1) > window {
+                return;
+            }
+            // As quinn paces: a burst of ten packets or two milliseconds, refilled at 5/4 of the window a RTT.
+            let pace = 1.25 * window as f64 / end.rtt.as_secs_f64();
+            let burst = (pace * 0.002).max(10.0 * MTU as f64);
+            let passed = now.saturating_duration_since(end.refilled_at).as_secs_f64();
+            end.tokens = (end.tokens + pace * passed).min(burst);
+            end.refilled_at = now;
+            if end.tokens < MTU as f64 {
+                if end.wakes_at.is_none() {
+                    let wait = (burst - end.tokens) / pace;
+                    let at = now + Duration::from_secs_f64(wait) + Duration::from_nanos(1);
+                    end.wakes_at = Some(at);
+                    self.at(at, Event::Wake { end: index });
+                }
+                return;
+            }
+            end.tokens -= MTU as f64;
+            let data = Some(end.next);
+            end.next += 1;
+            end.outstanding.insert(end.next - 1, now);
+            end.sent_at = now;
+            let acks = std::mem::take(&mut end.owed);
+            self.carry(
+                index,
+                MTU,
+                Packet {
+                    data,
+                    acks,
+                    ..NOTHING
+                },
+                now,
+            );
+        }
+    }
+
+    fn carry(&mut self, from: usize, size: u64, packet: Packet, now: Instant) {
+        let rate = self.crossing.rates[from];
+        let end = &mut self.ends[from];
+        // Only bulk is dropped, so that every small message is counted.
+        if packet.data.is_some() && end.idle_at.saturating_duration_since(now) > self.crossing.queue {
+            return;
+        }
+        end.idle_at = end.idle_at.max(now) + Duration::from_secs_f64(size as f64 / rate);
+        let mut arrives_at = end.idle_at + self.crossing.base / 2;
+        // Whoever wakes up late takes several at once, in order: rounded up to a tick.
+        let tick = self.crossing.late.as_nanos().max(1);
+        let since = (arrives_at - self.origin).as_nanos();
+        let rounded = since.div_ceil(tick) * tick;
+        arrives_at = self.origin + Duration::from_nanos(u64::try_from(rounded).unwrap_or(u64::MAX));
+        self.at(arrives_at, Event::Arrives { at: 1 - from, packet });
+    }
+
+    fn at(&mut self, at: Instant, event: Event) {
+        self.ordinal += 1;
+        self.events.push(Reverse((at, self.ordinal, event)));
+    }
+
+    fn measuring(&self, now: Instant) -> bool {
+        now >= self.origin + MEASURED_FROM
+    }
+
+    fn late(&mut self) -> Duration {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let mixed = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D);
+        self.crossing
+            .late
+            .mul_f64((mixed >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+const NOTHING: Packet = Packet {
+    data: None,
+    acks: Vec::new(),
+    stamp: None,
+    echo: None,
+};
+
+const MTU: u64 = 1494;
+
+/// As the ends of a bulk lane tell each other the time.
+const STAMP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// As in the laboratory.
+const MEASURED_FROM: Duration = Duration::from_secs(3);
+
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_ends_that_send_at_once_fill_both_ways_and_keep_both_queues_short() {
+        for (name, mbit, base, queue) in [
+            ("20 Mbit/s, 50 ms, 200 ms queue", 20.0, 50, 200),
+            ("20 Mbit/s, 50 ms, 1 s queue", 20.0, 50, 1000),
+            ("100 Mbit/s, 20 ms, 200 ms queue", 100.0, 20, 200),
+        ] {
+            let crossing = Crossing::new([mbit; 2], base, queue);
+            for crossing in [crossing, crossing.with_prompt_acknowledgements()] {
+                let crossed = crossing.run(name, 60);
+                assert!(crossed.shares.iter().all(|share| *share > 0.95), "{crossed:?}");
+                assert!(crossed.p99_added < 25.0, "{crossed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ten_minutes_change_nothing() {
+        let crossed = Crossing::new([20.0; 2], 50, 1000).run("ten minutes", 600);
+        assert!(crossed.shares.iter().all(|share| *share > 0.95), "{crossed:?}");
+        assert!(crossed.p99_added < 25.0, "{crossed:?}");
+    }
+
+    #[test]
+    fn a_slow_way_does_not_hold_up_the_fast_one_against_it() {
+        let crossed = Crossing::new([5.0, 50.0], 40, 500).run("5 and 50 Mbit/s", 60);
+        assert!(crossed.shares.iter().all(|share| *share > 0.85), "{crossed:?}");
+        assert!(crossed.p99_added < 45.0, "{crossed:?}");
+    }
+
+    #[test]
+    fn far_and_slow_paths_are_filled_both_ways() {
+        for (name, mbit, base, queue, added) in [
+            // A packet takes 2.4 ms here, on either way.
+            ("5 Mbit/s, 100 ms", 5.0, 100, 500, 80.0),
+            ("20 Mbit/s, 150 ms", 20.0, 150, 200, 40.0),
+        ] {
+            let crossed = Crossing::new([mbit; 2], base, queue).run(name, 60);
+            assert!(crossed.shares.iter().all(|share| *share > 0.9), "{crossed:?}");
+            assert!(crossed.p99_added < added, "{crossed:?}");
+        }
+    }
+}
