@@ -66,13 +66,13 @@ pub(crate) trait Around: 'static {
     }
 
     /// See [`NetworkBehaviour::poll`].
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ToSwarm<<Self::Inner as NetworkBehaviour>::ToSwarm, THandlerInEvent<Self::Inner>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wants<Self::Inner>> {
         self.inner().poll(cx)
     }
 }
+
+/// What a behaviour wants of the swarm.
+pub(crate) type Wants<B> = ToSwarm<<B as NetworkBehaviour>::ToSwarm, THandlerInEvent<B>>;
 
 /// What is done differently from the handler inside; by default nothing is.
 pub(crate) trait AroundHandler: Send + 'static {
@@ -226,7 +226,7 @@ impl<A: Around> NetworkBehaviour for Wrapped<A> {
         self.0.inner().on_connection_handler_event(peer, id, event);
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wants<Self>> {
         let polled = self.0.poll(cx);
         polled.map(|action| action.map_in(<A::Handler as AroundHandler>::Events::put))
     }

@@ -15,13 +15,12 @@ use libp2p::autonat::v2::server;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour as _, THandler, THandlerInEvent, ToSwarm,
-    dummy,
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour as _, THandler, ToSwarm, dummy,
 };
 use tracing::trace;
 
 use super::addresses::{ip_of, relay_of};
-use super::around::{Around, AroundHandler, Plain};
+use super::around::{Around, AroundHandler, Plain, Wants};
 use super::quic::from_multiaddr;
 use super::shared::Shared;
 use lapwing_base::{Multiaddr, PeerId};
@@ -189,10 +188,7 @@ impl Around for Confirming {
         self.inner.on_swarm_event(event);
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ToSwarm<server::Event, THandlerInEvent<server::Behaviour>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wants<server::Behaviour>> {
         let polled = self.inner.poll(cx);
         if let Poll::Ready(ToSwarm::Dial { opts }) = &polled
             && let Some(peer) = opts.get_peer_id()
