@@ -22,6 +22,7 @@ mod interfaces;
 mod lane;
 mod limits;
 mod links;
+mod listening;
 mod local_discovery;
 mod network;
 mod notes;
@@ -32,10 +33,13 @@ mod quic;
 mod reach;
 mod relaying;
 mod shared;
+mod standing;
 mod stream;
 mod swarm;
 mod upgrading;
 mod usage;
+mod vicinity;
+mod waiting;
 mod websocket;
 
 pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
@@ -45,40 +49,39 @@ pub use lane::{Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, OpenLaneStrea
 pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
 pub use websocket::{Proxy, ProxySettingError};
 
-use std::collections::{HashMap, HashSet};
-use std::io;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
-use libp2p::core::transport::{ListenerId, PortUse};
+use libp2p::core::transport::PortUse;
 use libp2p::swarm::SwarmEvent;
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Swarm, identify};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, trace};
+use tracing::{debug, trace};
 
-use crate::{CandidateRow, Connections, Dialed, Gate, NetworkPrint, Quiet, Rung};
-use addresses::{for_others, is_loopback, relay_of, without_peer};
+use crate::{CandidateRow, Connections, Gate, Quiet};
+use addresses::{is_loopback, without_peer};
 use around::Wrapped;
-use behaviour::Carrier;
 use boxed_handlers::BoxedHandlers;
 use interfaces::Interfaces;
 use lapwing_base::{Multiaddr, PeerId, Role, chain};
-use links::{LaneClosed, LaneLink, Link, LinkId};
-use local_discovery::{LocalDiscoveryConfig, Neighbourhood};
+use links::{LaneClosed, Link, LinkId};
+use listening::Listener;
+use local_discovery::Neighbourhood;
 use notes::Note;
-use port_mapping::{PortMapping, PortMappingConfig};
-use quic::{Quic, Session, SessionEvent, Stray, to_multiaddr};
+use port_mapping::PortMapping;
+use quic::{Quic, SessionEvent, Stray};
 use rand::distr::{Distribution, StandardUniform};
-use rand::{SeedableRng as _, rngs::StdRng};
 use reach::Reach;
 use shared::Shared;
+use standing::Disconnecting;
 use swarm::{Protocols, ProtocolsEvent};
+use waiting::Waiting;
 use websocket::CertificateFiles;
 
 /// The clock of this room; cores take what it says as an argument.
@@ -141,12 +144,6 @@ pub(crate) enum ConnectFailure {
 /// Commands that may wait while the driver handles an event: a burst of opens from every room at once.
 pub(crate) const COMMANDS_MAX: usize = 1024;
 
-/// Opens that may wait for a connection: the streams of ten peers.
-const PENDING_MAX: usize = 4096;
-
-/// How long a listener on all interfaces may take to name one more address.
-const LISTEN_SETTLE: Duration = Duration::from_millis(50);
-
 /// How long closing may take: a close frame to every peer, and three probe timeouts until the sockets are free.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
@@ -205,25 +202,6 @@ pub(crate) struct Setup<'a> {
     pub(crate) tracker: TaskTracker,
     pub(crate) stop: CancellationToken,
     pub(crate) incarnation: u64,
-}
-
-/// Somebody who wants a link.
-struct Waiting {
-    deadline: Instant,
-    reply: oneshot::Sender<Result<Link, ConnectFailure>>,
-}
-
-/// Somebody who wants links closed.
-struct Disconnecting {
-    /// Those that stood when it was asked for; what the peer dials afterwards is not waited for.
-    links: Vec<LinkId>,
-    done: oneshot::Sender<()>,
-}
-
-struct Listener {
-    id: ListenerId,
-    asked: Multiaddr,
-    bound: Vec<Multiaddr>,
 }
 
 impl Driver {
@@ -339,39 +317,6 @@ impl Driver {
         Ok(driver)
     }
 
-    async fn wait_until_bound(&mut self) -> Result<(), StartError> {
-        loop {
-            let all_bound = self.listeners.iter().all(|listener| !listener.bound.is_empty());
-            let patience = if all_bound { LISTEN_SETTLE } else { CLOSE_MAX };
-            match tokio::time::timeout(patience, self.swarm.select_next_some()).await {
-                Ok(SwarmEvent::ListenerClosed {
-                    listener_id, reason, ..
-                }) => {
-                    let reason = reason
-                        .err()
-                        .unwrap_or_else(|| io::Error::other("the listener has closed"));
-                    let address = self.asked(listener_id);
-                    return Err(StartError::Listen {
-                        address,
-                        source: reason,
-                    });
-                }
-                Ok(event) => self.on_event(event),
-                Err(_) if all_bound => return Ok(()),
-                Err(_) => {
-                    let unbound = self.listeners.iter().find(|listener| listener.bound.is_empty());
-                    let address = unbound.map_or_else(Multiaddr::empty, |listener| listener.asked.clone());
-                    return Err(StartError::NotHere { address });
-                }
-            }
-        }
-    }
-
-    fn asked(&self, id: ListenerId) -> Multiaddr {
-        let listener = self.listeners.iter().find(|listener| listener.id == id);
-        listener.map_or_else(Multiaddr::empty, |listener| listener.asked.clone())
-    }
-
     /// Handles events until it is told to stop, then closes everything.
     pub(crate) async fn run(mut self) {
         let mut gate_open = true;
@@ -464,46 +409,6 @@ impl Driver {
         self.publish_links();
     }
 
-    /// Closes what is not needed any more, once nothing is open or under way over it.
-    fn let_go(&mut self, now: Instant) {
-        let surplus: Vec<_> = self
-            .connections
-            .surplus(now)
-            .into_iter()
-            .map(|(_, id)| id)
-            .collect();
-        let leaving: HashSet<_> = surplus.into_iter().chain(self.retiring.keys().copied()).collect();
-        let links = &self.links;
-        let traffic = leaving.iter().filter_map(|id| {
-            let link = links.get(id)?;
-            let mut traffic = link.traffic();
-            traffic.busy |= link.rung() == Rung::Fallback && self.leads_on(&link.peer());
-            Some((*id, traffic))
-        });
-        let traffic: Vec<_> = traffic.collect();
-        let mut due = self.quiet.look(traffic, now);
-        let overdue = self.retiring.iter().filter(|(_, latest)| **latest <= now);
-        due.extend(overdue.map(|(id, _)| *id).filter(|id| links.contains_key(id)));
-        for id in due {
-            if let LinkId::Lane(connection) = id {
-                // libp2p keeps the connections of members, and without its lane this one is of no use.
-                self.swarm.close_connection(connection);
-            }
-            if let Some(link) = self.links.get(&id) {
-                debug!(peer = %link.peer(), rung = %link.rung(), ?id, "closing the link that is not needed any more");
-                link.close("a better one stands");
-            }
-            self.retiring.remove(&id);
-        }
-    }
-
-    /// Whether links lead through a peer. libp2p's circuits take whichever connection with the relay is the oldest.
-    fn leads_on(&self, relay: &PeerId) -> bool {
-        self.links
-            .values()
-            .any(|link| matches!(link, Link::Lane(lane) if relay_of(&lane.address) == Some(*relay)))
-    }
-
     /// Forgets those who are no members once nothing stands with them and nobody tries to reach them.
     fn forget_strangers(&self) {
         let (gate, swarm) = (&self.known_gate, &self.swarm);
@@ -558,130 +463,6 @@ impl Driver {
                 }
             }
         }
-    }
-
-    fn preferred(&self, peer: &PeerId) -> Option<Link> {
-        self.links.get(&self.connections.preferred(peer)?).cloned()
-    }
-
-    fn enqueue(&mut self, peer: PeerId, waiting: Waiting) {
-        let now = now();
-        if self.pending_count >= PENDING_MAX {
-            drop(waiting.reply.send(Err(ConnectFailure::Overloaded)));
-            return;
-        }
-        if self.addresses_of(&peer).is_empty() {
-            drop(waiting.reply.send(Err(ConnectFailure::NoAddress)));
-            return;
-        }
-        self.pending.entry(peer).or_default().push(waiting);
-        self.pending_count += 1;
-        self.want(peer, now);
-    }
-
-    /// Drops opens that nobody waits for any more. Whoever waits keeps the deadline, and knows best what to say then.
-    fn prune(&mut self, peer: &PeerId) {
-        if let Some(opens) = self.pending.get_mut(peer) {
-            let before = opens.len();
-            opens.retain(|open| !open.reply.is_closed());
-            self.pending_count -= before - opens.len();
-            if opens.is_empty() {
-                self.pending.remove(peer);
-            }
-        }
-    }
-
-    fn take_pending(&mut self, peer: &PeerId) -> Vec<Waiting> {
-        let opens = self.pending.remove(peer).unwrap_or_default();
-        self.pending_count -= opens.len();
-        opens
-    }
-
-    /// A peer that was killed and has come back does not know the old connection, and nothing on it says so until
-    /// it has been silent for a while. A second one tells at once; a peer that is only slow is not asked twice.
-    fn on_suspicion(&mut self, peer: PeerId) {
-        let now = now();
-        let trusted = self.suspected_at.get(&peer).is_some_and(|at| now < *at + TRUST);
-        if self.connections.count(&peer) == 0 || trusted || self.shared.book().addresses(&peer).is_empty() {
-            return;
-        }
-        debug!(%peer, "peer does not answer, trying a second connection");
-        self.suspect(&peer);
-        self.suspected_at.insert(peer, now);
-        let addresses = self.shared.book().addresses(&peer);
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(addresses)
-            .build();
-        if let Err(error) = self.swarm.dial(options) {
-            trace!(%peer, %error, "no second connection");
-        }
-    }
-
-    /// Asks on every link to a peer whether it is still there.
-    fn suspect(&self, peer: &PeerId) {
-        for id in self.connections.of(peer) {
-            if let Some(link) = self.links.get(&id) {
-                link.suspect();
-            }
-        }
-    }
-
-    /// Fails the opens whose patience ends before the next dial begins.
-    fn give_up(&mut self, peer: PeerId, retry_at: Instant, now: Instant) {
-        let Some(opens) = self.pending.remove(&peer) else {
-            return;
-        };
-        let (hopeless, waiting): (Vec<_>, Vec<_>) =
-            opens.into_iter().partition(|open| open.deadline <= retry_at);
-        self.pending_count -= hopeless.len();
-        if !waiting.is_empty() {
-            self.pending.insert(peer, waiting);
-        }
-        if hopeless.is_empty() {
-            return;
-        }
-        let why = self
-            .shared
-            .last_error(&peer)
-            .unwrap_or_else(|| "it does not answer".to_owned());
-        for open in hopeless {
-            drop(open.reply.send(Err(ConnectFailure::Unreachable(why.clone()))));
-        }
-        self.want_no_more(peer, now);
-    }
-
-    /// Every address has failed; they are tried again at `retry_at`.
-    fn on_unreachable(&mut self, peer: PeerId, retry_at: Instant, now: Instant) {
-        if self.connections.count(&peer) > 0 {
-            return;
-        }
-        let why = self
-            .dial_failures(&peer, now)
-            .unwrap_or_else(|| "no address of it answers".to_owned());
-        let first = {
-            let mut peers = self.shared.peers();
-            let entry = peers.entry(peer);
-            entry.last_error = Some(why.clone());
-            !std::mem::replace(&mut entry.told_unreachable, true)
-        };
-        if first && self.is_member(&peer) {
-            info!(%peer, reason = why, "member is unreachable");
-        } else {
-            trace!(%peer, reason = why, "peer is unreachable");
-        }
-        self.give_up(peer, retry_at, now);
-    }
-
-    /// A peer has answered as itself, and takes none of our channels.
-    fn on_foreign(&mut self, peer: PeerId, now: Instant) {
-        let why = "it speaks libp2p, and is no node of ours";
-        self.shared.peers().entry(peer).last_error = Some(why.to_owned());
-        // No other address of it leads to anybody else.
-        for open in self.take_pending(&peer) {
-            drop(open.reply.send(Err(ConnectFailure::Unreachable(why.to_owned()))));
-        }
-        self.unwanted(peer, now);
     }
 
     fn is_member(&self, peer: &PeerId) -> bool {
@@ -798,229 +579,10 @@ impl Driver {
             SessionEvent::Closed { id, peer, why } => self.on_closed(peer, LinkId::Session(id), why),
         }
     }
-
-    fn on_carrier(&mut self, carrier: Carrier) {
-        let link = LaneLink::start(
-            carrier,
-            &self.shared,
-            &self.tracker,
-            &self.stop,
-            self.lane_closed.clone(),
-        );
-        let (id, dialed, address) = (LinkId::Lane(link.id), link.dialed, without_peer(&link.address));
-        self.on_link(id, Link::Lane(link), dialed, &address);
-    }
-
-    fn map_port(&mut self) {
-        let sockets = self.quic.sockets();
-        if let Some((_, local)) = sockets.iter().find(|(_, local)| local.is_ipv4()) {
-            let mapping = port_mapping::map_port(
-                local.port(),
-                PortMappingConfig::default(),
-                self.interfaces.clone(),
-                &self.tracker,
-                self.stop.clone(),
-            );
-            self.mapping = Some(mapping);
-        }
-    }
-
-    fn look_around(&mut self) {
-        self.announced.send_replace(self.shared.listen());
-        let neighbours = local_discovery::discover(
-            self.shared.me,
-            LocalDiscoveryConfig::default(),
-            self.announced.subscribe(),
-            self.interfaces.clone(),
-            StdRng::from_seed(draw()),
-            &self.tracker,
-            self.stop.clone(),
-        );
-        self.neighbours = Some(neighbours);
-    }
-
-    fn on_neighbours(&mut self) {
-        let around = self
-            .neighbours
-            .as_mut()
-            .map(|around| around.borrow_and_update().clone());
-        let changed = self.shared.book().heard(&around.unwrap_or_default());
-        for peer in changed {
-            self.relearn(peer, now());
-        }
-    }
-
-    fn on_port_mapping(&mut self) {
-        let mapped = self
-            .mapping
-            .as_mut()
-            .and_then(|mapping| match *mapping.borrow_and_update() {
-                PortMapping::Mapped { external, by } => {
-                    info!(%external, %by, "the router forwards a port to this node");
-                    Some(external)
-                }
-                PortMapping::Searching | PortMapping::Unavailable { .. } => None,
-            });
-        self.on_mapped(mapped, now());
-    }
-
-    fn on_interfaces(&mut self) {
-        let (print, ips) = {
-            let interfaces = self.interfaces.borrow_and_update();
-            let print = interfaces.fingerprint();
-            let print = print.map(|print| NetworkPrint(print.short()));
-            let ips: Vec<_> = interfaces
-                .addresses
-                .iter()
-                .map(|address| address.addr())
-                .collect();
-            (print, ips)
-        };
-        self.on_network(print, ips, now());
-    }
-
-    fn on_established(&mut self, session: &Arc<Session>) {
-        let (peer, dialed) = (session.peer, session.dialed);
-        let address = to_multiaddr(session.remote());
-        if dialed == Dialed::ByUs {
-            self.shared.book().reached(peer, address.clone());
-        }
-        self.on_link(
-            LinkId::Session(session.id),
-            Link::Session(Arc::clone(session)),
-            dialed,
-            &address,
-        );
-    }
-
-    fn on_link(&mut self, id: LinkId, link: Link, dialed: Dialed, address: &Multiaddr) {
-        let (peer, now) = (link.peer(), now());
-        link.watch(self.gate.borrow().watched.contains(&peer));
-        // One of the two has had a reason to come anew.
-        self.suspect(&peer);
-        self.links.insert(id, link.clone());
-        let first = self.connections.established(peer, id, dialed, link.rung(), now);
-        let standing = self.standing(&peer);
-        {
-            let mut peers = self.shared.peers();
-            let entry = peers.entry(peer);
-            entry.connections = standing;
-            entry.address = Some(address.clone());
-            entry.last_error = None;
-            entry.told_unreachable = false;
-        }
-        self.publish_link(&peer);
-        let rung = link.rung();
-        if first && self.is_member(&peer) {
-            info!(%peer, %address, %rung, "member connected");
-        } else {
-            debug!(%peer, %address, %rung, ?id, "link established");
-        }
-        for waiting in self.take_pending(&peer) {
-            // The newest link is known to work; the preferred one may be the remains of a restart.
-            drop(waiting.reply.send(Ok(link.clone())));
-        }
-        self.on_path(&link, address, now);
-        self.shared.probe_soon();
-    }
-
-    fn on_closed(&mut self, peer: PeerId, id: LinkId, why: String) {
-        let Some(rung) = self.links.remove(&id).map(|link| link.rung()) else {
-            return;
-        };
-        if let LinkId::Lane(connection) = id
-            && self.is_member(&peer)
-        {
-            // libp2p keeps the connections of members, and without its lane this one is of no use. Those of others,
-            // who may speak libp2p's protocols only, end when they are idle.
-            self.swarm.close_connection(connection);
-        }
-        self.retiring.remove(&id);
-        let last = self.connections.closed(&peer, id);
-        self.publish_link(&peer);
-        self.disconnected(id);
-        if self.connections.on_rung(&peer, rung).is_empty() {
-            self.on_path_lost(peer, rung, now());
-        }
-        if !last {
-            let standing = self.standing(&peer);
-            let address = self.preferred(&peer).map(|link| link.address());
-            let mut peers = self.shared.peers();
-            let entry = peers.entry(peer);
-            entry.connections = standing;
-            entry.address = address;
-            debug!(%peer, ?id, reason = why, "link closed, another one stands");
-            drop(peers);
-            // What has ended this one may have ended them too.
-            self.suspect(&peer);
-            return;
-        }
-        if self.is_member(&peer) {
-            info!(%peer, reason = why, "member disconnected");
-        } else {
-            debug!(%peer, reason = why, "link closed");
-        }
-        {
-            let mut peers = self.shared.peers();
-            let entry = peers.entry(peer);
-            entry.connections = 0;
-            entry.last_error = Some(why);
-        }
-        self.suspected_at.remove(&peer);
-    }
-
-    /// Tells those who wait for this link's end.
-    fn disconnected(&mut self, id: LinkId) {
-        for waiting in &mut self.disconnecting {
-            waiting.links.retain(|link| *link != id);
-        }
-        for waiting in self
-            .disconnecting
-            .extract_if(.., |waiting| waiting.links.is_empty())
-        {
-            // Whoever asked may have stopped waiting.
-            let _ = waiting.done.send(());
-        }
-    }
-
-    /// Tells everybody which link new channels to a peer are to take.
-    fn publish_link(&self, peer: &PeerId) {
-        self.shared.set_link(*peer, self.preferred(peer));
-    }
-
-    /// Preferences change with time alone, and links move.
-    fn publish_links(&self) {
-        for peer in self.connections.peers() {
-            self.publish_link(peer);
-        }
-    }
-
-    fn standing(&self, peer: &PeerId) -> u32 {
-        // A handful at most: `Connections::PER_PEER_MAX`.
-        self.connections.count(peer) as u32
-    }
-
-    fn listener(&mut self, id: ListenerId) -> Option<&mut Listener> {
-        self.listeners.iter_mut().find(|listener| listener.id == id)
-    }
-
-    fn publish_listen(&mut self) {
-        let bound = self.listeners.iter().flat_map(|listener| &listener.bound);
-        let addresses = for_others(bound.cloned());
-        self.announced.send_replace(addresses.clone());
-        self.shared.set_listen(addresses);
-        self.publish_reach(now());
-    }
 }
 
 /// While opens wait for a connection, how often their deadlines and the dialer's are looked at.
 const RETRY: Duration = Duration::from_millis(25);
-
-/// A peer that has answered a second connection is slow and not gone, and is not dialed again for so long.
-const TRUST: Duration = Duration::from_secs(30);
-
-/// How long a channel may hold a path that is not needed any more: longer than any single exchange takes.
-const RETIRE_MAX: Duration = Duration::from_secs(60);
 
 /// How often surplus connections are looked for.
 const TIDY: Duration = Duration::from_secs(1);

@@ -4,64 +4,12 @@
 //! A peer is climbed to on all rungs nearly at once, so that the first that stands can be used, and the better ones
 //! go on being tried: make before break. What is worse is let go a while after something better stands.
 
-use crate::reach::scope::Scope;
-use crate::{Family, RelayedBecause, Udp};
-use lapwing_base::{Multiaddr, PeerId, Protocol};
+use crate::reach::dial_order::{relay_of, staggered};
+use crate::{RelayedBecause, Rung, Udp};
+use lapwing_base::Multiaddr;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use serde::{Deserialize, Serialize};
-use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::fmt;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
-
-/// A kind of path, the best last.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rung {
-    /// Through a relay.
-    Relayed,
-    /// WebSocket over TLS to the peer itself.
-    Fallback,
-    /// QUIC to the peer itself.
-    Direct,
-}
-
-impl Rung {
-    const ALL: [Self; 3] = [Self::Relayed, Self::Fallback, Self::Direct];
-
-    /// The rung that an address leads to; `None` when it is for something that nodes do not speak.
-    pub fn of(address: &Multiaddr) -> Option<Self> {
-        let has = |is: fn(&Protocol<'_>) -> bool| address.iter().any(|part| is(&part));
-        if has(|part| matches!(part, Protocol::P2pCircuit)) {
-            Some(Self::Relayed)
-        } else if has(|part| matches!(part, Protocol::QuicV1)) {
-            Some(Self::Direct)
-        } else if has(|part| matches!(part, Protocol::Ws(_) | Protocol::Wss(_))) {
-            Some(Self::Fallback)
-        } else {
-            None
-        }
-    }
-
-    const fn index(self) -> usize {
-        match self {
-            Self::Relayed => 0,
-            Self::Fallback => 1,
-            Self::Direct => 2,
-        }
-    }
-}
-
-impl fmt::Display for Rung {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Relayed => "relayed",
-            Self::Fallback => "fallback",
-            Self::Direct => "direct",
-        })
-    }
-}
 
 /// Names one dial of one ladder.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -544,46 +492,6 @@ impl Ladder {
             }
         }
     }
-}
-
-/// The relay that a circuit goes through; `None` where the address does not say.
-fn relay_of(address: &Multiaddr) -> Option<PeerId> {
-    let mut relay = None;
-    for part in address {
-        match part {
-            Protocol::P2p(peer) => relay = Some(peer),
-            Protocol::P2pCircuit => return relay,
-            _ => (),
-        }
-    }
-    None
-}
-
-/// Addresses in the order in which they are dialed: nearer networks first, IPv6 before IPv4 and in turn (RFC 8305),
-/// otherwise as they came.
-fn staggered(addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
-    let ip = |address: &Multiaddr| {
-        address.iter().find_map(|part| match part {
-            Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
-            Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
-            _ => None,
-        })
-    };
-    let mut places = [0_usize; 2];
-    let mut keyed: Vec<_> = addresses
-        .into_iter()
-        .map(|address| {
-            let ip = ip(&address);
-            let family = ip.map_or(Family::V6, Family::of);
-            // A machine in the same network answers at once if it is there; one dial costs a packet.
-            let near = ip.is_some_and(|ip| Scope::of(ip) < Scope::Global);
-            let place = &mut places[usize::from(family == Family::V6)];
-            *place += 1;
-            ((Reverse(near), *place, Reverse(family)), address)
-        })
-        .collect();
-    keyed.sort_by_key(|(key, _)| *key);
-    keyed.into_iter().map(|(_, address)| address).collect()
 }
 
 /// Between two dials of one climb: an address that works answers within this on most networks.

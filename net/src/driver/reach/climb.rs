@@ -9,7 +9,8 @@ use tracing::{debug, info};
 
 use crate::driver::addresses::{ip_of, relay_of, without_peer};
 use crate::driver::links::Link;
-use crate::driver::{Driver, RETIRE_MAX, now};
+use crate::driver::standing::RETIRE_MAX;
+use crate::driver::{Driver, now};
 use crate::{Dialed, Family, Ladder, LadderAction, RelayedBecause, ReservationAction, Rung, Scope, Udp};
 use lapwing_base::{Multiaddr, PeerId};
 

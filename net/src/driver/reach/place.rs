@@ -8,8 +8,9 @@ use tracing::{debug, info};
 
 use crate::driver::addresses::{ip_of, is_loopback};
 use crate::driver::links::Link;
+use crate::driver::listening::Listener;
 use crate::driver::quic::{Quic, Session, to_multiaddr};
-use crate::driver::{Driver, Listener, notes};
+use crate::driver::{Driver, notes};
 use crate::{
     Change, Dialed, Family, Gate, NetworkPrint, Observation, ReachStatus, ReservationAction, Reservations,
     Rung, Scope, SocketId, Stance, Standing, WitnessAction,
