@@ -14,6 +14,8 @@ mod scheduler;
 
 #[cfg(test)]
 mod bottleneck;
+#[cfg(test)]
+mod crossing;
 
 pub use arrivals::Arrivals;
 pub use delay_window::{DelayWindow, Mode, TARGET};
