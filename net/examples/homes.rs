@@ -1,5 +1,5 @@
 //! Measures how many homes one main carries: memory and processor time of the main, how long until everybody is
-//! connected and reserved, and how long until everybody is back after the main was killed.
+//! connected and reserved and has its link measured, and how long until everybody is back after the main was killed.
 //!
 //! `homes COUNT` starts the main in a process of its own and the homes in this one, each with an identity, a socket
 //! and a connection of its own. Linux only: it reads what the kernel tells of the main in `/proc`.
@@ -28,9 +28,9 @@ const ECHO: Kind = Kind {
     frame_max: ByteSize::kib(1),
 };
 
-/// What was turned away, as text.
-const REFUSED: Kind = Kind {
-    name: "refused",
+/// What the main knows of itself, as text.
+const STATE: Kind = Kind {
+    name: "state",
     ..ECHO
 };
 
@@ -39,6 +39,9 @@ const STARTING_MAX: usize = 64;
 
 /// For everybody to come, and to come back.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// For every link to be measured: twice as long as ten thousand homes put it off.
+const MEASURING_PATIENCE: Duration = Duration::from_secs(1000);
 
 /// How long the main is watched while nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
@@ -72,7 +75,7 @@ async fn serve(count: u32, port: u16) {
     };
     let network = Network::start(config, watched).await.unwrap();
     println!("{}", network.listen_addrs()[0]);
-    let mut questions = network.serve(REFUSED, 1);
+    let mut questions = network.serve(STATE, 1);
     // All homes may ask at once.
     let mut inbound = network.serve(ECHO, count as usize);
     let mut answers = JoinSet::new();
@@ -88,9 +91,11 @@ async fn serve(count: u32, port: u16) {
                 });
             }
             Some(mut channel) = questions.recv() => {
-                let refused = network.status().refused;
+                let status = network.status();
+                let measured = status.peers.iter().filter(|peer| peer.download.is_some()).count();
+                let said = format!("it has measured {measured} of them, and turned away: {:?}", status.refused);
                 // Nobody asks any more where this fails.
-                let _ = channel.send(format!("{refused:?}").as_bytes()).await;
+                let _ = channel.send(said.as_bytes()).await;
             }
             Some(_) = answers.join_next() => (),
             else => break,
@@ -102,7 +107,7 @@ async fn measure(count: u32) {
     let mut main = Main::start(count, 0);
     let address: Multiaddr = main.lines.next_line().await.unwrap().unwrap().parse().unwrap();
     let empty = main.memory();
-    println!("main, alone: {empty}");
+    println!("main, alone: {}", main.shown());
     let (gates, watched) = watch::channel(gate(count));
     let begun = Instant::now();
     let homes = start(count, &address, &watched).await;
@@ -112,12 +117,20 @@ async fn measure(count: u32) {
     answered(&homes).await;
     let full = main.memory();
     let each = (full.0 - empty.0) / u64::from(count);
-    println!("main, with {count} homes: {full}, {} for each", ByteSize(each));
+    println!(
+        "main, with {count} homes: {}, {} for each",
+        main.shown(),
+        ByteSize(each)
+    );
     let (before, begun) = (main.processor_time(), Instant::now());
     tokio::time::sleep(IDLE).await;
     let used = main.processor_time() - before;
     let share = 100.0 * used.as_secs_f64() / begun.elapsed().as_secs_f64();
-    println!("main, idle: {share:.0} % of a processor, {}", main.memory());
+    println!("main, idle: {share:.0} % of a processor, {}", main.shown());
+    let measured = measured(&homes, begun).await;
+    println!("links measured, since then: {measured}");
+    answered(&homes).await;
+    println!("main, with all links measured: {}", main.shown());
 
     println!("the main is killed, and starts again");
     main.child.kill().await.unwrap();
@@ -130,7 +143,9 @@ async fn measure(count: u32) {
     let back = all(&homes, begun, has_reservation).await;
     println!("back and reserved, since it was killed: {back}");
     answered(&homes).await;
-    println!("main, with all of them back: {}", main.memory());
+    println!("main, with all of them back: {}", main.shown());
+    tokio::time::sleep(IDLE).await;
+    println!("main, {IDLE:?} later: {}", main.shown());
     main.child.kill().await.unwrap();
     drop(gates);
 }
@@ -160,8 +175,21 @@ impl Main {
 
     /// What of it is in memory.
     fn memory(&self) -> ByteSize {
+        self.size_of("VmRSS:")
+    }
+
+    /// And the most that ever was.
+    fn shown(&self) -> String {
+        format!(
+            "{} resident, at most {} so far",
+            self.memory(),
+            self.size_of("VmHWM:")
+        )
+    }
+
+    fn size_of(&self, what: &str) -> ByteSize {
         let status = self.about("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(what));
         let kib: u64 = line.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
         ByteSize::kib(kib)
     }
@@ -192,8 +220,6 @@ async fn start(count: u32, main: &Multiaddr, gate: &watch::Receiver<Gate>) -> Ve
                 listen: vec![loopback(Ipv4Addr::new(127, a, b, c), 0)],
                 role: Some(Role::Home),
                 maps_port: false,
-                // It is not the bandwidth that is measured.
-                probe_interval: Duration::from_secs(3600),
                 ..NetworkConfig::new(keypair(number))
             };
             let home = Network::start(config, gate).await.unwrap();
@@ -228,6 +254,21 @@ async fn all(homes: &[Network], begun: Instant, is_so: fn(&ReachStatus) -> bool)
     }
 }
 
+/// Waits until every home knows how fast its link to the main is.
+async fn measured(homes: &[Network], begun: Instant) -> Times {
+    let mut waiting: Vec<_> = homes.iter().collect();
+    let mut came = Vec::new();
+    while !waiting.is_empty() && begun.elapsed() < MEASURING_PATIENCE {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        waiting.retain(|home| home.measured().is_empty());
+        came.resize(homes.len() - waiting.len(), begun.elapsed());
+    }
+    Times {
+        of: homes.len(),
+        came,
+    }
+}
+
 /// Asks the main something from everywhere.
 async fn answered(homes: &[Network]) {
     let mut asking = JoinSet::new();
@@ -243,8 +284,8 @@ async fn answered(homes: &[Network]) {
         answers.len(),
         begun.elapsed()
     );
-    let refused = homes[0].request(peer(0), REFUSED, b"", PATIENCE).await.unwrap();
-    println!("{}", String::from_utf8_lossy(&refused));
+    let state = homes[0].request(peer(0), STATE, b"", PATIENCE).await.unwrap();
+    println!("{}", String::from_utf8_lossy(&state));
 }
 
 /// How long it took.

@@ -2,11 +2,15 @@
 
 use lapwing_base::{Bandwidth, ByteSize, PeerId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Plans bandwidth probes: one at a time, at most 60 a minute, at most a tenth of the time, and only where no
 /// transfer has measured the link within the interval.
+///
+/// Whoever has many peers is probed by all of them, who know nothing of each other. So each puts off its first probe of a
+/// peer that has come, or come back, by a random part of the time in which all members could probe that one after the
+/// other, and none probes again sooner than that.
 #[derive(Debug)]
 pub struct Probes {
     interval: Duration,
@@ -15,6 +19,8 @@ pub struct Probes {
     started_at: VecDeque<Instant>,
     /// Begun and neither measured nor gone yet, so that a peer that refuses is not asked again at once.
     tried: HashMap<PeerId, Tried>,
+    /// Who was there at the last look.
+    met: HashSet<PeerId>,
     /// Nine times as long as the last probe took, after its end.
     rest_until: Option<Instant>,
 }
@@ -23,7 +29,7 @@ pub struct Probes {
 struct Tried {
     at: Instant,
     again_at: Instant,
-    /// In a row, without a measurement.
+    /// In a row, without a measurement; none while the first is put off.
     times: u32,
 }
 
@@ -51,32 +57,58 @@ impl Probes {
             rng: StdRng::seed_from_u64(seed),
             started_at: VecDeque::new(),
             tried: HashMap::new(),
+            met: HashSet::new(),
             rest_until: None,
         }
     }
 
-    /// The peer to probe now, the one least lately measured first; or when to ask again.
-    pub fn next(&mut self, candidates: &[Candidate], now: Instant) -> Result<PeerId, Instant> {
+    /// How often a link is probed where the roster has as many members.
+    pub fn interval(least: Duration, members: usize) -> Duration {
+        least.max(spread(members))
+    }
+
+    /// The peer to probe now, the one that has been due the longest; or when to ask again.
+    pub fn next(
+        &mut self,
+        candidates: &[Candidate],
+        members: usize,
+        now: Instant,
+    ) -> Result<PeerId, Instant> {
+        let interval = Self::interval(self.interval, members);
         while self.started_at.front().is_some_and(|at| *at + MINUTE <= now) {
             self.started_at.pop_front();
         }
-        let stands = |peer: &PeerId, tried: &Tried| {
-            candidates.iter().any(|candidate| {
-                candidate.peer == *peer && candidate.measured_at.is_none_or(|measured| measured < tried.at)
-            })
-        };
-        self.tried.retain(|peer, tried| stands(peer, tried));
+        let measured: HashMap<_, _> = candidates
+            .iter()
+            .map(|candidate| (candidate.peer, candidate.measured_at))
+            .collect();
+        self.tried.retain(|peer, tried| {
+            let stands = |measured: &Option<Instant>| measured.is_none_or(|at| at < tried.at);
+            measured.get(peer).is_some_and(stands)
+        });
+        for (peer, measured_at) in &measured {
+            let is_due = measured_at.is_none_or(|at| at + interval <= now);
+            if is_due && !self.met.contains(peer) {
+                let tried = self.tried.entry(*peer).or_insert(Tried {
+                    at: now,
+                    again_at: now,
+                    times: 0,
+                });
+                let wait = spread(members).mul_f64(self.rng.random_range(0.0..1.0));
+                tried.again_at = tried.again_at.max(now + wait);
+            }
+        }
+        self.met = measured.into_keys().collect();
         let due_at = |candidate: &Candidate| {
-            let measured = candidate.measured_at.map(|at| at + self.interval);
+            let measured = candidate.measured_at.map(|at| at + interval);
             measured.max(self.tried.get(&candidate.peer).map(|tried| tried.again_at))
         };
-        // `None`, never measured and never tried, sorts first.
         let Some((due, candidate)) = candidates
             .iter()
             .map(|candidate| (due_at(candidate), candidate))
             .min_by_key(|(due, candidate)| (*due, candidate.peer))
         else {
-            return Err(now + self.interval);
+            return Err(now + interval);
         };
         let slot_at = (self.started_at.len() >= PER_MINUTE_MAX)
             .then(|| self.started_at.front().map(|at| *at + MINUTE))
@@ -86,7 +118,7 @@ impl Probes {
             _ => {
                 self.started_at.push_back(now);
                 let times = self.tried.get(&candidate.peer).map_or(0, |tried| tried.times);
-                let wait = RETRY.saturating_mul(1 << times.min(16)).min(self.interval);
+                let wait = RETRY.saturating_mul(1 << times.min(16)).min(interval);
                 let tried = Tried {
                     at: now,
                     again_at: now + wait.mul_f64(self.rng.random_range(0.5..1.0)),
@@ -124,8 +156,18 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Nine parts of rest to one of probing make a tenth.
 const REST: u32 = 9;
 /// A peer that did not answer a probe is asked again after this at most, then after twice as long, and so on up to the
-/// interval: a main whose homes have all come at once refuses most of them, and each costs it a bulk lane.
+/// interval: who is asked by many at once refuses most of them, and each costs it a bulk lane.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// For one member's probe of a peer. The lane that it opens there is closed four seconds later, so that a peer has 80 of
+/// them at a time, however many members there are.
+const EACH: Duration = Duration::from_millis(50);
+
+/// In which all members can probe one of them.
+fn spread(members: usize) -> Duration {
+    // A roster beyond four thousand million is none.
+    EACH.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX))
+}
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
@@ -137,9 +179,40 @@ mod tests {
     #[test]
     fn a_fresh_link_is_probed_at_once_and_then_rests() {
         let (mut probes, peer, now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
-        assert_eq!(probes.next(&[never(peer)], now), Ok(peer));
-        assert_eq!(probes.next(&[at(peer, now)], now), Err(now + INTERVAL));
-        assert_eq!(probes.next(&[at(peer, now)], now + INTERVAL), Ok(peer));
+        assert_eq!(probes.next(&[never(peer)], 0, now), Ok(peer));
+        assert_eq!(probes.next(&[at(peer, now)], 0, now), Err(now + INTERVAL));
+        assert_eq!(probes.next(&[at(peer, now)], 0, now + INTERVAL), Ok(peer));
+    }
+
+    #[test]
+    fn a_main_whose_members_all_come_at_once_is_probed_by_one_after_the_other() {
+        const MEMBERS: usize = 1000;
+        let (main, now) = (PeerId::random(), Instant::now());
+        let first_at = |seed| {
+            let mut probes = Probes::new(INTERVAL, seed);
+            probes.next(&[never(main)], MEMBERS, now).unwrap_err()
+        };
+        let mut first: Vec<_> = (0..MEMBERS as u64).map(first_at).collect();
+        first.sort_unstable();
+        let within_a_second = |from: &Instant| {
+            let later = first.iter().filter(|at| *at >= from);
+            later
+                .take_while(|at| **at < *from + Duration::from_secs(1))
+                .count()
+        };
+        assert!(first.iter().map(within_a_second).max() < Some(50));
+        assert!(first[MEMBERS - 1] < now + spread(MEMBERS));
+        // Nor do they come again sooner, nor all at once when the main has been away.
+        let mut probes = Probes::new(INTERVAL, 1);
+        assert_eq!(
+            probes.next(&[at(main, now)], MEMBERS, now),
+            Err(now + spread(MEMBERS))
+        );
+        let back_at = now + spread(MEMBERS) * 2;
+        assert!(probes.next(&[], MEMBERS, back_at).is_err());
+        let again_at = probes.next(&[at(main, now)], MEMBERS, back_at).unwrap_err();
+        assert!(again_at < back_at + spread(MEMBERS));
+        assert_eq!(probes.next(&[at(main, now)], MEMBERS, again_at), Ok(main));
     }
 
     #[test]
@@ -147,7 +220,7 @@ mod tests {
         let (mut probes, peer, now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
         let transferred = now + Duration::from_secs(20);
         assert_eq!(
-            probes.next(&[at(peer, transferred)], now + INTERVAL),
+            probes.next(&[at(peer, transferred)], 0, now + INTERVAL),
             Err(transferred + INTERVAL)
         );
     }
@@ -155,17 +228,17 @@ mod tests {
     #[test]
     fn a_peer_that_does_not_answer_is_not_asked_again_at_once() {
         let (mut probes, peer, now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
-        assert_eq!(probes.next(&[never(peer)], now), Ok(peer));
-        let again = probes.next(&[never(peer)], now).unwrap_err();
+        assert_eq!(probes.next(&[never(peer)], 0, now), Ok(peer));
+        let again = probes.next(&[never(peer)], 0, now).unwrap_err();
         assert!(again >= now + RETRY / 2 && again <= now + RETRY);
-        assert_eq!(probes.next(&[never(peer)], again), Ok(peer));
-        let third = probes.next(&[never(peer)], again).unwrap_err();
+        assert_eq!(probes.next(&[never(peer)], 0, again), Ok(peer));
+        let third = probes.next(&[never(peer)], 0, again).unwrap_err();
         assert!(
             third >= again + RETRY && third <= again + RETRY * 2,
             "later each time"
         );
         assert_eq!(
-            probes.next(&[at(peer, third)], third),
+            probes.next(&[at(peer, third)], 0, third),
             Err(third + INTERVAL),
             "measured at last"
         );
@@ -175,19 +248,19 @@ mod tests {
     fn probes_take_at_most_a_tenth_of_the_time() {
         let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
         let peers = [never(PeerId::random()), never(PeerId::random())];
-        assert!(probes.next(&peers, now).is_ok());
+        assert!(probes.next(&peers, 0, now).is_ok());
         probes.ended(Duration::from_secs(1), now);
-        assert_eq!(probes.next(&peers, now), Err(now + Duration::from_secs(9)));
+        assert_eq!(probes.next(&peers, 0, now), Err(now + Duration::from_secs(9)));
     }
 
     #[test]
     fn at_most_sixty_start_in_a_minute() {
         let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
         let peers: Vec<_> = (0..100).map(|_| never(PeerId::random())).collect();
-        let started = (0..100).filter(|_| probes.next(&peers, now).is_ok()).count();
+        let started = (0..100).filter(|_| probes.next(&peers, 0, now).is_ok()).count();
         assert_eq!(started, 60);
-        assert_eq!(probes.next(&peers, now), Err(now + MINUTE));
-        assert!(probes.next(&peers, now + MINUTE).is_ok());
+        assert_eq!(probes.next(&peers, 0, now), Err(now + MINUTE));
+        assert!(probes.next(&peers, 0, now + MINUTE).is_ok());
     }
 
     #[test]

@@ -104,6 +104,11 @@ impl Acceptor {
         lock(&self.state).gate.members.contains(peer)
     }
 
+    /// How many members there are.
+    pub(crate) fn members(&self) -> usize {
+        lock(&self.state).gate.members.len()
+    }
+
     /// Ends every queue.
     pub(crate) fn stop(&self) {
         lock(&self.state).served.clear();

@@ -136,7 +136,7 @@ impl Measured {
 /// Probes members' links as they become due, for ever.
 pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
     loop {
-        match probes.next(&candidates(&shared), now()) {
+        match probes.next(&candidates(&shared), shared.acceptor.members(), now()) {
             Err(at) => {
                 tokio::select! {
                     () = shared.probe_wanted.notified() => (),

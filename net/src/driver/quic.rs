@@ -6,6 +6,8 @@
 mod accept;
 mod address;
 mod admission;
+mod batch;
+mod batching;
 mod dial;
 mod listener;
 mod message;
@@ -163,7 +165,10 @@ impl Quic {
             config,
             server,
             Arc::clone(&socket) as _,
-            Arc::new(Tracked(self.tracker.clone())),
+            Arc::new(Tracked {
+                tracker: self.tracker.clone(),
+                socket: Arc::clone(&socket),
+            }),
         )?;
         let local = Local {
             listener,

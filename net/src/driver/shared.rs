@@ -13,7 +13,9 @@ use super::links::Link;
 use super::prober::Measured;
 use super::websocket;
 use super::{Command, draw, now};
-use crate::{AddressBook, Counters, Estimate, Lookouts, PeerTable, ReachStatus, Refused, RefusedCounters};
+use crate::{
+    AddressBook, Counters, Estimate, Lookouts, PeerTable, Probes, ReachStatus, Refused, RefusedCounters,
+};
 use lapwing_base::{Bandwidth, Multiaddr, PeerId};
 
 /// One network's shared state.
@@ -102,7 +104,7 @@ impl Shared {
 
     /// How long a measurement counts.
     pub(crate) fn fresh(&self) -> Duration {
-        self.probe_interval * Estimate::FRESH_INTERVALS
+        Probes::interval(self.probe_interval, self.acceptor.members()) * Estimate::FRESH_INTERVALS
     }
 
     /// Takes in the measurement of a transfer to a peer.

@@ -1,4 +1,5 @@
-//! Where quinn's tasks run: on the room's tracker, so that somebody waits for each of them.
+//! Where quinn's tasks run: on the room's tracker, so that somebody waits for each of them; and what they send in one turn
+//! leaves together.
 
 use std::io;
 use std::net::UdpSocket;
@@ -9,9 +10,15 @@ use std::time::Instant;
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio_util::task::TaskTracker;
 
-/// Tokio, with an account of what runs on it.
+use super::batching::Batching;
+use super::socket::Socket;
+
+/// Tokio, with an account of what runs on it for one socket.
 #[derive(Debug)]
-pub(crate) struct Tracked(pub(crate) TaskTracker);
+pub(crate) struct Tracked {
+    pub(crate) tracker: TaskTracker,
+    pub(crate) socket: Arc<Socket>,
+}
 
 impl Runtime for Tracked {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
@@ -19,7 +26,7 @@ impl Runtime for Tracked {
     }
 
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.0.spawn(task);
+        self.tracker.spawn(Batching::new(task, Arc::clone(&self.socket)));
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {

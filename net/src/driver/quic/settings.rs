@@ -144,20 +144,15 @@ impl RouteSettings {
     fn new(identity: &Identity, datagram_max: u16, windows: BulkWindows) -> Self {
         // A session's datagrams stay short: a probe as long as the first window would hold up what may not wait, and
         // even the close frame.
-        let mut accepted = session();
-        accepted.enable_segmentation_offload(false);
+        let session = Arc::new(session());
         let bulk = Arc::new(bulk(datagram_max, windows));
         let mut dial = ClientConfig::new(Arc::clone(&identity.dial) as _);
-        dial.transport_config(Arc::new(session()));
+        dial.transport_config(Arc::clone(&session));
         let mut dial_bulk = ClientConfig::new(Arc::clone(&identity.dial_bulk) as _);
         dial_bulk.transport_config(Arc::clone(&bulk));
         dial_bulk.initial_dst_cid_provider(Arc::new(marked_cid));
         let mut accept = ServerConfig::with_crypto(Arc::clone(&identity.accept) as _);
-        // To hand the system several datagrams at once takes a buffer for all of them in each connection that was ever
-        // busy, 14 KiB: too much for those who accept thousands of homes.
-        accept
-            .transport_config(Arc::new(accepted))
-            .max_incoming(INCOMING_MAX);
+        accept.transport_config(session).max_incoming(INCOMING_MAX);
         let mut accept_bulk = ServerConfig::with_crypto(Arc::clone(&identity.accept_bulk) as _);
         accept_bulk.transport_config(bulk);
         Self {

@@ -14,6 +14,7 @@ use socket2::{Domain, SockRef, Socket as RawSocket, Type};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
+use super::batching::{self, Outlet, Waiting};
 use crate::{Probe, SocketId};
 
 /// The kernel's buffer in each direction: 60 ms of a gigabit. Memory is used only while packets wait.
@@ -27,9 +28,6 @@ pub(crate) struct Stray {
     pub(crate) from: SocketAddr,
     pub(crate) payload: Bytes,
 }
-
-/// What the system takes at once, however many datagrams it is cut into: a UDP datagram over IPv4 is no longer.
-const SEND_MAX: usize = 65_507;
 
 /// Longest probe in bytes.
 pub(crate) const PROBE_MAX: usize = 64;
@@ -126,12 +124,6 @@ impl Socket {
         sent
     }
 
-    fn send_at_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || {
-            self.state.send((&self.io).into(), transmit)
-        })
-    }
-
     /// Takes the probes out of what was received.
     fn sort(&self, buf: &[u8], meta: &mut RecvMeta) {
         let stride = meta.stride.max(1);
@@ -163,29 +155,29 @@ fn is_quic(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x40 != 0)
 }
 
-impl AsyncUdpSocket for Socket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Writable {
-            socket: self,
-            waiting: None,
+impl Outlet for Socket {
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || {
+            self.state.send((&self.io).into(), transmit)
         })
     }
 
+    fn at_once_max(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn writable(self: Arc<Self>) -> Waiting {
+        Box::pin(async move { self.io.writable().await })
+    }
+}
+
+impl AsyncUdpSocket for Socket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Turn)
+    }
+
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        match transmit.segment_size {
-            Some(length) if transmit.contents.len() > SEND_MAX => {
-                // Where a later part has to wait, all are sent again, and the peer drops what it has.
-                for contents in transmit.contents.chunks(SEND_MAX / length.max(1) * length) {
-                    self.send_at_once(&Transmit {
-                        contents,
-                        segment_size: (contents.len() > length).then_some(length),
-                        ..*transmit
-                    })?;
-                }
-                Ok(())
-            }
-            Some(_) | None => self.send_at_once(transmit),
-        }
+        batching::send(self, transmit)
     }
 
     fn poll_recv(
@@ -216,8 +208,9 @@ impl AsyncUdpSocket for Socket {
         self.state.may_fragment()
     }
 
+    /// They are put together here.
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        1
     }
 
     /// Room for what the system hands over at once, which is no longer than the longest datagram however many are in
@@ -235,31 +228,17 @@ impl fmt::Debug for Socket {
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+/// A connection that sends in its turn.
+#[derive(Debug)]
+struct Turn;
 
-/// Waits until the socket takes more, for one connection.
-struct Writable {
-    socket: Arc<Socket>,
-    waiting: Option<Waiting>,
-}
-
-impl UdpPoller for Writable {
-    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let waiting = this.waiting.get_or_insert_with(|| {
-            let socket = Arc::clone(&this.socket);
-            Box::pin(async move { socket.io.writable().await })
-        });
-        let done = ready!(waiting.as_mut().poll(cx));
-        this.waiting = None;
-        Poll::Ready(done)
-    }
-}
-
-impl fmt::Debug for Writable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writable")
-            .field("socket", &self.socket)
-            .finish_non_exhaustive()
+impl UdpPoller for Turn {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if batching::is_blocked() {
+            // The task is woken when there is room again.
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 }
