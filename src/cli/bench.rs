@@ -73,7 +73,7 @@ async fn gateway() -> Result<Vec<Row>, Failure> {
 
 async fn train() -> Result<Vec<Row>, Failure> {
     // It computes for seconds, and Ctrl-C is to be heard meanwhile.
-    tokio::task::spawn_blocking(lapwing_train::bench::kernel_rows)
+    tokio::task::spawn_blocking(lapwing_train::bench::rows)
         .await
         .map_err(|error| Failure::new("measure the training kernels", error))
 }

@@ -5,11 +5,13 @@
 //! (feature `driver`) trains: [`Trainer`] follows the committed rounds with a [`Backend`] of its own, swaps
 //! values with partners and reports to the leader. Who leads and what is committed, it is told.
 
+pub mod bench;
 mod cities;
 mod coordinator;
 mod data;
 mod draws;
 pub mod jobfile;
+mod lanes;
 mod layout;
 mod mask;
 mod matching;
@@ -23,8 +25,6 @@ mod status;
 
 #[cfg(feature = "driver")]
 mod backend;
-#[cfg(feature = "driver")]
-pub mod bench;
 #[cfg(feature = "driver")]
 mod checkpoint;
 #[cfg(feature = "driver")]
@@ -49,7 +49,7 @@ pub use data::{
     SAMPLES_MIN, Samples, Scaling, Share, Source,
 };
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
-pub use mask::{Mask, round_seed};
+pub use mask::{DeltaError, Mask, Runs, round_seed};
 pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
 pub use model::{InputShape, Layer, Model, ModelError};
 pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};

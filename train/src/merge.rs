@@ -3,8 +3,9 @@
 //! Pure. It decides neither whether a pair merges (the log does) nor what is exchanged (the mask does). Always
 //! half and half, never weighted by samples, so that the mean of all models is what the local steps made it.
 
+use crate::lanes::{Kernel, widest};
 use crate::mask::Mask;
-use crate::quantise::first_not_finite;
+use crate::quantise::{BLOCK, Encoded, first_not_finite, sum_of_squares};
 
 /// How many times larger the received values may be than the sent ones, by root mean square.
 ///
@@ -60,36 +61,43 @@ pub enum MergeError {
 /// When the numbers of values differ from the mask's, a received value is not finite, or the received values
 /// are more than a hundred times as large as the sent ones.
 pub fn check(mask: &Mask, sent: &[f32], received: &[f32]) -> Result<(), MergeError> {
-    check_shape(mask, sent, received)?;
-    let (sent, received) = (root_mean_square(sent), root_mean_square(received));
+    check_lengths(mask, sent.len(), received.len())?;
+    check_finite(received)?;
+    let [sent, received] = [sent, received].map(|values| {
+        let mean = widest(Squares(values)) / values.len().max(1) as f64;
+        mean.sqrt()
+    });
+    check_magnitudes(sent, received)
+}
+
+/// [`check`] of encoded values, which are finite.
+///
+/// # Errors
+///
+/// When the numbers of values differ from the mask's, or the received values are more than a hundred times as large
+/// as the sent ones.
+pub fn check_encoded(mask: &Mask, sent: &Encoded, received: &Encoded) -> Result<(), MergeError> {
+    check_lengths(mask, sent.len(), received.len())?;
+    check_magnitudes(sent.root_mean_square(), received.root_mean_square())
+}
+
+fn check_magnitudes(sent: f64, received: f64) -> Result<(), MergeError> {
     if received > RATIO_MAX * sent.max(MAGNITUDE_MIN) {
         return Err(MergeError::TooLarge { sent, received });
     }
     Ok(())
 }
 
-fn check_shape(mask: &Mask, sent: &[f32], received: &[f32]) -> Result<(), MergeError> {
-    if sent.len() != mask.len() || received.len() != mask.len() {
-        return Err(MergeError::Length {
-            mask: mask.len(),
-            sent: sent.len(),
-            received: received.len(),
-        });
-    }
+fn check_finite(received: &[f32]) -> Result<(), MergeError> {
     first_not_finite(received).map_or(Ok(()), |index| Err(MergeError::NotFinite { index }))
 }
 
-fn root_mean_square(values: &[f32]) -> f64 {
-    let (chunks, rest) = values.as_chunks::<8>();
-    let mut sums = [0.0_f64; 8];
-    for chunk in chunks {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(*value) * f64::from(*value);
-        }
+fn check_lengths(mask: &Mask, sent: usize, received: usize) -> Result<(), MergeError> {
+    let mask = mask.len();
+    if sent != mask || received != mask {
+        return Err(MergeError::Length { mask, sent, received });
     }
-    let rest: f64 = rest.iter().map(|value| f64::from(*value).powi(2)).sum();
-    let mean = (sums.iter().sum::<f64>() + rest) / values.len().max(1) as f64;
-    mean.sqrt()
+    Ok(())
 }
 
 /// Moves `x` half-way from what was sent to what was received, on the mask's coordinates.
@@ -103,69 +111,295 @@ fn root_mean_square(values: &[f32]) -> f64 {
 /// When the mask does not fit `x`, the numbers of values differ from the mask's, or a received value is not finite;
 /// then `x` is untouched. Magnitudes are [`check`]ed on receipt and not again: the pair has agreed to merge by now.
 pub fn merge(x: &mut [f32], mask: &Mask, sent: &[f32], received: &[f32]) -> Result<(), MergeError> {
+    check_lengths(mask, sent.len(), received.len())?;
+    check_finite(received)?;
+    move_by(x, mask, Plain(sent), Plain(received), 1.0)
+}
+
+/// [`merge`] of encoded values, which are finite, without decoding them elsewhere first: what an exchange keeps is a
+/// quarter (`int8`) of the values themselves, and is read once.
+///
+/// # Errors
+///
+/// When the mask does not fit `x`, or the numbers of values differ from the mask's; then `x` is untouched.
+pub fn merge_encoded(
+    x: &mut [f32],
+    mask: &Mask,
+    sent: &Encoded,
+    received: &Encoded,
+) -> Result<(), MergeError> {
+    check_lengths(mask, sent.len(), received.len())?;
+    move_by(x, mask, sent, received, 1.0)
+}
+
+/// As [`merge_encoded`], but moves by no more than `distance_max`, half of which each of the pair goes: what one partner can
+/// do to a model is bounded, whatever it sends.
+///
+/// Both see the same distance, to the last bit, so that both are held back equally and their mean stays.
+///
+/// # Errors
+///
+/// As [`merge_encoded`].
+pub fn merge_clipped(
+    x: &mut [f32],
+    mask: &Mask,
+    sent: &Encoded,
+    received: &Encoded,
+    distance_max: f64,
+) -> Result<(), MergeError> {
+    check_lengths(mask, sent.len(), received.len())?;
+    let distance = distance(sent, received);
+    let share = if distance > distance_max {
+        distance_max / distance
+    } else {
+        1.0
+    };
+    // Rounded the same for both.
+    move_by(x, mask, sent, received, share as f32)
+}
+
+/// The Euclidean distance between equally many values; the same, to the last bit, whichever is named first.
+pub fn distance(one: &Encoded, other: &Encoded) -> f64 {
+    widest(SquaredDistance(one, other)).sqrt()
+}
+
+/// Adds `weight` times the values to `x`, on the mask's coordinates: how a difference that a peer sent is applied.
+///
+/// # Errors
+///
+/// As [`merge_encoded`].
+pub fn add(x: &mut [f32], mask: &Mask, values: &Encoded, weight: f32) -> Result<(), MergeError> {
     if !mask.fits(x.len()) {
         return Err(MergeError::Model { parameters: x.len() });
     }
-    check_shape(mask, sent, received)?;
-    match mask {
-        Mask::All(_) => {
-            for ((x, sent), received) in x.iter_mut().zip(sent).zip(received) {
-                *x = halfway(*x, *sent, *received);
-            }
-        }
-        Mask::Indices(indices) => {
-            for ((index, sent), received) in indices.iter().zip(sent).zip(received) {
-                let x = &mut x[*index as usize];
-                *x = halfway(*x, *sent, *received);
-            }
-        }
-    }
+    check_lengths(mask, values.len(), values.len())?;
+    let added = [0.0; BLOCK];
+    let change = Addition {
+        values,
+        weight,
+        added,
+    };
+    widest(Update { x, mask, change });
     Ok(())
 }
 
+fn move_by<V: Blocks>(
+    x: &mut [f32],
+    mask: &Mask,
+    sent: V,
+    received: V,
+    share: f32,
+) -> Result<(), MergeError> {
+    if !mask.fits(x.len()) {
+        return Err(MergeError::Model { parameters: x.len() });
+    }
+    let (from, to) = ([0.0; BLOCK], [0.0; BLOCK]);
+    let change = Step {
+        sent,
+        received,
+        share,
+        from,
+        to,
+    };
+    widest(Update { x, mask, change });
+    Ok(())
+}
+
+/// Values that are read block by block.
+trait Blocks {
+    /// Reads block number `index`, which has as many values as `out`.
+    fn read(&self, index: usize, out: &mut [f32]);
+}
+
+struct Plain<'a>(&'a [f32]);
+
+impl Blocks for Plain<'_> {
+    #[inline(always)]
+    fn read(&self, index: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.0[index * BLOCK..][..out.len()]);
+    }
+}
+
+impl Blocks for &Encoded {
+    #[inline(always)]
+    fn read(&self, index: usize, out: &mut [f32]) {
+        self.decode_block(index, out);
+    }
+}
+
+/// The sum of all squares.
+struct Squares<'a>(&'a [f32]);
+
+impl Kernel for Squares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut sum = 0.0;
+        for block in self.0.chunks(BLOCK) {
+            sum += sum_of_squares(block);
+        }
+        sum
+    }
+}
+
+struct SquaredDistance<'a>(&'a Encoded, &'a Encoded);
+
+impl Kernel for SquaredDistance<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let Self(one, other) = self;
+        let (mut left, mut right) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let mut sum = 0.0;
+        let count = one.len().min(other.len());
+        for (index, first) in (0..count).step_by(BLOCK).enumerate() {
+            let length = BLOCK.min(count - first);
+            let (left, right) = (&mut left[..length], &mut right[..length]);
+            one.decode_block(index, left);
+            other.decode_block(index, right);
+            for (left, right) in left.iter_mut().zip(&*right) {
+                *left -= right;
+            }
+            sum += sum_of_squares(left);
+        }
+        sum
+    }
+}
+
+/// Changes the masked values of `x`, a block at a time.
+struct Update<'a, C> {
+    x: &'a mut [f32],
+    mask: &'a Mask,
+    change: C,
+}
+
+impl<C: Change> Kernel for Update<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        let mut gathered = [0.0; BLOCK];
+        let is_dense = matches!(self.mask, Mask::All(_));
+        let count = self.mask.len();
+        for (index, first) in (0..count).step_by(BLOCK).enumerate() {
+            let length = BLOCK.min(count - first);
+            if is_dense {
+                self.change.apply(index, &mut self.x[first..first + length]);
+                continue;
+            }
+            // First all are fetched, so that the processor waits for many lines of memory at once, then changed, then
+            // put back where they still are in the cache.
+            let gathered = &mut gathered[..length];
+            self.mask.gather_part(self.x, first, gathered);
+            self.change.apply(index, gathered);
+            self.mask.scatter_part(self.x, first, gathered);
+        }
+    }
+}
+
+/// What is done to one block after the other.
+trait Change {
+    /// Changes the values of block number `index`.
+    fn apply(&mut self, index: usize, x: &mut [f32]);
+}
+
+/// A step from what was sent to what was received.
+struct Step<V> {
+    sent: V,
+    received: V,
+    /// Of half of the way.
+    share: f32,
+    from: [f32; BLOCK],
+    to: [f32; BLOCK],
+}
+
+impl<V: Blocks> Change for Step<V> {
+    #[inline(always)]
+    fn apply(&mut self, index: usize, x: &mut [f32]) {
+        let (from, to) = (&mut self.from[..x.len()], &mut self.to[..x.len()]);
+        self.sent.read(index, from);
+        self.received.read(index, to);
+        if self.share == 1.0 {
+            for ((x, from), to) in x.iter_mut().zip(&*from).zip(&*to) {
+                *x = halfway(*x, *from, *to);
+            }
+        } else {
+            for ((x, from), to) in x.iter_mut().zip(&*from).zip(&*to) {
+                *x = moved(*x, *from, *to, self.share);
+            }
+        }
+    }
+}
+
+/// Values that are added.
+struct Addition<'a> {
+    values: &'a Encoded,
+    weight: f32,
+    added: [f32; BLOCK],
+}
+
+impl Change for Addition<'_> {
+    #[inline(always)]
+    fn apply(&mut self, index: usize, x: &mut [f32]) {
+        let added = &mut self.added[..x.len()];
+        self.values.decode_block(index, added);
+        for (x, added) in x.iter_mut().zip(&*added) {
+            *x += self.weight * added;
+        }
+    }
+}
+
+/// Of finite values a finite one, whatever they are.
+#[inline(always)]
+fn moved(x: f32, sent: f32, received: f32, share: f32) -> f32 {
+    (x + share * (0.5 * received - 0.5 * sent)).clamp(f32::MIN, f32::MAX)
+}
+
+#[inline(always)]
 fn halfway(x: f32, sent: f32, received: f32) -> f32 {
     // Halved before they are added: the sum of two finite values may not be finite. An addition is the same in
     // either order, which `x + (received - x) / 2` is not; the last bit would differ between partners.
     let mean = 0.5 * x + 0.5 * received;
-    let moved = x + 0.5 * (received - sent);
+    let moved = moved(x, sent, received, 1.0);
     if x == sent { mean } else { moved }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quantise::{decode, encode};
     use lapwing_base::Values;
     use proptest::prelude::*;
 
-    fn decoded(values: &[f32], kind: Values) -> Vec<f32> {
-        let (mut bytes, mut out) = (Vec::new(), Vec::new());
-        encode(values, kind, &mut bytes);
-        decode(&bytes, kind, values.len(), &mut out).unwrap();
-        out
+    fn encoded(x: &[f32], mask: &Mask, kind: Values) -> Encoded {
+        Encoded::of(x, mask, kind, Vec::new()).unwrap()
+    }
+
+    fn exact(values: &[f32]) -> Encoded {
+        Encoded::exact(values).unwrap()
     }
 
     proptest! {
         #[test]
         fn a_merge_keeps_the_mean_of_a_pair_in_every_format(
             pairs in prop::collection::vec((-10.0_f32..10.0, -10.0_f32..10.0, -0.1_f32..0.1), 1..600),
-            kind in 0_usize..3, skip in 1_usize..5,
+            kind in 0_usize..3, skip in 1_usize..5, clipped: bool,
         ) {
             let kind = [Values::F32, Values::F16, Values::Int8][kind];
             let mut a: Vec<f32> = pairs.iter().map(|pair| pair.0).collect();
             let mut b: Vec<f32> = pairs.iter().map(|pair| pair.1).collect();
             let mask = Mask::Indices((0..pairs.len() as u32).step_by(skip).collect());
-            let (mut from_a, mut from_b) = (Vec::new(), Vec::new());
-            mask.gather(&a, &mut from_a);
-            mask.gather(&b, &mut from_b);
-            let (from_a, from_b) = (decoded(&from_a, kind), decoded(&from_b, kind));
+            let (from_a, from_b) = (encoded(&a, &mask, kind), encoded(&b, &mask, kind));
             // One of the two trained on while the exchange went on.
             for (a, pair) in a.iter_mut().zip(&pairs) {
                 *a += pair.2;
             }
             let before: Vec<f64> = a.iter().zip(&b).map(|(a, b)| f64::from(*a) + f64::from(*b)).collect();
-            merge(&mut a, &mask, &from_a, &from_b).unwrap();
-            merge(&mut b, &mask, &from_b, &from_a).unwrap();
+            // Held back or not, both are equally.
+            let distance_max = if clipped { 0.3 } else { f64::INFINITY };
+            merge_clipped(&mut a, &mask, &from_a, &from_b, distance_max).unwrap();
+            merge_clipped(&mut b, &mask, &from_b, &from_a, distance_max).unwrap();
             for ((a, b), before) in a.iter().zip(&b).zip(&before) {
                 prop_assert!((f64::from(*a) + f64::from(*b) - before).abs() < 1e-5);
             }
@@ -185,6 +419,41 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn a_merge_in_blocks_is_the_one_coordinate_by_coordinate(
+            values in prop::collection::vec((-9.0_f32..9.0, -9.0_f32..9.0, -1.0_f32..1.0), 1..1200),
+            compression in 1_u32..6, kind in 0_usize..3, trained: bool,
+        ) {
+            let kind = [Values::F32, Values::F16, Values::Int8][kind];
+            let mask = Mask::random([5; 32], compression, values.len());
+            let mut x: Vec<f32> = values.iter().map(|value| value.0).collect();
+            let theirs: Vec<f32> = values.iter().map(|value| value.1).collect();
+            let (sent, received) = (encoded(&x, &mask, kind), encoded(&theirs, &mask, kind));
+            if trained {
+                x.iter_mut().zip(&values).for_each(|(x, value)| *x += value.2);
+            }
+            let (mut from, mut to) = (Vec::new(), Vec::new());
+            sent.decode(&mut from);
+            received.decode(&mut to);
+            let (mut plain, mut added) = (x.clone(), x.clone());
+            for ((index, from), to) in mask.coordinates().zip(&from).zip(&to) {
+                plain[index as usize] = halfway(x[index as usize], *from, *to);
+                added[index as usize] += 0.25 * to;
+            }
+            let mut merged = x.clone();
+            merge(&mut merged, &mask, &from, &to).unwrap();
+            prop_assert_eq!(&merged, &plain);
+            merged.clone_from(&x);
+            merge_encoded(&mut merged, &mask, &sent, &received).unwrap();
+            prop_assert_eq!(merged, plain);
+            add(&mut x, &mask, &received, 0.25).unwrap();
+            prop_assert_eq!(x, added);
+            let apart: f64 = from.iter().zip(&to).map(|(from, to)| f64::from(from - to).powi(2)).sum();
+            prop_assert!((distance(&sent, &received) - apart.sqrt()).abs() <= 1e-5 * apart.sqrt());
+        }
+    }
+
     #[test]
     fn the_difference_of_nearby_values_does_not_cost_the_last_bit() {
         // Here `x + (y - x) / 2` rounds differently from each side.
@@ -193,6 +462,13 @@ mod tests {
         merge(&mut a, &Mask::All(2), &sent_a, &sent_b).unwrap();
         merge(&mut b, &Mask::All(2), &sent_b, &sent_a).unwrap();
         assert_eq!(a, b);
+    }
+
+    #[test]
+    fn a_merge_of_finite_values_is_finite() {
+        let mut x = vec![f32::MAX; 2];
+        merge(&mut x, &Mask::All(2), &[f32::MIN; 2], &[f32::MAX; 2]).unwrap();
+        assert_eq!(x, [f32::MAX; 2]);
     }
 
     #[test]
@@ -209,12 +485,28 @@ mod tests {
         let mask = Mask::All(4);
         let refused = merge(&mut x, &mask, &sent, &[1.0, f32::NAN, 1.0, 1.0]);
         assert_eq!(refused, Err(MergeError::NotFinite { index: 1 }));
-        let refused = check(&mask, &sent, &[1.0, 1e6, 1.0, 1.0]);
+        let large = [1.0, 1e6, 1.0, 1.0];
+        let refused = check(&mask, &sent, &large);
         assert!(matches!(refused, Err(MergeError::TooLarge { .. })));
+        assert_eq!(check_encoded(&mask, &exact(&sent), &exact(&large)), refused);
         let refused = merge(&mut x, &mask, &sent, &[1.0; 3]);
+        assert!(matches!(refused, Err(MergeError::Length { received: 3, .. })));
+        let refused = merge_encoded(&mut x, &mask, &exact(&sent), &exact(&[1.0; 3]));
         assert!(matches!(refused, Err(MergeError::Length { received: 3, .. })));
         let refused = merge(&mut x, &Mask::All(5), &[1.0; 5], &[1.0; 5]);
         assert_eq!(refused, Err(MergeError::Model { parameters: 4 }));
         assert_eq!(x, [1.0; 4]);
+    }
+
+    #[test]
+    fn a_clipped_merge_moves_no_further_than_half_of_what_is_allowed() {
+        let mut x = vec![0.0; 1000];
+        let sent = exact(&x);
+        let received = exact(&vec![50.0; 1000]);
+        merge_clipped(&mut x, &Mask::All(1000), &sent, &received, 2.0).unwrap();
+        let moved = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        assert!((moved - 1.0).abs() < 1e-6, "{moved}");
+        assert_eq!(distance(&sent, &received), distance(&received, &sent));
+        assert_eq!(distance(&sent, &sent), 0.0);
     }
 }

@@ -39,6 +39,8 @@ pub(crate) async fn receive(
     hash: &[u8; 32],
 ) -> Result<Received, PayloadError> {
     let mut bytes = Vec::with_capacity(expected);
+    // Hashed frame by frame, while the next one is on its way and this one still in the cache.
+    let mut hasher = blake3::Hasher::new();
     let mut first: Option<(Instant, usize)> = None;
     let mut last = None;
     while bytes.len() < expected {
@@ -53,9 +55,10 @@ pub(crate) async fn receive(
         if frame.is_empty() || frame.len() > expected - bytes.len() {
             return Err(PayloadError::Long { expected });
         }
+        hasher.update(&frame);
         bytes.extend_from_slice(&frame);
     }
-    if blake3::hash(&bytes).as_bytes() != hash {
+    if hasher.finalize().as_bytes() != hash {
         return Err(PayloadError::Damaged);
     }
     let (took, timed_bytes) = match (first, last) {

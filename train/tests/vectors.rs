@@ -53,10 +53,11 @@ fn line((algorithm, job_seed, round, compression, parameters): (Algorithm, u64, 
         deadline_ms: 1,
     };
     let mask = Mask::of(job_seed, algorithm, &plan, parameters);
-    let first: Vec<String> = match &mask {
-        Mask::All(all) => (0..*all).take(8).map(|index| index.to_string()).collect(),
-        Mask::Indices(indices) => indices.iter().take(8).map(u32::to_string).collect(),
-    };
+    let first: Vec<String> = mask
+        .coordinates()
+        .take(8)
+        .map(|index| index.to_string())
+        .collect();
     let first = if first.is_empty() {
         "-".to_owned()
     } else {

@@ -160,13 +160,10 @@ pub(crate) fn average(network: &Network, choice: &Choice) -> Averaged {
             };
         }
         let plan = plan(&job, &members, &known, choice.knobs);
-        let mask = match Mask::of(choice.seed, job.spec.algorithm, &plan, COORDINATES) {
-            Mask::All(all) => (0..all).collect(),
-            Mask::Indices(indices) => indices
-                .into_iter()
-                .map(|index| index as usize)
-                .collect::<Vec<_>>(),
-        };
+        let mask: Vec<usize> = Mask::of(choice.seed, job.spec.algorithm, &plan, COORDINATES)
+            .coordinates()
+            .map(|index| index as usize)
+            .collect();
         for [a, b] in plan
             .pairs
             .iter()

@@ -7,7 +7,8 @@
 use super::{Gossip, MethodError};
 use crate::mask::Mask;
 use crate::merge;
-use crate::quantise;
+use crate::quantise::{self, Encoded};
+use bytes::Bytes;
 use lapwing_base::{Algorithm, JobSpec, NodeId, Round, RoundPlan, Values};
 
 /// What one node offers and takes.
@@ -18,6 +19,8 @@ pub(crate) struct Averaging {
     values: Values,
     parameters: usize,
     exchange: Option<Exchange>,
+    /// The memory of what was sent last, for what is sent next.
+    spare: Vec<u8>,
 }
 
 /// What was offered to the partner and, once it is here, what came back.
@@ -27,8 +30,8 @@ struct Exchange {
     partner: NodeId,
     mask: Mask,
     /// As the partner decodes it.
-    sent: Vec<f32>,
-    received: Option<Vec<f32>>,
+    sent: Encoded,
+    received: Option<Encoded>,
 }
 
 impl Averaging {
@@ -40,6 +43,7 @@ impl Averaging {
             values: spec.values,
             parameters,
             exchange: None,
+            spare: Vec::new(),
         }
     }
 
@@ -63,11 +67,9 @@ impl Gossip for Averaging {
             });
         }
         let mask = self.mask(plan);
-        let mut sent = Vec::new();
-        mask.gather(model, &mut sent);
+        let sent = Encoded::of(model, &mask, self.values, std::mem::take(&mut self.spare))?;
         message.clear();
-        quantise::encode(&sent, self.values, message);
-        quantise::decode(message, self.values, mask.len(), &mut sent)?;
+        message.extend_from_slice(&sent.bytes());
         self.exchange = Some(Exchange {
             round: plan.round,
             partner,
@@ -89,9 +91,8 @@ impl Gossip for Averaging {
             .as_mut()
             .filter(|exchange| (exchange.round, exchange.partner) == (round, partner))
             .ok_or(MethodError::NotOffered { round, partner })?;
-        let mut received = Vec::new();
-        quantise::decode(message, self.values, exchange.mask.len(), &mut received)?;
-        merge::check(&exchange.mask, &exchange.sent, &received)?;
+        let received = Encoded::parse(Bytes::copy_from_slice(message), self.values, exchange.mask.len())?;
+        merge::check_encoded(&exchange.mask, &exchange.sent, &received)?;
         exchange.received = Some(received);
         Ok(())
     }
@@ -103,7 +104,10 @@ impl Gossip for Averaging {
             let exchange = exchange.as_ref().filter(|exchange| exchange.partner == partner);
             let received = exchange.and_then(|exchange| Some((exchange, exchange.received.as_ref()?)));
             let (exchange, received) = received.ok_or(MethodError::NotAccepted { round, partner })?;
-            merge::merge(model, &exchange.mask, &exchange.sent, received)?;
+            merge::merge_encoded(model, &exchange.mask, &exchange.sent, received)?;
+        }
+        if let Some(exchange) = exchange {
+            self.spare = exchange.sent.into_buffer();
         }
         Ok(())
     }

@@ -5,9 +5,17 @@
 //! The generator is part of the protocol (two generators, two masks), so nothing here may change without a
 //! new context string. It does not hold values; see `quantise` and `merge` for those.
 
+mod cyclic;
+mod delta;
+mod largest;
+mod random;
+mod runs;
+mod words;
+
+pub use delta::DeltaError;
+pub use runs::Runs;
+
 use lapwing_base::{Algorithm, Round, RoundKind, RoundPlan};
-use rand_chacha::ChaCha8Rng;
-use rand_core::{Rng, SeedableRng};
 
 /// The coordinates of one round, in ascending order.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -16,6 +24,8 @@ pub enum Mask {
     All(usize),
     /// These coordinates: sorted, unique.
     Indices(Vec<u32>),
+    /// Neighbours in runs.
+    Runs(Runs),
 }
 
 /// The key of a round: its mask and its plan are drawn from it (`RoundPlan::seed`).
@@ -35,16 +45,58 @@ impl Mask {
     /// When the model has more coordinates than a `u32` counts: 16 GiB of parameters, more than this format
     /// is made for.
     pub fn of(job_seed: u64, algorithm: Algorithm, plan: &RoundPlan, parameters: usize) -> Self {
+        let mut mask = Self::All(0);
+        mask.renew(job_seed, algorithm, plan, parameters);
+        mask
+    }
+
+    /// Makes this [`Self::of`] another round, in the memory that it has.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::of`].
+    pub fn renew(&mut self, job_seed: u64, algorithm: Algorithm, plan: &RoundPlan, parameters: usize) {
         let n = u32::try_from(parameters).expect("a model of at most 2^32 - 1 parameters");
         // More blocks than coordinates would be empty masks, and a table as long as the number says.
         let compression = plan.compression.min(n);
         if plan.kind == RoundKind::Dense || compression <= 1 {
+            *self = Self::All(parameters);
+            return;
+        }
+        let mut memory = self.take();
+        *self = match algorithm {
+            Algorithm::Default => Self::Runs(cyclic::draw(job_seed, plan.round, compression, n, memory)),
+            _ => {
+                random::draw(round_seed(job_seed, plan.round), compression, n, &mut memory);
+                Self::Indices(memory)
+            }
+        };
+    }
+
+    /// Each coordinate with probability `1 / compression`, by chance that a seed decides: what CHOCO-SGD calls
+    /// random-k, where each sender draws its own.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::of`].
+    pub fn random(seed: [u8; 32], compression: u32, parameters: usize) -> Self {
+        let n = u32::try_from(parameters).expect("a model of at most 2^32 - 1 parameters");
+        let compression = compression.min(n);
+        if compression <= 1 {
             return Self::All(parameters);
         }
-        Self::Indices(match algorithm {
-            Algorithm::Default => cyclic(job_seed, plan.round, compression, n),
-            _ => random(round_seed(job_seed, plan.round), compression, n),
-        })
+        let mut indices = Vec::new();
+        random::draw(seed, compression, n, &mut indices);
+        Self::Indices(indices)
+    }
+
+    /// The memory of the coordinates, for the next mask.
+    fn take(&mut self) -> Vec<u32> {
+        match std::mem::replace(self, Self::All(0)) {
+            Self::All(_) => Vec::new(),
+            Self::Indices(indices) => indices,
+            Self::Runs(runs) => runs.into_starts(),
+        }
     }
 
     /// How many coordinates are exchanged.
@@ -52,6 +104,7 @@ impl Mask {
         match self {
             Self::All(parameters) => *parameters,
             Self::Indices(indices) => indices.len(),
+            Self::Runs(runs) => runs.len(),
         }
     }
 
@@ -65,7 +118,20 @@ impl Mask {
         match self {
             Self::All(all) => *all == parameters,
             Self::Indices(indices) => indices.last().is_none_or(|&last| (last as usize) < parameters),
+            Self::Runs(runs) => runs.end() <= parameters,
         }
+    }
+
+    /// The coordinates, ascending.
+    pub fn coordinates(&self) -> impl Iterator<Item = u32> + '_ {
+        let (all, indices, runs) = match self {
+            // A `u32` counts them, or nothing was made of them.
+            Self::All(parameters) => (0..*parameters as u32, &[][..], None),
+            Self::Indices(indices) => (0..0, indices.as_slice(), None),
+            Self::Runs(runs) => (0..0, &[][..], Some(runs)),
+        };
+        all.chain(indices.iter().copied())
+            .chain(runs.into_iter().flat_map(Runs::coordinates))
     }
 
     /// Replaces the contents of `out` by the masked values of `x`, in the order of the coordinates.
@@ -75,175 +141,58 @@ impl Mask {
     /// When the mask does not fit `x`.
     pub fn gather(&self, x: &[f32], out: &mut Vec<f32>) {
         assert!(self.fits(x.len()), "the mask is of another model");
-        out.clear();
+        // What `out` already has is overwritten, not cleared first.
+        out.resize(self.len(), 0.0);
+        self.gather_part(x, 0, out);
+    }
+
+    /// Copies the values of coordinates number `first` and following, as many as `out` takes. The mask fits `x`.
+    #[inline(always)]
+    pub(crate) fn gather_part(&self, x: &[f32], first: usize, out: &mut [f32]) {
         match self {
-            Self::All(_) => out.extend_from_slice(x),
-            Self::Indices(indices) => out.extend(indices.iter().map(|&index| x[index as usize])),
+            Self::All(_) => out.copy_from_slice(&x[first..first + out.len()]),
+            Self::Indices(indices) => {
+                for (out, &index) in out.iter_mut().zip(&indices[first..]) {
+                    *out = x[index as usize];
+                }
+            }
+            Self::Runs(runs) => runs.gather(x, first, out),
+        }
+    }
+
+    /// Sets the values of coordinates number `first` and following. The mask fits `x`.
+    #[inline(always)]
+    pub(crate) fn scatter_part(&self, x: &mut [f32], first: usize, values: &[f32]) {
+        match self {
+            Self::All(_) => x[first..first + values.len()].copy_from_slice(values),
+            Self::Indices(indices) => {
+                for (value, &index) in values.iter().zip(&indices[first..]) {
+                    x[index as usize] = *value;
+                }
+            }
+            Self::Runs(runs) => runs.scatter(x, first, values),
         }
     }
 
     /// BLAKE3 of the coordinates as little-endian `u32`s: names this mask in test vectors and in logs.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        match self {
-            Self::All(parameters) => hash_indices(&mut hasher, 0..*parameters as u32),
-            Self::Indices(indices) => hash_indices(&mut hasher, indices.iter().copied()),
+        // BLAKE3 is many times faster on a buffer than on four bytes at a time.
+        let mut buffer = Vec::with_capacity(HASHED_BYTES);
+        for coordinate in self.coordinates() {
+            buffer.extend_from_slice(&coordinate.to_le_bytes());
+            if buffer.len() == HASHED_BYTES {
+                hasher.update(&buffer);
+                buffer.clear();
+            }
         }
+        hasher.update(&buffer);
         *hasher.finalize().as_bytes()
     }
 }
 
-fn hash_indices(hasher: &mut blake3::Hasher, indices: impl Iterator<Item = u32>) {
-    // BLAKE3 is many times faster on a buffer than on four bytes at a time.
-    let mut buffer = Vec::with_capacity(HASHED_BYTES);
-    for index in indices {
-        buffer.extend_from_slice(&index.to_le_bytes());
-        if buffer.len() == HASHED_BYTES {
-            hasher.update(&buffer);
-            buffer.clear();
-        }
-    }
-    hasher.update(&buffer);
-}
-
 /// Enough for BLAKE3 to use its widest vectors (16 chunks of 1 KiB).
 const HASHED_BYTES: usize = 16 * 1024;
-
-/// Mask version 1: each coordinate with probability `1 / compression`, drawn as the gaps between kept ones.
-fn random(seed: [u8; 32], compression: u32, n: u32) -> Vec<u32> {
-    let gaps = Gaps::new(compression);
-    let mut words = Words::new(seed);
-    let expected = n / compression;
-    // Five standard deviations more than expected, so that the list practically never moves.
-    let mut indices = Vec::with_capacity((expected + 5 * expected.isqrt() + 16) as usize);
-    let n = u64::from(n);
-    let mut at = 0_u64;
-    while at < n {
-        match gaps.draw(words.next()) {
-            Some(gap) if at + gap < n => {
-                // Below `n`, which came as a `u32`.
-                indices.push((at + gap) as u32);
-                at += gap + 1;
-            }
-            Some(_) => break,
-            // A geometric gap has no memory: none so far, so draw again from there.
-            None => at += gaps.reach(),
-        }
-    }
-    indices
-}
-
-/// Turns uniform words into geometric gaps by inverting a table of integers.
-struct Gaps {
-    /// `survival[k]` is the chance, in 2^-32, that the next `k + 1` coordinates are all left out; descending.
-    survival: Vec<u32>,
-    /// For each value of a word's top bits, a gap that is not above the one of any such word.
-    guide: Vec<u16>,
-}
-
-impl Gaps {
-    /// Top bits of a word that index the guide: with a table of four times the compression, the search from
-    /// the guide's entry takes less than one step on average up to a compression of 500.
-    const GUIDE_BITS: u32 = 10;
-    /// Longest table: fits the first-level cache. A sparser mask draws more often, which costs one draw for
-    /// each 4,096 coordinates.
-    const REACH_MAX: u32 = 4096;
-
-    fn new(compression: u32) -> Self {
-        let reach = compression.saturating_mul(4).min(Self::REACH_MAX);
-        let mut left = 1_u64 << 63;
-        let survival: Vec<u32> = (0..reach)
-            .map(|_| {
-                left -= left / u64::from(compression);
-                // Below 2^63 before the shift, so below 2^32 after it.
-                (left >> 31) as u32
-            })
-            .collect();
-        let mut guide = vec![0; 1 << Self::GUIDE_BITS];
-        let mut gap = survival.len();
-        for (top, entry) in guide.iter_mut().enumerate() {
-            // The largest word with these top bits has the smallest gap.
-            let largest = ((top as u32) << (32 - Self::GUIDE_BITS)) | (u32::MAX >> Self::GUIDE_BITS);
-            while gap > 0 && survival[gap - 1] <= largest {
-                gap -= 1;
-            }
-            // At most REACH_MAX.
-            *entry = gap as u16;
-        }
-        Self { survival, guide }
-    }
-
-    /// How many coordinates a draw without a gap passes over.
-    fn reach(&self) -> u64 {
-        self.survival.len() as u64
-    }
-
-    /// The number of coordinates left out before the next kept one; `None` when all within reach are.
-    fn draw(&self, word: u32) -> Option<u64> {
-        let mut gap = usize::from(self.guide[(word >> (32 - Self::GUIDE_BITS)) as usize]);
-        while word < *self.survival.get(gap)? {
-            gap += 1;
-        }
-        Some(gap as u64)
-    }
-}
-
-/// Block `(round - 1) mod c` of a permutation that is cut into `c` blocks, fresh in each cycle of `c` rounds.
-///
-/// The permutation is never written out. The vector is cut into strata of `c` runs of neighbouring coordinates;
-/// one order of the `c` runs serves all strata, and each stratum starts at a place of its own in it. So a block
-/// takes one run of each stratum: sorted as it comes, spread evenly over the layers, in a time proportional to
-/// what is exchanged. A fresh order each cycle keeps a coordinate from meeting the same kind of round again and
-/// again when the matchings have a rhythm too (each few rounds joins the slow members).
-fn cyclic(job_seed: u64, round: Round, compression: u32, n: u32) -> Vec<u32> {
-    let step = round.0.saturating_sub(1);
-    let cycle = step / u64::from(compression);
-    let slot = step % u64::from(compression);
-    let mut words = Words::new(key("lapwing 2026-11 cyclic mask", job_seed, cycle));
-    let mut order: Vec<u32> = (0..compression).collect();
-    for last in (1..compression).rev() {
-        order.swap(last as usize, words.below(last + 1) as usize);
-    }
-    let (n, c) = (u64::from(n), u64::from(compression));
-    let run = (n / (c * STRATA_MIN)).clamp(1, RUN_MAX);
-    let mut indices = Vec::with_capacity((n / c + run) as usize);
-    for stratum in (0..n).step_by((c * run) as usize) {
-        let place = (slot + u64::from(words.below(compression))) % c;
-        let first = stratum + u64::from(order[place as usize]) * run;
-        // The last stratum may be cut short, and its last run too. Below `n`, which came as a `u32`.
-        indices.extend(
-            (first..first + run)
-                .take_while(|&index| index < n)
-                .map(|index| index as u32),
-        );
-    }
-    indices
-}
-
-/// Coordinates in a run: one cache line of `f32`s, so that gathering reads no line for a single value.
-const RUN_MAX: u64 = 16;
-
-/// A block of a small model is at least this many runs, so that no layer is exchanged in one piece.
-const STRATA_MIN: u64 = 64;
-
-/// The words of a ChaCha8 key stream, in order.
-struct Words(ChaCha8Rng);
-
-impl Words {
-    fn new(key: [u8; 32]) -> Self {
-        Self(ChaCha8Rng::from_seed(key))
-    }
-
-    fn next(&mut self) -> u32 {
-        self.0.next_u32()
-    }
-
-    /// A number below `bound` by multiplication alone: one word for each, at a bias below `bound / 2^32`.
-    fn below(&mut self, bound: u32) -> u32 {
-        // The product of two `u32`s, shifted by 32, is a `u32`.
-        ((u64::from(self.next()) * u64::from(bound)) >> 32) as u32
-    }
-}
 
 fn key(context: &str, job_seed: u64, number: u64) -> [u8; 32] {
     let mut material = [0; 16];
@@ -274,10 +223,8 @@ mod tests {
     }
 
     fn indices(algorithm: Algorithm, seed: u64, round: u64, compression: u32, n: usize) -> Vec<u32> {
-        match Mask::of(seed, algorithm, &plan(round, RoundKind::Sparse, compression), n) {
-            Mask::All(n) => (0..n as u32).collect(),
-            Mask::Indices(indices) => indices,
-        }
+        let plan = plan(round, RoundKind::Sparse, compression);
+        Mask::of(seed, algorithm, &plan, n).coordinates().collect()
     }
 
     proptest! {
@@ -315,13 +262,6 @@ mod tests {
             let p = 1.0 / f64::from(compression);
             let sigma = (n as f64 * p * (1.0 - p)).sqrt();
             prop_assert!((kept - n as f64 * p).abs() <= 5.0 * sigma + 1.0, "{kept} of {n} at {compression}");
-        }
-
-        #[test]
-        fn a_guided_draw_is_the_plain_search_of_the_table(word: u32, compression in 2_u32..5000) {
-            let gaps = Gaps::new(compression);
-            let plain = gaps.survival.iter().position(|&survival| word >= survival);
-            prop_assert_eq!(gaps.draw(word), plain.map(|gap| gap as u64));
         }
     }
 
@@ -368,6 +308,21 @@ mod tests {
         mask.gather(&[1.0; 10], &mut out);
         assert_eq!(out, [1.0; 10]);
         assert_eq!(mask.digest(), Mask::Indices((0..10).collect()).digest());
+    }
+
+    #[test]
+    fn a_mask_made_in_the_memory_of_another_is_the_same() {
+        let mut renewed = Mask::All(0);
+        for (round, algorithm, compression) in [
+            (1, Algorithm::Saps, 10),
+            (2, Algorithm::Default, 25),
+            (3, Algorithm::Default, 1),
+            (4, Algorithm::Saps, 7),
+        ] {
+            let plan = plan(round, RoundKind::Sparse, compression);
+            renewed.renew(5, algorithm, &plan, 50_890);
+            assert_eq!(renewed, Mask::of(5, algorithm, &plan, 50_890));
+        }
     }
 
     #[test]

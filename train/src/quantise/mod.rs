@@ -3,26 +3,23 @@
 //!
 //! Pure and deterministic: rounding is to the nearest, ties to even. A sender keeps what the receiver will
 //! decode, since a pair's mean is preserved only when each merges against what the other really got (see
-//! `merge`). No error is fed back into the next exchange: values are sent, not differences, so the next
+//! `merge`). Exchanges of values feed no error back: the next
 //! exchange of a coordinate sends what was lost anyway, and a carried residual only adds to the disagreement
 //! (measured in the test `carrying_the_rounding_error_over_does_not_help`: after 20 rounds 2.4 times as much).
+//! What sends differences does ([`Encoded::with_feedback`]).
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+mod block;
+mod encoded;
+mod kernels;
+
+pub(crate) use block::{BLOCK, sum_of_squares};
+pub use encoded::Encoded;
+
+use crate::lanes::widest;
+use crate::mask::Mask;
+use block::SCALE;
+use kernels::{Decoding, Encoding, FirstNotFinite};
 use lapwing_base::Values;
-
-/// Values that share one scale. Neighbours in the mask's order mostly belong to one layer and are of one
-/// magnitude; four bytes of scale for 256 of values are 1.6 %.
-const BLOCK: usize = 256;
-
-/// Bytes of a block's scale: an `f32`, little endian.
-const SCALE: usize = 4;
-
-/// What a byte counts to on either side of zero.
-const STEPS: f32 = 127.0;
-
-/// Blocks whose largest value is below this are written as zeros: the inverse of their scale would overflow.
-const TINY: f32 = 1e-30;
 
 /// The received bytes are not the values that they should be.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -61,59 +58,15 @@ pub const fn encoded_len(count: usize, kind: Values) -> usize {
 /// A value that is not finite, or that a half cannot hold, makes what is written undecodable: a diverged model
 /// must be seen by the receiver, not averaged.
 pub fn encode(values: &[f32], kind: Values, out: &mut Vec<u8>) {
-    out.clear();
+    // What `out` already has is overwritten, not cleared first.
     out.resize(encoded_len(values.len(), kind), 0);
-    match kind {
-        Values::F32 => {
-            for (bytes, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
-                *bytes = value.to_le_bytes();
-            }
-        }
-        Values::F16 => {
-            let mut halves = [f16::ZERO; BLOCK];
-            for (bytes, block) in out.chunks_mut(BLOCK * 2).zip(values.chunks(BLOCK)) {
-                let halves = &mut halves[..block.len()];
-                halves.convert_from_f32_slice(block);
-                for (bytes, half) in bytes.as_chunks_mut().0.iter_mut().zip(halves) {
-                    *bytes = half.to_le_bytes();
-                }
-            }
-        }
-        Values::Int8 => {
-            for (bytes, block) in out.chunks_mut(SCALE + BLOCK).zip(values.chunks(BLOCK)) {
-                encode_block(block, bytes);
-            }
-        }
-    }
-}
-
-fn encode_block(block: &[f32], out: &mut [u8]) {
-    // Without its sign a float orders as the integer of its bits, with what is not a number above infinity.
-    let largest = block.iter().fold(0, |largest, value| {
-        largest.max(value.abs().to_bits().cast_signed())
+    let mask = &Mask::All(values.len());
+    widest(Encoding {
+        x: values,
+        mask,
+        kind,
+        out,
     });
-    let largest = f32::from_bits(largest.cast_unsigned());
-    let scale = if largest.is_finite() {
-        largest / STEPS
-    } else {
-        f32::NAN
-    };
-    let per_step = if largest < TINY { 0.0 } else { STEPS / largest };
-    let (head, steps) = out.split_at_mut(SCALE);
-    head.copy_from_slice(&scale.to_le_bytes());
-    for (step, value) in steps.iter_mut().zip(block) {
-        // The low byte of a number from -127 to 127 is the number as an `i8`.
-        *step = nearest_step(value * per_step) as u8;
-    }
-}
-
-/// The nearest whole number of a value from -127 to 127, ties to even.
-///
-/// Adding 1.5 * 2^23 leaves no room for a fraction in an `f32`, so that the addition itself rounds and the
-/// whole number stands in the low bits; the compiler turns this into vector code, which `round` is not.
-fn nearest_step(value: f32) -> i32 {
-    const SHIFT: f32 = 12_582_912.0;
-    ((value + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32)
 }
 
 /// Replaces the contents of `out` by `count` decoded values. On an error `out` is empty.
@@ -122,7 +75,13 @@ fn nearest_step(value: f32) -> i32 {
 ///
 /// When the bytes are not exactly as many as `count` values take, or a value is not finite.
 pub fn decode(bytes: &[u8], kind: Values, count: usize, out: &mut Vec<f32>) -> Result<(), DecodeError> {
-    out.clear();
+    check_bytes(bytes, kind, count).inspect_err(|_| out.clear())?;
+    decode_checked(bytes, kind, count, out);
+    Ok(())
+}
+
+/// Whether bytes are so many finite values.
+fn check_bytes(bytes: &[u8], kind: Values, count: usize) -> Result<(), DecodeError> {
     let expected = encoded_len(count, kind);
     if bytes.len() != expected {
         return Err(DecodeError::Length {
@@ -132,44 +91,16 @@ pub fn decode(bytes: &[u8], kind: Values, count: usize, out: &mut Vec<f32>) -> R
             got: bytes.len(),
         });
     }
-    // Not more than the bytes that are here already, whatever the partner says.
-    out.reserve(count);
-    match kind {
-        Values::F32 => out.extend(
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|value| f32::from_le_bytes(*value)),
-        ),
-        Values::F16 => {
-            let mut halves = [f16::ZERO; BLOCK];
-            for block in bytes.chunks(BLOCK * 2) {
-                let block = block.as_chunks::<2>().0;
-                let halves = &mut halves[..block.len()];
-                for (half, bytes) in halves.iter_mut().zip(block) {
-                    *half = f16::from_le_bytes(*bytes);
-                }
-                let start = out.len();
-                out.resize(start + block.len(), 0.0);
-                halves.convert_to_f32_slice(&mut out[start..]);
-            }
-        }
-        Values::Int8 => {
-            for block in bytes.chunks(SCALE + BLOCK) {
-                let Some((scale, steps)) = block.split_first_chunk::<SCALE>() else {
-                    break;
-                };
-                let scale = f32::from_le_bytes(*scale);
-                out.extend(steps.iter().map(|&step| f32::from(step.cast_signed()) * scale));
-            }
-        }
+    match widest(FirstNotFinite { bytes, kind }) {
+        None => Ok(()),
+        Some(index) => Err(DecodeError::NotFinite { index }),
     }
-    if let Some(index) = first_not_finite(out) {
-        out.clear();
-        return Err(DecodeError::NotFinite { index });
-    }
-    Ok(())
+}
+
+/// As many values as the bytes were found to be.
+fn decode_checked(bytes: &[u8], kind: Values, count: usize, out: &mut Vec<f32>) {
+    out.resize(count, 0.0);
+    widest(Decoding { bytes, kind, out });
 }
 
 /// Whether no value is infinite or not a number. Zero times a finite value is zero, times anything else it is
@@ -197,16 +128,28 @@ pub(crate) fn first_not_finite(values: &[f32]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::draws::Draws;
+    use bytes::Bytes;
+    use lapwing_base::{Algorithm, JobId, Round, RoundKind, RoundPlan};
     use proptest::prelude::*;
 
     const KINDS: [Values; 3] = [Values::F32, Values::F16, Values::Int8];
 
     fn round_trip(values: &[f32], kind: Values) -> Vec<f32> {
-        let (mut bytes, mut decoded) = (Vec::new(), Vec::new());
+        let encoded = encoded(values, kind).unwrap();
+        assert_eq!(encoded.bytes().len(), encoded_len(values.len(), kind));
+        let mut decoded = vec![9.0; 3];
+        encoded.decode(&mut decoded);
+        let (mut bytes, mut again) = (vec![7; 9], Vec::new());
         encode(values, kind, &mut bytes);
-        assert_eq!(bytes.len(), encoded_len(values.len(), kind));
-        decode(&bytes, kind, values.len(), &mut decoded).unwrap();
+        assert_eq!(encoded.bytes(), bytes);
+        decode(&bytes, kind, values.len(), &mut again).unwrap();
+        assert_eq!(decoded, again);
         decoded
+    }
+
+    fn encoded(values: &[f32], kind: Values) -> Result<Encoded, DecodeError> {
+        // Whatever a buffer had before is overwritten.
+        Encoded::of(values, &Mask::All(values.len()), kind, vec![7; 9])
     }
 
     proptest! {
@@ -231,27 +174,117 @@ mod tests {
         fn garbage_is_refused_or_decoded_to_finite_values_but_never_panics(
             bytes in prop::collection::vec(any::<u8>(), 0..1200), kind in 0_usize..3, count in 0_usize..1200,
         ) {
+            let kind = KINDS[kind];
+            // Of the right length as often as not.
+            let count = match kind {
+                Values::F32 if count % 2 == 0 => bytes.len() / 4,
+                Values::F16 if count % 2 == 0 => bytes.len() / 2,
+                Values::Int8 if count % 2 == 0 => bytes.len().saturating_sub(bytes.len().div_ceil(260) * 4),
+                _ => count,
+            };
             let mut out = vec![1.0];
-            match decode(&bytes, KINDS[kind], count, &mut out) {
-                Ok(()) => {
-                    prop_assert_eq!(out.len(), count);
-                    prop_assert!(out.iter().all(|value| value.is_finite()));
-                }
-                Err(_) => prop_assert!(out.is_empty()),
+            let plain = decode(&bytes, kind, count, &mut out);
+            let parsed = Encoded::parse(Bytes::from(bytes), kind, count);
+            prop_assert_eq!(plain.as_ref().err(), parsed.as_ref().err());
+            prop_assert_eq!(out.len(), if plain.is_ok() { count } else { 0 });
+            if let Ok(encoded) = parsed {
+                encoded.decode(&mut out);
+                prop_assert_eq!(out.len(), count);
+                prop_assert!(out.iter().all(|value| value.is_finite()));
+                prop_assert!(encoded.root_mean_square().is_finite());
             }
         }
 
         #[test]
-        fn any_bytes_of_the_right_length_are_read_without_a_panic(
-            bytes in prop::collection::vec(any::<u8>(), 0..300),
+        fn masked_values_are_written_as_gathered_ones(
+            x in prop::collection::vec(-9.0_f32..9.0, 1..1500), runs: bool, compression in 1_u32..5, kind in 0_usize..3,
         ) {
-            let count = bytes.len().saturating_sub(SCALE);
-            if encoded_len(count, Values::Int8) == bytes.len() {
-                let _ = decode(&bytes, Values::Int8, count, &mut Vec::new());
-            }
-            let _ = decode(&bytes[..bytes.len() / 4 * 4], Values::F32, bytes.len() / 4, &mut Vec::new());
-            let _ = decode(&bytes[..bytes.len() / 2 * 2], Values::F16, bytes.len() / 2, &mut Vec::new());
+            let kind = KINDS[kind];
+            let mask = mask(runs, compression, x.len());
+            let mut gathered = Vec::new();
+            mask.gather(&x, &mut gathered);
+            prop_assert_eq!(Encoded::of(&x, &mask, kind, Vec::new()), encoded(&gathered, kind));
         }
+
+        #[test]
+        fn what_rounding_loses_is_carried_to_the_next_exchange_of_a_coordinate(
+            x in prop::collection::vec((-9.0_f32..9.0, -0.1_f32..0.1), 1..1500), runs: bool, compression in 1_u32..5,
+            kind in 0_usize..3,
+        ) {
+            let kind = KINDS[kind];
+            let (x, before): (Vec<f32>, Vec<f32>) = x.into_iter().unzip();
+            let mask = mask(runs, compression, x.len());
+            let mut residual = before.clone();
+            let encoded = Encoded::with_feedback(&x, &mask, kind, &mut residual, Vec::new()).unwrap();
+            let meant: Vec<f32> = x.iter().zip(&before).map(|(x, residual)| x + residual).collect();
+            prop_assert_eq!(&encoded, &Encoded::of(&meant, &mask, kind, Vec::new()).unwrap());
+            let mut sent = Vec::new();
+            encoded.decode(&mut sent);
+            let mut expected = before;
+            for (index, sent) in mask.coordinates().zip(sent) {
+                expected[index as usize] = meant[index as usize] - sent;
+            }
+            prop_assert_eq!(residual, expected);
+        }
+    }
+
+    fn mask(runs: bool, compression: u32, n: usize) -> Mask {
+        if !runs {
+            return Mask::random([3; 32], compression, n);
+        }
+        let plan = RoundPlan {
+            job: JobId(1),
+            round: Round(2),
+            kind: RoundKind::Sparse,
+            seed: [0; 32],
+            pairs: Vec::new(),
+            alone: Vec::new(),
+            compression,
+            local_steps: 1,
+            lr_micro: 1,
+            deadline_ms: 1,
+        };
+        Mask::of(1, Algorithm::Default, &plan, n)
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_clears_the_residuals_of_its_block() {
+        let mut x = vec![0.3; 600];
+        x[300] = f32::NAN;
+        let mut residual = vec![0.25; 600];
+        let mask = Mask::All(600);
+        let error = Encoded::with_feedback(&x, &mask, Values::Int8, &mut residual, Vec::new()).unwrap_err();
+        assert_eq!(error, DecodeError::NotFinite { index: 256 });
+        assert_eq!(residual[BLOCK..2 * BLOCK], [0.0; BLOCK]);
+        assert!(residual.iter().all(|residual| residual.is_finite()));
+    }
+
+    #[test]
+    fn with_feedback_differences_too_small_for_a_step_arrive_after_some_rounds() {
+        // A hundredth of the largest value's step.
+        let mut x = vec![1e-4; 64];
+        x[0] = 1.0;
+        let mask = Mask::All(64);
+        let (mut residual, mut arrived, mut decoded) = (vec![0.0; 64], 0.0, Vec::new());
+        for _ in 0..200 {
+            let sent = Encoded::with_feedback(&x, &mask, Values::Int8, &mut residual, Vec::new()).unwrap();
+            sent.decode(&mut decoded);
+            arrived += decoded[1];
+        }
+        assert!((arrived - 200.0 * x[1]).abs() < 1.0 / 127.0, "{arrived}");
+        encoded(&x, Values::Int8).unwrap().decode(&mut decoded);
+        assert_eq!(decoded[1], 0.0);
+    }
+
+    #[test]
+    fn the_memory_of_an_exchange_is_there_for_the_next_unless_it_is_still_being_sent() {
+        let encoded = encoded(&[1.0; 1000], Values::F32).unwrap();
+        let address = encoded.bytes().as_ptr();
+        let again = Encoded::of(&[2.0; 900], &Mask::All(900), Values::F32, encoded.into_buffer()).unwrap();
+        assert_eq!(again.bytes().as_ptr(), address);
+        let sending = again.bytes();
+        assert!(again.into_buffer().is_empty());
+        assert_eq!(sending.len(), 3600);
     }
 
     #[test]
@@ -266,22 +299,21 @@ mod tests {
 
     #[test]
     fn another_number_of_values_is_an_error_that_names_both() {
-        let mut bytes = Vec::new();
-        encode(&[1.0; 10], Values::Int8, &mut bytes);
-        let error = decode(&bytes, Values::Int8, 11, &mut Vec::new()).unwrap_err();
+        let bytes = encoded(&[1.0; 10], Values::Int8).unwrap().bytes();
+        let error = Encoded::parse(bytes, Values::Int8, 11).unwrap_err();
         assert_eq!(error.to_string(), "11 values as int8 are 15 bytes, not 14");
     }
 
     #[test]
-    fn a_diverged_model_is_seen_by_the_receiver_in_every_format() {
+    fn a_diverged_model_is_seen_in_every_format() {
         for kind in KINDS {
             for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut values = vec![1.0; 600];
                 values[300] = poison;
-                let mut bytes = Vec::new();
-                encode(&values, kind, &mut bytes);
-                let error = decode(&bytes, kind, 600, &mut Vec::new()).unwrap_err();
-                assert!(matches!(error, DecodeError::NotFinite { .. }), "{kind} {poison}");
+                // A sender sees it first, and a receiver whose partner did not look sees the same bytes.
+                let error = encoded(&values, kind).unwrap_err();
+                let first = if kind == Values::Int8 { BLOCK } else { 300 };
+                assert_eq!(error, DecodeError::NotFinite { index: first }, "{kind} {poison}");
             }
         }
     }
@@ -297,20 +329,6 @@ mod tests {
             round_trip(&[127.0, -127.0, 64.0], Values::Int8),
             [127.0, -127.0, 64.0]
         );
-    }
-
-    #[test]
-    fn a_step_is_rounded_to_the_nearest_and_ties_to_even() {
-        for (value, step) in [
-            (0.5, 0),
-            (1.5, 2),
-            (-0.5, 0),
-            (-1.5, -2),
-            (126.6, 127),
-            (-127.0, -127),
-        ] {
-            assert_eq!(nearest_step(value), step, "{value}");
-        }
     }
 
     /// Eight models that start apart exchange everything as int8 for `rounds` rounds; the mean square distance
