@@ -14,6 +14,7 @@ mod measuring;
 mod pipe;
 mod serving;
 mod shape;
+mod table;
 mod target;
 
 use std::fmt::Display;
@@ -32,10 +33,12 @@ use floor::Floor;
 use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, Row};
 use measuring::{Echo, Load, PATIENCE, Times, download};
 use pipe::Pipe;
+use table::Table;
 use target::Target;
 
 pub use serving::Server;
 pub use shape::{ParseShapeError, Shape};
+pub use table::Told;
 
 /// The benchmark could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -106,14 +109,14 @@ const fn kind(class: Class) -> Kind {
 }
 
 /// Measures on loopback, each case for `case_time`: throughput of every class, round trips idle and under load, and
-/// the time that a connection takes.
+/// the time that a connection takes. Each row is told as soon as it is measured.
 ///
 /// # Errors
 /// The loopback network, or no answer.
-pub async fn rows(case_time: Duration) -> Result<Vec<Row>, BenchError> {
+pub async fn rows(case_time: Duration, told: Told<'_>) -> Result<Vec<Row>, BenchError> {
     let server = Server::start(LOOPBACK.parse().map_err(failed("listen"))?, &[]).await?;
     let rows = match server.addrs().pop() {
-        Some(address) => run(&address, case_time, &CancellationToken::new()).await,
+        Some(address) => run(&address, case_time, told, &CancellationToken::new()).await,
         None => Err(failed("listen")("there is no address")),
     };
     server.shutdown().await;
@@ -122,21 +125,26 @@ pub async fn rows(case_time: Duration) -> Result<Vec<Row>, BenchError> {
 
 /// Measures over a link that is shaped in this process, with as many messages as give a 99th percentile: what a
 /// class waits while bulk fills the link, with one QUIC connection, with priorities, with two connections, and with ours.
+/// Each row is told as soon as it is measured.
 ///
 /// # Errors
 /// The loopback network, or no answer.
-pub async fn shaped_rows(shape: Shape, case_time: Duration) -> Result<Vec<Row>, BenchError> {
-    ablation::rows(shape, case_time * SHAPED_FACTOR).await
+pub async fn shaped_rows(shape: Shape, case_time: Duration, told: Told<'_>) -> Result<Vec<Row>, BenchError> {
+    let mut table = Table::new(told);
+    ablation::rows(shape, case_time * SHAPED_FACTOR, &mut table).await?;
+    Ok(table.into_rows())
 }
 
 /// Measures what lies between this node and a [`Server`], until `stop`. Where the floors beside it cannot be reached, rows
-/// have no baseline. Through a relay it measures first how long the two ends need to find each other.
+/// have no baseline. Through a relay it measures first how long the two ends need to find each other. Each row is told as
+/// soon as it is measured.
 ///
 /// # Errors
 /// When the address names no peer, the peer does not answer or measures with somebody else, or it was stopped.
 pub async fn run(
     address: &Multiaddr,
     case_time: Duration,
+    told: Told<'_>,
     stop: &CancellationToken,
 ) -> Result<Vec<Row>, BenchError> {
     let target = Target::parse(address)?;
@@ -145,30 +153,40 @@ pub async fn run(
         return Err(stopped());
     };
     let asking = asking?;
-    let rows = stop
-        .run_until_cancelled(measure(&asking, &target, case_time))
+    let mut table = Table::new(told);
+    let measured = stop
+        .run_until_cancelled(measure(&asking, &target, case_time, &mut table))
         .await;
     asking.shutdown().await;
-    rows.unwrap_or_else(|| Err(stopped()))
+    measured.unwrap_or_else(|| Err(stopped()))?;
+    Ok(table.into_rows())
 }
 
-async fn measure(asking: &Asking, target: &Target, case_time: Duration) -> Result<Vec<Row>, BenchError> {
+async fn measure(
+    asking: &Asking,
+    target: &Target,
+    case_time: Duration,
+    table: &mut Table<'_>,
+) -> Result<(), BenchError> {
     let [quic, tcp] = asking.floors;
-    let (mut rows, ip) = match target.relay {
-        Some(_) => (direct::rows(asking).await?, None),
-        None => (vec![direct::none()], from_multiaddr(&target.address)),
+    let ip = if target.relay.is_some() {
+        table.extend(direct::rows(asking).await?);
+        None
+    } else {
+        table.add(direct::none());
+        from_multiaddr(&target.address)
     };
     let floor = match ip.map(|(socket, _)| socket.ip()) {
         Some(ip) => Floors::reach(SocketAddr::new(ip, quic), SocketAddr::new(ip, tcp)).await?,
         None => None,
     };
-    rows.extend(throughput(asking, floor.as_ref(), case_time).await?);
-    rows.extend(round_trips(asking, floor.as_ref(), case_time).await?);
-    rows.extend(set_up(asking, floor.as_ref()).await?);
+    table.extend(throughput(asking, floor.as_ref(), case_time).await?);
+    round_trips(asking, floor.as_ref(), case_time, table).await?;
+    table.extend(set_up(asking, floor.as_ref()).await?);
     if let Some(floors) = floor {
         floors.floor.close().await;
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// What is compared with, where it can be reached.
@@ -301,22 +319,29 @@ async fn round_trips(
     asking: &Asking,
     floors: Option<&Floors>,
     case_time: Duration,
-) -> Result<Vec<Row>, BenchError> {
-    let mut idle = Vec::new();
-    for candidate in Candidate::all() {
+    table: &mut Table<'_>,
+) -> Result<(), BenchError> {
+    let (mut floor, mut idle) = (None, Vec::new());
+    for candidate in [Candidate::Quic].into_iter().chain(CLASSES.map(Candidate::Ours)) {
         info!(?candidate, "measuring round trips");
-        if let Some(pipe) = candidate.open(asking, floors).await? {
-            let mut echo = Echo::start(pipe).await?;
-            echo.once().await?;
-            idle.push((candidate, echo.times(case_time, INTERVAL).await?));
+        let Some(pipe) = candidate.open(asking, floors).await? else {
+            continue;
+        };
+        let mut echo = Echo::start(pipe).await?;
+        echo.once().await?;
+        let times = echo.times(case_time, INTERVAL).await?;
+        let Candidate::Ours(class) = candidate else {
+            floor = Some(times);
+            continue;
+        };
+        for (name, share) in [("RTT p50", 0.5), ("RTT p99", 0.99)] {
+            let case = format!("{class}, idle, beside plain QUIC");
+            let baseline = floor.as_ref().map_or(f64::NAN, |floor| floor.at(share));
+            table.add(Row::new(name, case, times.at(share), "ms", baseline));
         }
+        idle.push((class, times));
     }
-    let idle_of = |candidate, share| {
-        let found = idle.iter().find(|(of, _)| *of == candidate);
-        found.map_or(f64::NAN, |(_, times)| times.at(share))
-    };
-    let mut loaded = Vec::new();
-    for class in CLASSES {
+    for (class, idle) in idle {
         info!(%class, "measuring round trips under load");
         let mut echo = Echo::start(asking.open(class).await?).await?;
         echo.once().await?;
@@ -327,35 +352,13 @@ async fn round_trips(
         let mut load = Load::start(pipes);
         let measured = tokio::try_join!(echo.times(case_time, INTERVAL), load.rate(case_time));
         load.finish().await?;
-        loaded.push((class, measured?.0));
-    }
-    let mut rows = Vec::new();
-    for (name, share) in [("RTT p50", 0.5), ("RTT p99", 0.99)] {
-        for class in CLASSES {
-            let (value, baseline) = (
-                idle_of(Candidate::Ours(class), share),
-                idle_of(Candidate::Quic, share),
-            );
-            rows.push(Row::new(
-                name,
-                format!("{class}, idle, beside plain QUIC"),
-                value,
-                "ms",
-                baseline,
-            ));
-        }
-        let name = if share < 0.9 {
-            "loaded RTT p50"
-        } else {
-            "loaded RTT p99"
-        };
-        for (class, times) in &loaded {
-            let baseline = idle_of(Candidate::Ours(*class), share);
+        let (times, _) = measured?;
+        for (name, share) in [("loaded RTT p50", 0.5), ("loaded RTT p99", 0.99)] {
             let case = format!("{class}, beside its own idle");
-            rows.push(Row::new(name, case, times.at(share), "ms", baseline));
+            table.add(Row::new(name, case, times.at(share), "ms", idle.at(share)));
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// From nothing to the first answer.
@@ -412,8 +415,13 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn every_row_on_loopback_has_a_figure_and_a_baseline() {
-        let rows = rows(Duration::from_millis(90)).await.unwrap();
+        let mut told = Vec::new();
+        let rows = rows(Duration::from_millis(90), &mut |row: &Row| {
+            told.push(row.case.clone())
+        });
+        let rows = rows.await.unwrap();
         assert_eq!(rows.len(), 37);
+        assert!(rows.iter().map(|row| &row.case).eq(&told));
         for row in rows {
             let without = row.bench == "time to direct" && row.value.is_nan();
             assert!(without || (row.value > 0.0 && row.baseline > 0.0), "{row:?}");
@@ -434,7 +442,9 @@ mod tests {
         first.shutdown().await;
         let stop = CancellationToken::new();
         stop.cancel();
-        let stopped = run(&address, Duration::from_millis(90), &stop).await.unwrap_err();
+        let stopped = run(&address, Duration::from_millis(90), &mut |_: &Row| (), &stop)
+            .await
+            .unwrap_err();
         assert!(stopped.to_string().contains("it was stopped"), "{stopped}");
         Asking::start(&target).await.unwrap().shutdown().await;
         server.shutdown().await;
@@ -465,7 +475,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_shaped_link_is_as_slow_as_it_was_asked_to_be() {
         let shape = "50mbit,20ms,queue=50ms".parse().unwrap();
-        let rows = shaped_rows(shape, Duration::from_millis(200)).await.unwrap();
+        let rows = shaped_rows(shape, Duration::from_millis(200), &mut |_: &Row| ());
+        let rows = rows.await.unwrap();
         assert_eq!(rows.len(), 12);
         for row in rows {
             match row.unit {

@@ -1,15 +1,16 @@
 //! `lapwing bench net`: the network on this machine, or between two of them. The room measures; this file reads what
 //! is asked for.
 
+use std::io::{self, Write as _};
 use std::pin::pin;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use lapwing_base::{Multiaddr, Row};
-use lapwing_net::bench::{self, SHAPES, Server, Shape};
+use lapwing_net::bench::{self, SHAPES, Server, Shape, Told};
 use tokio_util::sync::CancellationToken;
 
-use super::Output;
+use super::{Output, figures};
 use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::until_interrupted;
@@ -70,30 +71,56 @@ fn seconds(text: &str) -> Result<Duration, String> {
 pub(super) async fn rows(flags: NetFlags, output: Output) -> Result<Vec<Row>, Failure> {
     match flags.command {
         Some(NetCommand::Serve { listen, relay }) => serve(listen, &relay, output).await,
-        Some(NetCommand::Run { address, seconds }) => between(&address, seconds).await,
-        None => until_interrupted(here(flags.shape, flags.seconds)).await,
+        Some(NetCommand::Run { address, seconds }) => {
+            between(&address, seconds, &mut |row: &Row| tell(row, output)).await
+        }
+        None => {
+            let mut told = |row: &Row| tell(row, output);
+            until_interrupted(here(flags.shape, flags.seconds, &mut told)).await
+        }
     }
 }
 
+/// Says what was just measured, for people who wait for the table.
+fn tell(row: &Row, output: Output) {
+    if !output.is_json() {
+        // Whether anybody reads along makes no difference.
+        let _closed = writeln!(io::stderr(), "{}", line(row));
+    }
+}
+
+fn line(row: &Row) -> String {
+    let Row {
+        bench, case, unit, ..
+    } = row;
+    let ratio = if row.ratio.is_nan() {
+        String::new()
+    } else {
+        format!(", {:.2} of {}", row.ratio, figures(row.baseline))
+    };
+    format!("{bench}, {case}: {} {unit}{ratio}", figures(row.value))
+}
+
 /// What this machine can do by itself.
-async fn here(mut shapes: Vec<Shape>, seconds: Duration) -> Result<Vec<Row>, Failure> {
+async fn here(mut shapes: Vec<Shape>, seconds: Duration, told: Told<'_>) -> Result<Vec<Row>, Failure> {
     let failed = |error| Failure::new("measure the network", error);
     let mut rows = Vec::new();
     if shapes.is_empty() {
-        rows = bench::rows(seconds).await.map_err(failed)?;
+        rows = bench::rows(seconds, told).await.map_err(failed)?;
         shapes = SHAPES.to_vec();
     }
     for shape in shapes {
-        rows.extend(bench::shaped_rows(shape, seconds).await.map_err(failed)?);
+        let shaped = bench::shaped_rows(shape, seconds, told).await;
+        rows.extend(shaped.map_err(failed)?);
     }
     Ok(rows)
 }
 
 /// Measures until it is done or interrupted; then the other end is told, so that somebody else may.
-async fn between(address: &Multiaddr, seconds: Duration) -> Result<Vec<Row>, Failure> {
+async fn between(address: &Multiaddr, seconds: Duration, told: Told<'_>) -> Result<Vec<Row>, Failure> {
     let mut interrupts = catch()?;
     let stop = CancellationToken::new();
-    let mut measuring = pin!(bench::run(address, seconds, &stop));
+    let mut measuring = pin!(bench::run(address, seconds, told, &stop));
     tokio::select! {
         rows = &mut measuring => rows.map_err(|error| Failure::new("measure the network", error)),
         _ = interrupts.next() => {
@@ -141,6 +168,17 @@ async fn serve(listen: Multiaddr, relays: &[Multiaddr], output: Output) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_measured_is_told_in_a_line() {
+        let row = Row::new("upload", "model beside plain QUIC", 12.345, "MB/s", 6.1725);
+        assert_eq!(
+            line(&row),
+            "upload, model beside plain QUIC: 12.3 MB/s, 2.00 of 6.17"
+        );
+        let alone = Row::new("set-up", "first answer", 1.5, "ms", f64::NAN);
+        assert_eq!(line(&alone), "set-up, first answer: 1.50 ms");
+    }
 
     #[test]
     fn a_case_takes_a_time_that_somebody_may_wait_for() {

@@ -19,6 +19,7 @@ use super::measuring::{Echo, Load, PATIENCE, Times};
 use super::pipe::Pipe;
 use super::serving::Server;
 use super::shape::{DATAGRAM_MAX, Shape};
+use super::table::Table;
 use super::target::Target;
 use super::{BenchError, LOOPBACK, failed};
 use crate::driver::now;
@@ -61,9 +62,8 @@ struct Taken {
 }
 
 /// Measures every variant over a link of this shape.
-pub(super) async fn rows(shape: Shape, over: Duration) -> Result<Vec<Row>, BenchError> {
+pub(super) async fn rows(shape: Shape, over: Duration, table: &mut Table<'_>) -> Result<(), BenchError> {
     let floor = datagrams(shape).await.map_err(failed("send datagrams"))?;
-    let mut rows = Vec::new();
     for variant in [
         Variant::Stock,
         Variant::Priority,
@@ -80,13 +80,13 @@ pub(super) async fn rows(shape: Shape, over: Duration) -> Result<Vec<Row>, Bench
             ));
         }
         let base = taken.idle.at(0.5);
-        rows.extend([
+        table.extend([
             Row::new("loaded RTT p50", case.clone(), taken.loaded.at(0.5), "ms", base),
             Row::new("loaded RTT p99", case.clone(), taken.loaded.at(0.99), "ms", base),
             Row::new("bulk beside it", case, taken.bulk * 8e-6, "Mbit/s", floor * 8e-6),
         ]);
     }
-    Ok(rows)
+    Ok(())
 }
 
 async fn measure(variant: Variant, shape: Shape, over: Duration) -> Result<Taken, BenchError> {
