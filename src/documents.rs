@@ -1,6 +1,6 @@
 //! The members and the jobs of a cluster as JSON, for the admin address. Shapes only.
 
-use lapwing_base::{JobView, NodeId, Pair, Ppm, Roster, Round, RoundKind, RoundRecord};
+use lapwing_base::{JobView, NodeId, Pair, Ppm, Roster, Round, RoundRecord};
 use lapwing_consensus::State;
 use serde_json::{Value, json};
 use std::fmt::Display;

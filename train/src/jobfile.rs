@@ -615,7 +615,8 @@ mod tests {
             ("model = 3", "line 1: `model` must be a text in quotes, not 3"),
             (
                 "algorithm = 'sabs'",
-                "line 1: `algorithm` must be one of `default`, `saps`, not sabs",
+                "line 1: `algorithm` must be one of `default`, `saps`, `d-psgd`, `dcd-psgd`, `choco-sgd`, `diloco`, `noloco`, \
+                 `fedavg`, `s-fedavg`, `all-reduce`, `local`, not sabs",
             ),
             (
                 "planner = 'greedy'",

@@ -416,10 +416,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn every_row_on_loopback_has_a_figure_and_a_baseline() {
         let mut told = Vec::new();
-        let rows = rows(Duration::from_millis(90), &mut |row: &Row| {
-            told.push(row.case.clone())
-        });
-        let rows = rows.await.unwrap();
+        let mut tell = |row: &Row| told.push(row.case.clone());
+        let rows = rows(Duration::from_millis(90), &mut tell).await.unwrap();
         assert_eq!(rows.len(), 37);
         assert!(rows.iter().map(|row| &row.case).eq(&told));
         for row in rows {
@@ -475,8 +473,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_shaped_link_is_as_slow_as_it_was_asked_to_be() {
         let shape = "50mbit,20ms,queue=50ms".parse().unwrap();
-        let rows = shaped_rows(shape, Duration::from_millis(200), &mut |_: &Row| ());
-        let rows = rows.await.unwrap();
+        let mut tell = |_: &Row| ();
+        let rows = shaped_rows(shape, Duration::from_millis(200), &mut tell)
+            .await
+            .unwrap();
         assert_eq!(rows.len(), 12);
         for row in rows {
             match row.unit {
