@@ -163,7 +163,7 @@ pub enum BackendError {
 /// The backends of this build, the default first.
 ///
 /// `plain` is our own loops and the default: it trains the built-in models several times faster than `burn`, and
-/// holds fewer copies of their parameters (`lapwing bench train`). `burn` is the tensor library of that name.
+/// holds fewer copies of their parameters (`docs/models.md`, `examples/throughput.rs`). `burn` is the tensor library of that name.
 pub const BACKENDS: [&str; 2] = ["plain", "burn"];
 
 fn hint(nearest: Option<&'static str>) -> String {
