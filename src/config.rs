@@ -54,12 +54,12 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "LAPWING_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// Data to train on: digits, idx:DIR or csv:FILE, with #partition=iid|dirichlet:ALPHA|labels:K,seed=S,part=I/N
+    /// Data to train on: digits, idx:DIR, csv:FILE or text:FILE, with #partition=iid|dirichlet:ALPHA|labels:K,seed=S,part=I/N
     // Not LAPWING_DATA, which names the folder of data sets for tests.
     #[arg(long, env = "LAPWING_DATA_SPEC", value_name = "SPEC")]
     pub(crate) data: Option<String>,
 
-    /// What computes the training [default: burn]
+    /// What computes the training: plain or burn [default: plain]
     #[arg(long, env = "LAPWING_BACKEND", value_name = "NAME")]
     pub(crate) backend: Option<String>,
 
@@ -283,7 +283,10 @@ impl NodeFlags {
             role: role.0,
             tls: self.tls_cert.or(file.tls_cert).zip(self.tls_key.or(file.tls_key)),
             data: self.data.or(file.data),
-            backend: self.backend.or(file.backend).unwrap_or_else(|| "burn".to_owned()),
+            backend: self
+                .backend
+                .or(file.backend)
+                .unwrap_or_else(|| lapwing_train::BACKENDS[0].to_owned()),
             bootstrap: self.bootstrap.or(file.bootstrap).unwrap_or(false),
             max_upload,
             max_download,
@@ -478,7 +481,7 @@ mod tests {
         assert_eq!(settings.node.name, "from-flag");
         assert_eq!(settings.node.admin.port(), 9000);
         assert_eq!(settings.node.gateways, ["http://a"]);
-        assert_eq!(settings.node.backend, "burn");
+        assert_eq!(settings.node.backend, "plain");
         assert_eq!(
             settings.node.listen[0],
             "/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap()

@@ -113,7 +113,7 @@ pub enum StartError {
         source: DataError,
     },
     /// The backend is not in this build.
-    #[error("there is no backend `{0}` in this build; `burn` is")]
+    #[error("there is no backend `{0}` in this build; known: {known}", known = lapwing_train::BACKENDS.join(", "))]
     Backend(String),
     /// The admin address is in use.
     #[error(
@@ -162,7 +162,7 @@ impl Node {
         if config.bootstrap && !config.gateways.is_empty() {
             return Err(StartError::BootstrapBesideGateway);
         }
-        if config.backend != "burn" {
+        if !lapwing_train::BACKENDS.contains(&config.backend.as_str()) {
             return Err(StartError::Backend(config.backend));
         }
         let data = config

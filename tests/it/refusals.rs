@@ -388,7 +388,7 @@ fn alone(data_dir: &Path) -> NodeConfig {
         admin: "127.0.0.1:0".parse().unwrap(),
         name: "alone".to_owned(),
         data: None,
-        backend: "burn".to_owned(),
+        backend: "plain".to_owned(),
         bootstrap: true,
         max_upload: RateRules::default(),
         max_download: RateRules::default(),

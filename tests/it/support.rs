@@ -70,7 +70,7 @@ impl Cluster {
             admin: "127.0.0.1:0".parse().unwrap(),
             name: format!("node-{place}"),
             data: None,
-            backend: "burn".to_owned(),
+            backend: "plain".to_owned(),
             bootstrap: false,
             max_upload: RateRules::default(),
             max_download: RateRules::default(),

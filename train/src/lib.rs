@@ -51,17 +51,17 @@ pub use data::{
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{DeltaError, Mask, Runs, round_seed};
 pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
-pub use model::{InputShape, Layer, Model, ModelError};
+pub use model::{BYTES, Extent, InputKind, InputShape, Layer, Model, ModelError, NORM_EPSILON, shortcut};
 pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
 pub use status::{TrainingState, TrainingStatus};
 
 #[cfg(feature = "driver")]
-pub use backend::{Backend, BackendError, Score, StepReport, backend};
+pub use backend::{BACKENDS, Backend, BackendError, Score, StepReport, backend};
 #[cfg(feature = "driver")]
 pub use checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 #[cfg(feature = "driver")]
-pub use data::{CsvError, DataError, IdxError, load};
+pub use data::{CsvError, DataError, IdxError, TextError, load};
 #[cfg(feature = "driver")]
 pub use driver::{Applied, Trainer, TrainerConfig, TrainerError};
 #[cfg(feature = "driver")]

@@ -5,9 +5,7 @@
 
 use crate::backend::{Backend, BackendError, backend};
 use crate::checkpoint::{Checkpoint, LoadError, Pending, SaveError};
-use crate::data::{
-    self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Partition, Share, Source,
-};
+use crate::data::{self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Partition, Share};
 use crate::driver::TrainerConfig;
 use crate::mask::Mask;
 use crate::merge::{self, MergeError};
@@ -16,6 +14,7 @@ use crate::models::Held;
 use crate::quantise::{self, DecodeError};
 use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundPlan, RoundReport, Values};
 use std::collections::HashMap;
+use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -372,13 +371,7 @@ impl Worker {
 fn data_spec(spec: &JobSpec, roster: &Roster, config: &TrainerConfig) -> Result<DataSpec, WorkerError> {
     let wanted: DataSpec = spec.data.parse()?;
     if let Some(own) = &config.data {
-        let same = matches!(
-            (&own.source, &wanted.source),
-            (Source::Digits, Source::Digits)
-                | (Source::Idx(_), Source::Idx(_))
-                | (Source::Csv(_), Source::Csv(_))
-        );
-        return if same {
+        return if discriminant(&own.source) == discriminant(&wanted.source) {
             Ok(own.clone())
         } else {
             Err(WorkerError::AnotherData {

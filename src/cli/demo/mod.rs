@@ -53,7 +53,7 @@ pub(crate) struct DemoFlags {
     #[arg(long)]
     keep: bool,
 
-    /// Data to share out among the nodes: digits, idx:DIR or csv:FILE, with #partition=… as for a node
+    /// Data to share out among the nodes: digits, idx:DIR, csv:FILE or text:FILE, with #partition=… as for a node
     #[arg(long, default_value = "digits", value_name = "SPEC")]
     data: String,
 

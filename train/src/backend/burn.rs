@@ -4,18 +4,20 @@
 //! Parameters and optimiser live in flat vectors of our own. Tensors exist only while a batch is computed, so
 //! that reading and writing parameters is a copy and an idle node holds no tensor library state.
 
-use burn::tensor::activation::{log_softmax, relu};
-use burn::tensor::module::linear;
+mod forward;
+
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData, TensorReadError};
 
 use super::optimiser::Optimiser;
 use super::prior::shifts;
 use super::score::{Score, Tally};
-use super::{Backend, BackendError, StepReport, check_batch, check_flat};
+use super::{Backend, BackendError, StepReport, answers, check_batch, check_flat};
 use crate::data::{Batch, Samples};
 use crate::layout::Layout;
-use crate::model::{Layer, Model};
+use crate::model::Model;
 use crate::quantise::are_finite;
+use forward::Forward;
 use lapwing_base::Tuning;
 
 /// A model on burn's flex backend.
@@ -28,17 +30,7 @@ pub(super) struct Burn {
 
 /// Samples evaluated at a time: enough to keep the matrix kernels busy, few enough that the activations of a
 /// convolutional net stay in tens of megabytes.
-const EVALUATED_AT_ONCE: usize = 256;
-
-/// A layer with its parameters as tensors.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a model has a handful of layers, and these live while one batch is computed"
-)]
-enum Computed {
-    Dense { weight: Tensor<2>, bias: Tensor<1> },
-    Relu,
-}
+const EVALUATED_AT_ONCE: usize = 64;
 
 impl Burn {
     /// The model with its first parameters and an optimiser at rest.
@@ -52,48 +44,21 @@ impl Burn {
         }
     }
 
-    /// The layers with their parameters as tensors on `device`; gradients are kept if it records any.
-    fn tensors(&self, device: &Device) -> Vec<Computed> {
-        let mut rest = self.flat.as_slice();
-        let mut take = |length: usize| {
-            let (values, after) = rest.split_at(length);
-            rest = after;
-            values.to_vec()
-        };
-        self.model
-            .layers()
+    /// The parameters as tensors on `device`; gradients are kept if it records any.
+    fn tensors(&self, device: &Device) -> Vec<Tensor<1>> {
+        let layout = self.model.layout();
+        layout
             .iter()
-            .map(|layer| match *layer {
-                Layer::Dense { inputs, outputs, .. } => {
-                    let weight = TensorData::new(take(inputs * outputs), [outputs, inputs]);
-                    let bias = TensorData::new(take(outputs), [outputs]);
-                    let weight = Tensor::from_data(weight, device);
-                    let bias = Tensor::from_data(bias, device);
-                    if device.is_autodiff() {
-                        Computed::Dense {
-                            weight: weight.require_grad(),
-                            bias: bias.require_grad(),
-                        }
-                    } else {
-                        Computed::Dense { weight, bias }
-                    }
+            .map(|parameter| {
+                let values = self.flat[parameter.range.clone()].to_vec();
+                let shape = [values.len()];
+                let tensor = Tensor::from_data(TensorData::new(values, shape), device);
+                match device.is_autodiff() {
+                    true => tensor.require_grad(),
+                    false => tensor,
                 }
-                Layer::Relu => Computed::Relu,
             })
             .collect()
-    }
-
-    /// The logits of a batch of features.
-    fn logits(&self, layers: &[Computed], features: &[f32], device: &Device) -> Tensor<2> {
-        let width = self.model.input().values();
-        let rows = features.len() / width;
-        let input = Tensor::from_data(TensorData::new(features.to_vec(), [rows, width]), device);
-        layers.iter().fold(input, |values, layer| match layer {
-            Computed::Dense { weight, bias } => {
-                linear(values, weight.clone().transpose(), Some(bias.clone()))
-            }
-            Computed::Relu => relu(values),
-        })
     }
 }
 
@@ -133,29 +98,31 @@ impl Backend for Burn {
     fn gradient(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<f32>), BackendError> {
         check_batch(batch, &self.model)?;
         let device = Device::flex().autodiff();
-        let layers = self.tensors(&device);
-        let logits = self.logits(&layers, batch.features, &device);
-        let classes = self.model.classes();
-        let logits = match shifts(batch.counts, classes) {
-            Some(shifts) => logits + Tensor::from_data(TensorData::new(shifts, [1, classes]), &device),
+        let parameters = self.tensors(&device);
+        let forward = Forward {
+            parameters: &parameters,
+            device: &device,
+        };
+        let logits = forward.logits(&self.model, batch.features);
+        let logits = match shifts(batch, &self.model) {
+            Some(shifts) => {
+                let shape = [1, shifts.len()];
+                logits + Tensor::from_data(TensorData::new(shifts, shape), &device)
+            }
             None => logits,
         };
-        let labels: Vec<i32> = batch.labels.iter().map(|label| i32::from(*label)).collect();
-        let labels = TensorData::new(labels, [batch.labels.len(), 1]);
-        let labels = Tensor::<2, Int>::from_data(labels, &device);
+        let labels: Vec<i32> = answers(batch, self.model.input())
+            .iter()
+            .map(|label| i32::from(*label))
+            .collect();
+        let shape = [labels.len(), 1];
+        let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, shape), &device);
         let loss = log_softmax(logits, 1).gather(1, labels).mean().neg();
         let mut gradients = loss.backward();
         let mut flat = Vec::with_capacity(self.flat.len());
-        for layer in &layers {
-            match layer {
-                Computed::Dense { weight, bias } => {
-                    let weight = weight.grad_remove(&mut gradients).ok_or_else(no_gradient)?;
-                    let bias = bias.grad_remove(&mut gradients).ok_or_else(no_gradient)?;
-                    flat.append(&mut weight.try_into_vec_as::<f32>().map_err(library)?);
-                    flat.append(&mut bias.try_into_vec_as::<f32>().map_err(library)?);
-                }
-                Computed::Relu => {}
-            }
+        for parameter in &parameters {
+            let slopes = parameter.grad_remove(&mut gradients).ok_or_else(no_gradient)?;
+            flat.append(&mut slopes.try_into_vec_as::<f32>().map_err(library)?);
         }
         let loss = loss.inner().try_into_scalar::<f32>().map_err(library)?;
         Ok((loss, flat))
@@ -163,13 +130,18 @@ impl Backend for Burn {
 
     fn evaluate(&mut self, data: &Samples) -> Result<Score, BackendError> {
         let device = Device::flex();
-        let layers = self.tensors(&device);
+        let parameters = self.tensors(&device);
+        let forward = Forward {
+            parameters: &parameters,
+            device: &device,
+        };
         let mut tally = Tally::default();
         for batch in data.chunks(EVALUATED_AT_ONCE) {
             check_batch(&batch, &self.model)?;
-            let logits = self.logits(&layers, batch.features, &device);
+            let logits = forward.logits(&self.model, batch.features);
             let logits = logits.try_into_vec_as::<f32>().map_err(library)?;
-            tally.add(&logits, batch.labels, self.model.classes());
+            let answers = answers(&batch, self.model.input());
+            tally.add(&logits, answers.iter().copied(), self.model.classes());
         }
         Ok(tally.score())
     }

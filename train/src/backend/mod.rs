@@ -4,17 +4,23 @@
 //! thread only: several nodes share a machine, and the driver gives training a thread of its own.
 
 mod burn;
+#[cfg(test)]
+mod layer_tests;
 mod optimiser;
+mod plain;
 mod prior;
 mod score;
 
 pub use score::Score;
 
+use std::borrow::Cow;
+
 use lapwing_base::{Tuning, nearest};
 
 use crate::data::{Batch, Samples};
 use crate::layout::Layout;
-use crate::model::{InputShape, Model, ModelError};
+use crate::model::{InputKind, InputShape, Model, ModelError};
+use crate::quantise::are_finite;
 
 /// A model with its parameters and its optimiser, on some tensor library.
 pub trait Backend: Send {
@@ -135,6 +141,12 @@ pub enum BackendError {
         /// The model's classes.
         classes: usize,
     },
+    /// A value of a text that is no byte.
+    #[error("the value {value} in a text is not a byte; a model for texts takes the numbers from 0 to 255")]
+    Byte {
+        /// The first such value.
+        value: f32,
+    },
     /// The loss or the gradient is infinite or a NaN.
     #[error(
         "training diverged: the loss is {loss} and its gradient is not finite; use a smaller learning rate"
@@ -148,13 +160,16 @@ pub enum BackendError {
     Library(String),
 }
 
-/// The backends of this build.
-const NAMES: [&str; 1] = ["burn"];
+/// The backends of this build, the default first.
+///
+/// `plain` is our own loops and the default: it trains the built-in models several times faster than `burn`, and
+/// holds fewer copies of their parameters (`docs/models.md`, `examples/throughput.rs`). `burn` is the tensor library of that name.
+pub const BACKENDS: [&str; 2] = ["plain", "burn"];
 
 fn hint(nearest: Option<&'static str>) -> String {
     match nearest {
         Some(name) => format!("did you mean `{name}`?"),
-        None => format!("known: {}", NAMES.join(", ")),
+        None => format!("known: {}", BACKENDS.join(", ")),
     }
 }
 
@@ -173,10 +188,11 @@ pub fn backend(
 ) -> Result<Box<dyn Backend>, BackendError> {
     let model = Model::named(model, shape, classes)?;
     match name {
+        "plain" => Ok(Box::new(plain::Plain::new(model, seed, tuning))),
         "burn" => Ok(Box::new(burn::Burn::new(model, seed, tuning))),
         _ => Err(BackendError::Unknown {
             name: name.chars().take(64).collect(),
-            nearest: nearest(name, NAMES),
+            nearest: nearest(name, BACKENDS),
         }),
     }
 }
@@ -189,10 +205,11 @@ fn check_flat(flat: &[f32], layout: &Layout) -> Result<(), BackendError> {
             expected: layout.parameters(),
         });
     }
-    match flat.iter().position(|value| !value.is_finite()) {
-        Some(coordinate) => Err(BackendError::NotFinite { coordinate }),
-        None => Ok(()),
+    if are_finite(flat) {
+        return Ok(());
     }
+    let coordinate = flat.iter().position(|value| !value.is_finite());
+    coordinate.map_or(Ok(()), |coordinate| Err(BackendError::NotFinite { coordinate }))
 }
 
 /// Checks that a batch fits a model, so that the tensor library need not.
@@ -210,6 +227,11 @@ fn check_batch(batch: &Batch<'_>, model: &Model) -> Result<(), BackendError> {
             features: batch.features.len(),
         });
     }
+    if model.input().kind == InputKind::Bytes
+        && let Some(value) = batch.features.iter().find(|value| !is_byte(**value))
+    {
+        return Err(BackendError::Byte { value: *value });
+    }
     let classes = model.classes();
     match batch.labels.iter().find(|label| usize::from(**label) >= classes) {
         Some(label) => Err(BackendError::Label {
@@ -217,6 +239,23 @@ fn check_batch(batch: &Batch<'_>, model: &Model) -> Result<(), BackendError> {
             classes,
         }),
         None => Ok(()),
+    }
+}
+
+fn is_byte(value: f32) -> bool {
+    value.fract() == 0.0 && (0.0..=255.0).contains(&value)
+}
+
+/// The classes to be told, sample after sample: each sample's, or for texts each byte's successor.
+fn answers<'a>(batch: &Batch<'a>, input: InputShape) -> Cow<'a, [u8]> {
+    match input.kind {
+        InputKind::Numbers => Cow::Borrowed(batch.labels),
+        InputKind::Bytes => batch
+            .features
+            .chunks_exact(batch.width)
+            .zip(batch.labels)
+            .flat_map(|(bytes, last)| bytes[1..].iter().map(|byte| *byte as u8).chain([*last]))
+            .collect(),
     }
 }
 
@@ -246,7 +285,7 @@ mod tests {
     }
 
     fn each(test: impl Fn(Box<dyn Backend>)) {
-        for name in NAMES {
+        for name in BACKENDS {
             test(backend(name, "mlp", SHAPE, 4, 11, &tuning()).unwrap());
         }
     }
@@ -320,12 +359,13 @@ mod tests {
 
     #[test]
     fn parameters_and_momentum_carried_to_another_backend_go_on_the_same() {
-        each(|mut one| {
+        for name in BACKENDS {
+            let mut one = backend(name, "mlp", SHAPE, 4, 11, &tuning()).unwrap();
             let data = samples(16);
             let _ = one.step(&data.as_batch(), 0.05).unwrap();
             let mut flat = vec![];
             one.read(&mut flat);
-            let mut other = backend("burn", "mlp", SHAPE, 4, 99, &tuning()).unwrap();
+            let mut other = backend(name, "mlp", SHAPE, 4, 99, &tuning()).unwrap();
             other.write(&flat).unwrap();
             other.set_optimiser_state(&one.optimiser_state()).unwrap();
             for _ in 0..3 {
@@ -338,7 +378,7 @@ mod tests {
             one.read(&mut flat);
             other.read(&mut same);
             assert_eq!(flat, same);
-        });
+        }
     }
 
     #[test]

@@ -30,9 +30,9 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Counts the rows of `logits`, one for each label, of `classes` values each.
-    pub(super) fn add(&mut self, logits: &[f32], labels: &[u8], classes: usize) {
+    pub(super) fn add(&mut self, logits: &[f32], labels: impl IntoIterator<Item = u8>, classes: usize) {
         for (row, label) in logits.chunks_exact(classes).zip(labels) {
-            let label = usize::from(*label);
+            let label = usize::from(label);
             let right = f64::from(row[label]);
             let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
             let sum: f64 = row
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn even_logits_cost_the_logarithm_of_the_classes_and_name_the_first() {
         let mut tally = Tally::default();
-        tally.add(&[0.0; 8], &[0, 3], 4);
+        tally.add(&[0.0; 8], [0, 3], 4);
         let score = tally.score();
         assert_eq!((score.correct, score.total), (1, 2));
         assert!((score.loss - 4_f32.ln()).abs() < 1e-6);
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn huge_logits_do_not_overflow() {
         let mut tally = Tally::default();
-        tally.add(&[1e30, -1e30], &[0], 2);
+        tally.add(&[1e30, -1e30], [0], 2);
         assert_eq!(tally.score().loss, 0.0);
     }
 

@@ -12,7 +12,7 @@ mod spec;
 pub use batches::Batches;
 pub use partition::{ParsePartitionError, Partition, PartitionError, SAMPLES_MIN};
 #[cfg(feature = "driver")]
-pub use source::{CsvError, DataError, IdxError, load};
+pub use source::{CsvError, DataError, IdxError, TextError, load};
 pub use spec::{DataSpec, ParseDataSpecError, Share, Source};
 
 use crate::model::InputShape;

@@ -1,4 +1,4 @@
-//! What a person writes for data: `digits`, `idx:DIR` or `csv:FILE`, and which part of it.
+//! What a person writes for data: `digits`, `idx:DIR`, `csv:FILE` or `text:FILE`, and which part of it.
 //!
 //! Only the text: nothing is opened here.
 
@@ -32,6 +32,9 @@ pub enum Source {
     Idx(PathBuf),
     /// Lines of numbers with the class last, plain or gzip.
     Csv(PathBuf),
+    /// Any text, plain or gzip, in pieces of 64 bytes: of each byte, the next one is to be told. The last fifth is
+    /// for testing. A partition by labels goes by the byte after each piece.
+    Text(PathBuf),
 }
 
 /// One node's share of the training samples.
@@ -55,7 +58,7 @@ pub enum ParseDataSpecError {
         "there is no data source `{name}`; {}",
         match .nearest {
             Some(name) => format!("did you mean `{name}`?"),
-            None => "use digits, idx:DIR or csv:FILE".to_owned(),
+            None => "use digits, idx:DIR, csv:FILE or text:FILE".to_owned(),
         }
     )]
     Source {
@@ -132,9 +135,10 @@ impl FromStr for Source {
             ("digits", "") => Ok(Self::Digits),
             ("idx", dir) => Ok(Self::Idx(path("idx", dir)?)),
             ("csv", file) => Ok(Self::Csv(path("csv", file)?)),
+            ("text", file) => Ok(Self::Text(path("text", file)?)),
             (name, _) => Err(ParseDataSpecError::Source {
                 name: text.chars().take(64).collect(),
-                nearest: nearest(name, ["digits", "idx:DIR", "csv:FILE"]),
+                nearest: nearest(name, ["digits", "idx:DIR", "csv:FILE", "text:FILE"]),
             }),
         }
     }
@@ -197,6 +201,7 @@ impl fmt::Display for Source {
             Self::Digits => f.write_str("digits"),
             Self::Idx(dir) => write!(f, "idx:{}", dir.display()),
             Self::Csv(file) => write!(f, "csv:{}", file.display()),
+            Self::Text(file) => write!(f, "text:{}", file.display()),
         }
     }
 }
@@ -263,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_reads_back_what_it_prints(text in "(digits|idx:|csv:)?[a-z0-9#=,:/.]{0,40}") {
+        fn any_text_is_refused_or_reads_back_what_it_prints(text in "(digits|idx:|csv:|text:)?[a-z0-9#=,:/.]{0,40}") {
             if let Ok(spec) = text.parse::<DataSpec>() {
                 prop_assert_eq!(spec.to_string().parse(), Ok(spec));
             }

@@ -13,11 +13,7 @@ use crate::model::InputShape;
 const FILE: &[u8] = include_bytes!("../../../data/digits.csv.gz");
 
 /// What one digit looks like.
-pub(super) const SHAPE: InputShape = InputShape {
-    channels: 1,
-    height: 8,
-    width: 8,
-};
+pub(super) const SHAPE: InputShape = InputShape::image(1, 8, 8);
 
 /// Unpacks the digits, every pixel from 0 to 1.
 pub(super) fn digits() -> Result<Table, CsvError> {

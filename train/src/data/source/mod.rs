@@ -1,12 +1,13 @@
 //! Opens what a data specification names and takes a node's share of it.
 //!
-//! Three forms: the embedded digits, MNIST's files, and tables. It fetches nothing from a network.
+//! Four forms: the embedded digits, MNIST's files, tables and texts. It fetches nothing from a network.
 
 mod csv;
 mod digits;
 mod idx;
 mod raw;
 mod split;
+mod text;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -16,15 +17,17 @@ use flate2::bufread::MultiGzDecoder;
 
 pub use csv::CsvError;
 pub use idx::IdxError;
+pub use text::TextError;
 
 use super::partition::PartitionError;
 use super::{DataSpec, Dataset, Samples, Scaling, Source};
-use crate::model::InputShape;
+use crate::model::{BYTES, InputShape};
 use csv::Table;
 use digits::digits;
 use idx::Idx;
 use raw::{Raw, Values};
 use split::split;
+use text::{PIECE, Text};
 
 /// Why there is no data.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,14 @@ pub enum DataError {
         file: PathBuf,
         /// What is wrong with it.
         source: CsvError,
+    },
+    /// A file is not a text to train on.
+    #[error("`{}` is not usable", file.display())]
+    Text {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: TextError,
     },
     /// There are more images than labels or fewer.
     #[error("`{}` has {images} images in its {part} part but {labels} labels; are all files of one set?", dir.display())]
@@ -131,6 +142,13 @@ pub fn load(spec: &DataSpec) -> Result<Dataset, DataError> {
             from_table(table, shape)
         }
         Source::Idx(dir) => from_idx(dir)?,
+        Source::Text(file) => {
+            let text = Text::read(open(file)?).map_err(|source| DataError::Text {
+                file: file.clone(),
+                source,
+            })?;
+            from_text(text)
+        }
     };
     if whole.train.is_empty() || whole.test.is_empty() {
         return Err(DataError::Empty(spec.source.clone()));
@@ -174,6 +192,24 @@ fn from_table(table: Table, shape: InputShape) -> Whole {
     }
 }
 
+/// The pieces of a text as they are: their values are bytes and stay so.
+fn from_text(Text { pieces, train }: Text) -> Whole {
+    let scaling = Scaling {
+        mean: 0.0,
+        deviation: 1.0,
+    };
+    let mut positions: Vec<u32> = (0_u32..).take(pieces.labels.len()).collect();
+    let test = positions.split_off(train);
+    Whole {
+        test: pieces.gather(&test, scaling),
+        pool: pieces,
+        train: positions,
+        classes: BYTES,
+        shape: InputShape::text(PIECE),
+        scaling,
+    }
+}
+
 /// Reads the four files of a folder.
 fn from_idx(dir: &Path) -> Result<Whole, DataError> {
     let (pool, train) = images(dir, "train", "train-images-idx3-ubyte", "train-labels-idx1-ubyte")?;
@@ -193,11 +229,7 @@ fn from_idx(dir: &Path) -> Result<Whole, DataError> {
         test: test_pool.gather(&everything(&test_pool), scaling),
         classes: pool.classes().max(test_pool.classes()),
         pool,
-        shape: InputShape {
-            channels: 1,
-            height: train.0,
-            width: train.1,
-        },
+        shape: InputShape::image(1, train.0, train.1),
         scaling,
     })
 }
@@ -223,12 +255,7 @@ fn images(
             labels: labels.len(),
         });
     }
-    let width = InputShape {
-        channels: 1,
-        height: rows,
-        width: columns,
-    }
-    .values();
+    let width = InputShape::image(1, rows, columns).values();
     if width == 0 || count == 0 {
         return Err(DataError::Empty(Source::Idx(dir.into())));
     }
@@ -410,6 +437,27 @@ mod tests {
         assert_eq!(data.shape, InputShape::flat(2));
         let largest = data.train.features().iter().fold(0.0_f32, |a, b| a.max(b.abs()));
         assert!((1.0..3.0).contains(&largest), "{largest}");
+    }
+
+    #[test]
+    fn a_text_is_trained_on_up_to_a_place_and_tested_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("text");
+        let text: Vec<u8> = (0..64 * 100 + 1).map(|i| (i / 64) as u8).collect();
+        std::fs::write(&file, gzip(&text)).unwrap();
+        let whole = load(&spec(&format!("text:{}", file.display()))).unwrap();
+        assert_eq!(
+            (whole.train.len(), whole.test.len(), whole.classes),
+            (80, 20, 256)
+        );
+        assert_eq!(whole.shape, InputShape::text(64));
+        assert!(whole.train.features().iter().all(|byte| *byte < 80.0));
+        assert!(whole.test.features().iter().all(|byte| *byte >= 80.0));
+        let half = load(&spec(&format!("text:{}#part=1/2", file.display()))).unwrap();
+        assert_eq!((half.train.len(), half.test.len()), (40, 20));
+        std::fs::write(&file, &text[..100]).unwrap();
+        let error = load(&spec(&format!("text:{}", file.display()))).unwrap_err();
+        assert!(matches!(error, DataError::Empty(_)), "{error}");
     }
 
     #[test]
