@@ -86,11 +86,6 @@ impl Node {
         }
     }
 
-    /// How many samples its part has.
-    pub(super) fn samples(&self) -> u64 {
-        self.part.len() as u64
-    }
-
     /// Does the round's local work.
     pub(super) fn train(
         &mut self,

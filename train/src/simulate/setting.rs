@@ -32,7 +32,8 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Names this setting and what computes it: equal for two settings whose runs are the same.
+    /// Names this setting and what computes it: equal for two settings whose runs are the same. Data enter by their
+    /// name.
     pub fn key(&self) -> String {
         // Everything that a run follows from is in its debug form, to the last bit: floats are written so that they
         // read back as they were.
