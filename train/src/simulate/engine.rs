@@ -130,11 +130,7 @@ impl<'a> Simulation<'a> {
             }
             match self.round() {
                 Ok(()) => {}
-                Err(SimulateError::Backend(
-                    BackendError::Diverged { .. } | BackendError::NotFinite { .. },
-                )) => {
-                    break Ended::Diverged;
-                }
+                Err(error) if error.is_divergence() => break Ended::Diverged,
                 Err(error) => return Err(error),
             }
             let progress = Progress {
@@ -744,6 +740,18 @@ pub enum SimulateError {
     /// A message cannot be read by who wrote it: the model has values that its encoding cannot hold.
     #[error("what was encoded cannot be decoded")]
     Decode(#[from] DecodeError),
+}
+
+impl SimulateError {
+    /// Whether a model has left all bounds.
+    fn is_divergence(&self) -> bool {
+        matches!(
+            self,
+            Self::Backend(BackendError::Diverged { .. } | BackendError::NotFinite { .. })
+                | Self::Method(MethodError::Decode(DecodeError::NotFinite { .. }))
+                | Self::Decode(DecodeError::NotFinite { .. })
+        )
+    }
 }
 
 impl From<LearnError> for SimulateError {
