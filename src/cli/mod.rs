@@ -19,6 +19,7 @@ mod node;
 mod output;
 mod peers;
 mod running;
+mod simulate;
 mod status;
 
 use std::num::NonZeroUsize;
@@ -75,6 +76,8 @@ enum Command {
     Cluster(cluster::ClusterCommand),
     /// Says what stands between this machine and a cluster, and what to do about it
     Doctor(doctor::DoctorFlags),
+    /// Trains virtual nodes over a given network in virtual time, to choose settings before spending uplink
+    Simulate(Box<simulate::SimulateFlags>),
     /// Measures this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -107,6 +110,10 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(flags) => {
             start_log(&cli.log_level, None, cli.verbose, "warn")?;
             one_thread()?.block_on(demo::run(flags, output))
+        }
+        Command::Simulate(flags) => {
+            start_log(&cli.log_level, None, cli.verbose, "warn")?;
+            one_thread()?.block_on(simulate::run(*flags, output))
         }
         Command::Bench(command) => {
             start_log(&cli.log_level, None, cli.verbose, "warn")?;
@@ -205,7 +212,7 @@ mod tests {
         assert_eq!(
             names,
             [
-                "demo", "gateway", "node", "status", "peers", "job", "cluster", "doctor", "bench"
+                "demo", "gateway", "node", "status", "peers", "job", "cluster", "doctor", "simulate", "bench"
             ]
         );
     }

@@ -78,6 +78,16 @@ impl Table {
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
+
+    /// The cells of each row, the header's first.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = impl Iterator<Item = &str>> {
+        let header: Vec<&str> = self.header.iter().map(|(name, _)| *name).collect();
+        let rows = self
+            .rows
+            .iter()
+            .map(|row| row.iter().map(String::as_str).collect());
+        std::iter::once(header).chain(rows).map(Vec::into_iter)
+    }
 }
 
 impl fmt::Display for Table {

@@ -19,7 +19,8 @@ use crate::exchange::{self, EXCHANGE, ExchangeError, Offered, Opening};
 use crate::models::{self, Ask, FetchError, Held, MODEL, Which};
 use crate::round::{Effect, Exchanged, Input, RoundCore, Stage};
 use crate::status::{TrainingState, TrainingStatus};
-use crate::worker::{Opened, Trained, Worker, WorkerError};
+use crate::steps::Trained;
+use crate::worker::{Opened, Worker, WorkerError};
 use lapwing_base::{
     Bandwidth, JobId, JobView, LinkSpeed, MemberState, NodeId, PeerId, Ppm, Report, Roster, Round,
 };

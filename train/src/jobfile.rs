@@ -190,6 +190,20 @@ pub fn defaults(algorithm: Algorithm) -> JobSpec {
 /// When the text is too long, is not TOML, has a key that no job has, or a value that is out of its range; the
 /// error names line, key, value and what is allowed.
 pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
+    read(text, None)
+}
+
+/// Reads a job file as one for another algorithm than it names, to compare them: keys that are not for that one are
+/// passed over.
+///
+/// # Errors
+///
+/// As for [`parse`].
+pub fn parse_as(text: &str, algorithm: Algorithm) -> Result<JobSpec, JobFileError> {
+    read(text, Some(algorithm))
+}
+
+fn read(text: &str, another: Option<Algorithm>) -> Result<JobSpec, JobFileError> {
     if text.len() > JOB_FILE_BYTES_MAX {
         return Err(JobFileError::TooLong { bytes: text.len() });
     }
@@ -200,12 +214,16 @@ pub fn parse(text: &str) -> Result<JobSpec, JobFileError> {
     let file = File {
         text,
         table: table.get_ref(),
+        read_as: another,
     };
     file.check_keys()?;
     let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm));
-    let algorithm = file.choice("algorithm", &algorithms)?.unwrap_or_default();
-    for key in KEYS.iter().filter(|key| file.table.contains_key(**key)) {
-        is_for(key, algorithm).map_err(JobFileError::Contradiction)?;
+    let named = file.choice("algorithm", &algorithms)?.unwrap_or_default();
+    let algorithm = another.unwrap_or(named);
+    if another.is_none() {
+        for key in KEYS.iter().filter(|key| file.table.contains_key(**key)) {
+            is_for(key, algorithm).map_err(JobFileError::Contradiction)?;
+        }
     }
     let mut spec = defaults(algorithm);
     if let Some((model, line)) = file.string("model")? {
@@ -390,6 +408,8 @@ fn replace<T>(place: &mut T, value: Option<T>) {
 struct File<'a, 't> {
     text: &'t str,
     table: &'a DeTable<'t>,
+    /// Keys that are not for this algorithm are as if they were not there.
+    read_as: Option<Algorithm>,
 }
 
 impl<'a, 't> File<'a, 't> {
@@ -408,6 +428,12 @@ impl<'a, 't> File<'a, 't> {
     }
 
     fn get(&self, key: &str) -> Option<(&'a DeValue<'t>, usize, String)> {
+        if self
+            .read_as
+            .is_some_and(|algorithm| is_for(key, algorithm).is_err())
+        {
+            return None;
+        }
         let value: &'a Spanned<DeValue<'t>> = self.table.get(key)?;
         let span = value.span();
         let written = self.text.get(span.clone()).unwrap_or_default();
@@ -547,6 +573,20 @@ mod tests {
             assert_eq!(planner(&text), Ok(expected));
             assert_eq!(planner(&to_toml(&parse(&text).unwrap())), Ok(expected));
         }
+    }
+
+    #[test]
+    fn a_file_read_as_another_algorithm_leaves_out_what_is_not_for_that() {
+        let text = "algorithm = 'saps'\nplanner = 'random'\ncompression = 10\nlr = 0.1";
+        let spec = parse_as(text, Algorithm::AllReduce).unwrap();
+        assert_eq!((spec.algorithm, spec.compression), (Algorithm::AllReduce, 1));
+        assert_eq!(
+            (spec.planner, spec.lr_micro),
+            (Algorithm::AllReduce.planner(), 100_000)
+        );
+        let spec = parse_as(text, Algorithm::Default).unwrap();
+        assert_eq!((spec.planner, spec.compression), (Planner::Random, 10));
+        assert_eq!(parse_as(text, Algorithm::Saps), parse(text));
     }
 
     #[test]

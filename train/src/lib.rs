@@ -21,6 +21,7 @@ mod model;
 mod planner;
 pub mod quantise;
 mod round;
+pub mod simulate;
 mod status;
 
 #[cfg(feature = "driver")]
@@ -40,13 +41,15 @@ mod models;
 #[cfg(feature = "driver")]
 mod payload;
 #[cfg(feature = "driver")]
+mod steps;
+#[cfg(feature = "driver")]
 mod worker;
 
 pub use cities::{CITIES, CITY_KBIT_S, city_bandwidths};
 pub use coordinator::{Committed, Coordinator, CoordinatorConfig, Decision};
 pub use data::{
-    Batch, Batches, DataSpec, Dataset, ParseDataSpecError, ParsePartitionError, Partition, PartitionError,
-    SAMPLES_MIN, Samples, Scaling, Share, Source,
+    Batch, Batches, DataSpec, Dataset, ParseDataSpecError, ParsePartitionError, Part, Partition,
+    PartitionError, SAMPLES_MIN, Samples, Scaling, Share, Source,
 };
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{DeltaError, Mask, Runs, round_seed};

@@ -5,13 +5,14 @@
 
 use crate::backend::{Backend, BackendError, backend};
 use crate::checkpoint::{Checkpoint, LoadError, Pending, SaveError};
-use crate::data::{self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Partition, Share};
+use crate::data::{self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Share};
 use crate::driver::TrainerConfig;
 use crate::mask::Mask;
 use crate::merge::{self, MergeError};
 use crate::model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
 use crate::models::Held;
 use crate::quantise::{self, DecodeError};
+use crate::steps::{Trained, take_steps};
 use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundPlan, RoundReport, Values};
 use std::collections::HashMap;
 use std::mem::discriminant;
@@ -53,14 +54,6 @@ pub(crate) struct Opened {
     pub(crate) consensus: Option<Held>,
 }
 
-/// The result of a round's local steps.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Trained {
-    /// Mean over the steps, in nats.
-    pub(crate) loss: f32,
-    pub(crate) samples: u32,
-}
-
 /// Where the checkpoint of a job is kept.
 fn checkpoint_file(dir: &Path, job: JobId) -> PathBuf {
     dir.join(format!("{job}.checkpoint"))
@@ -94,8 +87,7 @@ impl Worker {
         let parameters = backend.layout().parameters();
         let mut worker = Self {
             job: view.id,
-            // Another order on each part of the data, and the same one whichever node holds the part.
-            batches: Batches::new(spec.seed ^ (u64::from(part) << 32), spec.batch),
+            batches: Batches::of_part(spec.seed, part, spec.batch),
             spec,
             backend,
             data,
@@ -169,21 +161,14 @@ impl Worker {
 
     /// Takes the plan's local steps.
     pub(crate) fn train(&mut self, plan: &RoundPlan) -> Result<Trained, WorkerError> {
-        let lr = (f64::from(plan.lr_micro) / 1e6) as f32;
-        let mut loss = 0.0;
-        let mut samples = 0;
-        for _ in 0..plan.local_steps {
-            let batch = self.batches.at(&self.data.train, self.step);
-            let report = self.backend.step(&batch, lr)?;
-            self.step += 1;
-            loss += report.loss;
-            samples += report.samples;
-        }
-        let steps = plan.local_steps.max(1) as f32;
-        Ok(Trained {
-            loss: loss / steps,
-            samples,
-        })
+        let trained = take_steps(
+            &mut *self.backend,
+            &mut self.batches,
+            (&self.data.train).into(),
+            &mut self.step,
+            plan,
+        )?;
+        Ok(trained)
     }
 
     /// Encodes the values of the round's mask; returns them with their number and encoding.
@@ -388,16 +373,9 @@ fn data_spec(spec: &JobSpec, roster: &Roster, config: &TrainerConfig) -> Result<
         .keys()
         .filter(|member| **member < config.me)
         .count();
-    let share = Share {
-        partition: Partition::Iid,
-        seed: spec.seed,
-        // A cluster has far fewer members than a `u32` counts.
-        part: u32::try_from(place + 1).unwrap_or(u32::MAX),
-        parts: u32::try_from(roster.members.len().max(place + 1)).unwrap_or(u32::MAX),
-    };
     Ok(DataSpec {
         source: wanted.source,
-        share: Some(share),
+        share: Some(Share::of_place(spec.seed, place, roster.members.len())),
     })
 }
 

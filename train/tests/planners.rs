@@ -2,14 +2,26 @@
 //!
 //! The example `planners` prints the same for more seeds and masks.
 
-#[path = "../examples/planners/averaging.rs"]
-mod averaging;
-
-use averaging::{
-    Choice, Network, by_thresholds, cities, equal, few_slow, mean_bottleneck, median, spread, uniform,
-};
 use lapwing_base::Planner;
 use lapwing_train::Knobs;
+use lapwing_train::simulate::Network;
+use lapwing_train::simulate::averaging::{Choice, by_thresholds, mean_bottleneck, median, spread};
+
+fn cities() -> Network {
+    Network::fourteen_cities()
+}
+
+fn uniform(seed: u64) -> Network {
+    Network::uniform(32, 0, 5000, seed)
+}
+
+fn few_slow() -> Network {
+    Network::few_slow()
+}
+
+fn equal() -> Network {
+    Network::equal(16, 10_000)
+}
 
 #[test]
 fn thresholds_give_fourteen_cities_the_published_bandwidth() {

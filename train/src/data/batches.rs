@@ -3,7 +3,7 @@
 //! Which samples a step sees follows from the seed and the step's number alone, so that a node that comes
 //! back from a checkpoint goes on with the batch that it would have had.
 
-use super::{Batch, Samples};
+use super::{Batch, Part};
 use crate::draws::Draws;
 
 /// An endless sequence of batches.
@@ -36,20 +36,29 @@ impl Batches {
         }
     }
 
+    /// The batches of a node that holds a part of a job's data, counted from 1; 0 where it has data of its own.
+    ///
+    /// Another order on each part, and the same one whichever node holds the part.
+    pub fn of_part(seed: u64, part: u32, size: u32) -> Self {
+        Self::new(seed ^ (u64::from(part) << 32), size)
+    }
+
     /// The batch of a step; the first step is 0. Empty when there are no samples.
     ///
     /// It is the same for the same seed, size, samples and step, whatever was asked for before.
-    pub fn at(&mut self, samples: &Samples, step: u64) -> Batch<'_> {
+    pub fn at<'a>(&mut self, samples: impl Into<Part<'a>>, step: u64) -> Batch<'_> {
+        let part = samples.into();
+        let samples = part.samples();
         self.features.clear();
         self.labels.clear();
         let width = samples.width();
         let first = u128::from(step) * self.size as u128;
-        if !samples.is_empty() {
+        if part.len() > 0 {
             for position in first..first + self.size as u128 {
-                let count = samples.len() as u128;
+                let count = part.len() as u128;
                 // An epoch beyond 2^64 is beyond any run; wrapping then is as good as any order.
-                self.shuffle((position / count) as u64, samples);
-                let sample = self.order[(position % count) as usize] as usize;
+                self.shuffle((position / count) as u64, part);
+                let sample = part.position(self.order[(position % count) as usize] as usize);
                 self.features
                     .extend_from_slice(&samples.features()[sample * width..(sample + 1) * width]);
                 self.labels.push(samples.labels()[sample]);
@@ -64,15 +73,16 @@ impl Batches {
     }
 
     /// Makes `order` that of an epoch, unless it is already.
-    fn shuffle(&mut self, epoch: u64, samples: &Samples) {
-        let count = samples.len();
+    fn shuffle(&mut self, epoch: u64, part: Part<'_>) {
+        let count = part.len();
         if self.ordered == Some((epoch, count)) {
             return;
         }
         self.counts.clear();
         self.counts.resize(usize::from(u8::MAX) + 1, 0);
-        for label in samples.labels() {
-            self.counts[usize::from(*label)] += 1;
+        for index in 0..count {
+            let label = part.samples().labels()[part.position(index)];
+            self.counts[usize::from(label)] += 1;
         }
         self.order.clear();
         self.order.extend((0_u32..).take(count));
@@ -83,6 +93,7 @@ impl Batches {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Samples;
     use super::*;
 
     fn samples(count: u8) -> Samples {
@@ -129,6 +140,27 @@ mod tests {
         let mut batches = Batches::new(1, 7);
         let batch = batches.at(&samples, 2);
         assert_eq!((batch.labels.len(), batch.features.len()), (7, 7));
+    }
+
+    #[test]
+    fn a_part_by_positions_is_dealt_as_a_copy_of_it_would_be() {
+        let all = samples(50);
+        let positions = [3, 7, 8, 20, 41];
+        let copy = Samples::new(
+            positions.map(|p| p as f32).to_vec(),
+            positions.map(|p| p as u8).to_vec(),
+            1,
+        )
+        .unwrap();
+        let (mut here, mut there) = (Batches::of_part(4, 2, 3), Batches::of_part(4, 2, 3));
+        for step in 0..9 {
+            let one = here.at(Part::new(&all, &positions), step);
+            let other = there.at(&copy, step);
+            assert_eq!(
+                (one.features, one.labels, one.counts),
+                (other.features, other.labels, other.counts)
+            );
+        }
     }
 
     #[test]

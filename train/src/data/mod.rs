@@ -54,6 +54,54 @@ pub struct Samples {
     width: usize,
 }
 
+/// The samples that one node trains on, in samples that several may share.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    samples: &'a Samples,
+    /// All of them when `None`.
+    positions: Option<&'a [u32]>,
+}
+
+impl<'a> Part<'a> {
+    /// Those at some positions, each below `samples.len()`.
+    pub fn new(samples: &'a Samples, positions: &'a [u32]) -> Self {
+        Self {
+            samples,
+            positions: Some(positions),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(self) -> usize {
+        self.positions.map_or(self.samples.len(), <[u32]>::len)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// What they are a part of.
+    fn samples(self) -> &'a Samples {
+        self.samples
+    }
+
+    /// Where the one at `index` of the part is among all.
+    fn position(self, index: usize) -> usize {
+        self.positions
+            .map_or(index, |positions| positions[index] as usize)
+    }
+}
+
+impl<'a> From<&'a Samples> for Part<'a> {
+    fn from(samples: &'a Samples) -> Self {
+        Self {
+            samples,
+            positions: None,
+        }
+    }
+}
+
 /// Some samples to compute with at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {

@@ -108,6 +108,21 @@ impl DataSpec {
     }
 }
 
+impl Share {
+    /// What a job's member trains on that brings no data of its own: an even share by its place among the members,
+    /// counted from 0.
+    pub fn of_place(seed: u64, place: usize, members: usize) -> Self {
+        let places = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Self {
+            partition: Partition::Iid,
+            seed,
+            // A cluster has far fewer members than a `u32` counts.
+            part: places(place + 1),
+            parts: places(members.max(place + 1)),
+        }
+    }
+}
+
 impl FromStr for DataSpec {
     type Err = ParseDataSpecError;
 

@@ -3,13 +3,9 @@
 //! `cargo run --release -p lapwing-train --no-default-features --example planners`; takes a minute or two. The table in
 //! `docs/planning.md` is its output.
 
-mod averaging;
-
-use averaging::{
-    Choice, LATENCY, MODEL, Network, advance, by_thresholds, cities, equal, few_slow, job, links,
-    mean_bottleneck, median, spread, uniform,
-};
+use averaging::{Choice, LATENCY, MODEL, PUBLISHED, advance, by_thresholds, job, median, spread};
 use lapwing_base::{ByteSize, NodeId, Pair, Planner};
+use lapwing_train::simulate::{Network, averaging, links};
 use lapwing_train::{Knobs, PlanInput, plan_round};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -19,17 +15,11 @@ const SEEDS: u64 = 20;
 
 fn main() {
     println!("Mean bottleneck, Mbit/s: mean and standard deviation over {SEEDS} seeds\n");
-    for (threshold, published) in [(1450, "1.513"), (1000, "1.271"), (5000, "0.989")] {
-        let run = |seed| mean_bottleneck(&cities(), &by_thresholds(threshold, 10, seed, 1));
-        let name = format!("14 cities, B_thres {}", f64::from(threshold) / 1000.0);
-        print_spread(&name, run, published);
+    for published in PUBLISHED {
+        let (mean, deviation) = spread(&(1..=SEEDS).map(published.run).collect::<Vec<_>>());
+        let (case, by_them) = (published.case, published.published_mbit_s);
+        println!("{case}: {mean:.3} ± {deviation:.3} (published {by_them})");
     }
-    let run = |seed| mean_bottleneck(&uniform(seed), &by_thresholds(4000, 10, seed, 1));
-    print_spread(
-        "32 nodes uniform in (0, 5), B_thres 4, each seed a network",
-        run,
-        "4.049",
-    );
 
     for nodes in [14, 100, 1000] {
         let [adaptive, thresholds] =
@@ -42,7 +32,12 @@ fn main() {
         "| network | c | random | exponential | thresholds at their best | adaptive | adaptive, no link known at first |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for network in [cities(), uniform(1), few_slow(), equal()] {
+    for network in [
+        Network::fourteen_cities(),
+        Network::uniform(32, 0, 5000, 1),
+        Network::few_slow(),
+        Network::equal(16, 10_000),
+    ] {
         for compression in [1, 25, 100] {
             let plain = |planner, learns| {
                 let choice = |seed| Choice {
@@ -102,7 +97,7 @@ fn fastest_plan(planner: Planner, nodes: u64) -> f64 {
         learns: false,
     };
     let members: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
-    let bandwidths = links(nodes, |a, b| 1000 + a * 7919 * b % 50_000);
+    let bandwidths = links(nodes, |a, b| 1000 + (a * 7919 * b % 50_000) as u32);
     let mut job = job(&choice);
     for _ in 0..100 {
         let mut plan = plan_round(&PlanInput {
@@ -139,9 +134,4 @@ fn fastest_plan(planner: Planner, nodes: u64) -> f64 {
 fn cell(network: &Network, choice: impl Fn(u64) -> Choice) -> String {
     let run = median(network, SEEDS, choice);
     format!("{:.1} ({})", run.seconds, run.rounds)
-}
-
-fn print_spread(name: &str, run: impl Fn(u64) -> f64, published: &str) {
-    let (mean, deviation) = spread(&(1..=SEEDS).map(run).collect::<Vec<_>>());
-    println!("{name}: {mean:.3} ± {deviation:.3} (published {published})");
 }

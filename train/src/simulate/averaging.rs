@@ -1,54 +1,47 @@
 //! Averages random vectors over a network in virtual time, planned round by round as a leader would plan.
 //!
-//! No model, no training and no socket: what is left is what a planner is for. Shared by the table that the example
-//! prints and by the tests that hold it.
+//! No model, no training and no socket: what is left is what a planner is for. Shared by the tables that the command
+//! line and the example `planners` print, and by the tests that hold them.
 
+use super::network::Network;
+use crate::jobfile;
+use crate::mask::Mask;
+use crate::planner::{Knobs, PlanInput, Threshold, plan_round};
 use lapwing_base::{
     Algorithm, Bandwidth, Bandwidths, ByteSize, JobId, JobSpec, JobView, LinkSpeed, NodeId, NodeOutcome,
-    Planner, ROUNDS_KEPT, RoundOutcome, RoundPlan, RoundRecord,
+    Planner, RoundOutcome, RoundPlan,
 };
-use lapwing_train::{Knobs, Mask, PlanInput, Threshold, city_bandwidths, jobfile, plan_round};
 use std::time::Duration;
-
-/// Members 1 to `nodes`, every link measured.
-pub(crate) struct Network {
-    /// What it is, for people.
-    pub(crate) name: &'static str,
-    /// How many members.
-    pub(crate) nodes: u64,
-    /// Their links.
-    pub(crate) bandwidths: Bandwidths,
-}
 
 /// How partners are chosen.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Choice {
+pub struct Choice {
     /// The job's planner.
-    pub(crate) planner: Planner,
+    pub planner: Planner,
     /// What `Planner::Thresholds` goes by.
-    pub(crate) knobs: Knobs,
+    pub knobs: Knobs,
     /// The job's seed.
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// The job's compression.
-    pub(crate) compression: u32,
+    pub compression: u32,
     /// Whether nothing is known of the links at first: each is measured when its pair meets.
-    pub(crate) learns: bool,
+    pub learns: bool,
 }
 
 /// What came out.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Averaged {
+pub struct Averaged {
     /// Virtual seconds until the disagreement was a hundredth of what it was; infinite when it never was.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// Rounds until then.
-    pub(crate) rounds: u64,
+    pub rounds: u64,
 }
 
 /// Parameters of the MNIST-CNN of the papers; as many bytes travel, as int8, in a round without a mask.
-pub(crate) const MODEL: u64 = 1_663_370;
+pub const MODEL: u64 = 1_663_370;
 
 /// What a round takes beside its exchange: a commit and a few round trips, and no training.
-pub(crate) const LATENCY: Duration = Duration::from_millis(50);
+pub const LATENCY: Duration = Duration::from_millis(50);
 
 /// Coordinates that are averaged: 20 in a round of the sparsest mask that is measured here, more in the others.
 const COORDINATES: usize = 2_000;
@@ -56,78 +49,10 @@ const COORDINATES: usize = 2_000;
 /// A run that is not done by then goes nowhere.
 const ROUNDS_MAX: u64 = 5_000;
 
-/// The fourteen cities of the papers.
-pub(crate) fn cities() -> Network {
-    Network {
-        name: "14 cities",
-        nodes: 14,
-        bandwidths: city_bandwidths(),
-    }
-}
-
-/// 32 members whose links are uniform in (0, 5) Mbit/s, as in the papers; each seed is another network.
-pub(crate) fn uniform(seed: u64) -> Network {
-    let mut draw = draws(seed);
-    Network {
-        name: "32, uniform in (0, 5) Mbit/s",
-        nodes: 32,
-        bandwidths: links(32, |_, _| 1 + draw() % 4_999),
-    }
-}
-
-/// 16 members, three of them 40 times slower than the others.
-pub(crate) fn few_slow() -> Network {
-    let mut draw = draws(1);
-    Network {
-        name: "16, three of them slow",
-        nodes: 16,
-        bandwidths: links(16, |a, _| {
-            if a <= 3 {
-                500 + draw() % 500
-            } else {
-                20_000 + draw() % 30_000
-            }
-        }),
-    }
-}
-
-/// 16 members, every link at 10 Mbit/s.
-pub(crate) fn equal() -> Network {
-    Network {
-        name: "16, all links equal",
-        nodes: 16,
-        bandwidths: links(16, |_, _| 10_000),
-    }
-}
-
-/// Every link of `nodes` members, alike in both directions, in kbit/s; `speed` is told the smaller number first.
-pub(crate) fn links(nodes: u64, mut speed: impl FnMut(u64, u64) -> u64) -> Bandwidths {
-    let mut bandwidths = Bandwidths::default();
-    for (a, b) in (1..=nodes).flat_map(|a| (a + 1..=nodes).map(move |b| (a, b))) {
-        let speed = Bandwidth::kbit(u32::try_from(speed(a, b)).expect("a speed of a few Mbit/s"));
-        for (from, to) in [(NodeId(a), NodeId(b)), (NodeId(b), NodeId(a))] {
-            bandwidths.set(LinkSpeed { from, to, speed });
-        }
-    }
-    bandwidths
-}
-
-/// A stream of draws (splitmix64).
-fn draws(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-}
-
 /// Averages until the disagreement is a hundredth of what it was.
-pub(crate) fn average(network: &Network, choice: &Choice) -> Averaged {
+pub fn average(network: &Network, choice: &Choice) -> Averaged {
     let members: Vec<NodeId> = (1..=network.nodes).map(NodeId).collect();
-    let mut draw = draws(choice.seed ^ 0x5eed);
+    let mut draw = super::network::draws(choice.seed ^ 0x5eed);
     // In [-1, 1): which distribution does not matter, only that members start independent.
     let mut number = || (draw() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0;
     let mut vectors: Vec<Vec<f64>> = members
@@ -197,7 +122,7 @@ pub(crate) fn average(network: &Network, choice: &Choice) -> Averaged {
 /// Mean over [`BOTTLENECK_ROUNDS`] rounds of the slowest exchange of each, in Mbit/s: the papers' figure for a planner.
 ///
 /// The rounds before, as many as the window of `Planner::Thresholds`, only make the members meet.
-pub(crate) fn mean_bottleneck(network: &Network, choice: &Choice) -> f64 {
+pub fn mean_bottleneck(network: &Network, choice: &Choice) -> f64 {
     let members: Vec<NodeId> = (1..=network.nodes).map(NodeId).collect();
     let first = u64::from(choice.knobs.recent_rounds.unwrap_or_default()) + 1;
     let mut job = job(choice);
@@ -215,15 +140,15 @@ pub(crate) fn mean_bottleneck(network: &Network, choice: &Choice) -> f64 {
 /// Rounds of one run. How many the papers took they do not say; over more, runs scatter less than the figures differ.
 const BOTTLENECK_ROUNDS: u64 = 100;
 
-/// Mean and standard deviation.
-pub(crate) fn spread(runs: &[f64]) -> (f64, f64) {
+/// Mean and standard deviation of at least two runs.
+pub fn spread(runs: &[f64]) -> (f64, f64) {
     let mean = runs.iter().sum::<f64>() / runs.len() as f64;
     let variance = runs.iter().map(|run| (run - mean).powi(2)).sum::<f64>() / (runs.len() - 1) as f64;
     (mean, variance.sqrt())
 }
 
 /// SAPS as published: links of at least so many kbit/s, and the rounds within which meetings must connect everybody.
-pub(crate) fn by_thresholds(kbit_s: u32, window: u32, seed: u64, compression: u32) -> Choice {
+pub fn by_thresholds(kbit_s: u32, window: u32, seed: u64, compression: u32) -> Choice {
     let knobs = Knobs {
         threshold: Threshold::AtLeast(Bandwidth::kbit(kbit_s)),
         recent_rounds: Some(window),
@@ -237,14 +162,15 @@ pub(crate) fn by_thresholds(kbit_s: u32, window: u32, seed: u64, compression: u3
     }
 }
 
-/// The run with the median time over seeds 1 to `seeds`.
-pub(crate) fn median(network: &Network, seeds: u64, choice: impl Fn(u64) -> Choice) -> Averaged {
+/// The run with the median time over seeds 1 to `seeds`; at least one.
+pub fn median(network: &Network, seeds: u64, choice: impl Fn(u64) -> Choice) -> Averaged {
     let mut runs: Vec<_> = (1..=seeds).map(|seed| average(network, &choice(seed))).collect();
     runs.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
     runs[runs.len() / 2]
 }
 
-fn bottleneck(plan: &RoundPlan, bandwidths: &Bandwidths) -> Option<Bandwidth> {
+/// The slowest exchange of a plan; `None` where nobody meets over a known link.
+pub fn bottleneck(plan: &RoundPlan, bandwidths: &Bandwidths) -> Option<Bandwidth> {
     let speeds = plan.pairs.iter().map(|pair| pair.nodes());
     speeds.filter_map(|[a, b]| bandwidths.between(a, b)).min()
 }
@@ -261,13 +187,7 @@ fn plan(job: &JobView, members: &[NodeId], bandwidths: &Bandwidths, knobs: Knobs
 }
 
 /// What the log does with a plan whose pairs all merge.
-pub(crate) fn advance(job: &mut JobView, plan: RoundPlan, sent: ByteSize, took: Duration) {
-    for pair in &plan.pairs {
-        job.last_matched.insert(*pair, plan.round);
-    }
-    for node in &plan.alone {
-        job.last_alone.insert(*node, plan.round);
-    }
+pub fn advance(job: &mut JobView, plan: RoundPlan, sent: ByteSize, took: Duration) {
     let done = |node| NodeOutcome {
         node,
         loss_micro: 0,
@@ -287,17 +207,12 @@ pub(crate) fn advance(job: &mut JobView, plan: RoundPlan, sent: ByteSize, took: 
             .collect(),
         took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
     };
-    job.rounds.push_back(RoundRecord {
-        plan,
-        outcome: Some(outcome),
-    });
-    if job.rounds.len() > ROUNDS_KEPT {
-        job.rounds.pop_front();
-    }
+    job.open(plan);
+    job.close(outcome);
 }
 
 /// A job before its first round.
-pub(crate) fn job(choice: &Choice) -> JobView {
+pub fn job(choice: &Choice) -> JobView {
     JobView::new(
         JobId(1),
         JobSpec {
@@ -310,3 +225,43 @@ pub(crate) fn job(choice: &Choice) -> JobView {
         },
     )
 }
+
+/// A row of the table by which planners are compared: a planner's mean bottleneck beside the published one.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    /// What was planned, for people.
+    pub case: &'static str,
+    /// The papers' figure, in Mbit/s.
+    pub published_mbit_s: f64,
+    /// One run of ours.
+    pub run: fn(u64) -> f64,
+}
+
+/// The published figures for planning by thresholds (arXiv 2002.09692, section 6; `T_thres` is 10), to be reproduced.
+pub const PUBLISHED: [Published; 4] = [
+    Published {
+        case: "14 cities, B_thres 1.45",
+        published_mbit_s: 1.513,
+        run: |seed| mean_bottleneck(&Network::fourteen_cities(), &by_thresholds(1450, 10, seed, 1)),
+    },
+    Published {
+        case: "14 cities, B_thres 1",
+        published_mbit_s: 1.271,
+        run: |seed| mean_bottleneck(&Network::fourteen_cities(), &by_thresholds(1000, 10, seed, 1)),
+    },
+    Published {
+        case: "14 cities, B_thres 5",
+        published_mbit_s: 0.989,
+        run: |seed| mean_bottleneck(&Network::fourteen_cities(), &by_thresholds(5000, 10, seed, 1)),
+    },
+    Published {
+        case: "32 nodes uniform in (0, 5), B_thres 4, each seed a network",
+        published_mbit_s: 4.049,
+        run: |seed| {
+            mean_bottleneck(
+                &Network::uniform(32, 0, 5000, seed),
+                &by_thresholds(4000, 10, seed, 1),
+            )
+        },
+    },
+];

@@ -1,0 +1,222 @@
+//! A virtual node: its part of the data, its model, and its side of the algorithm.
+//!
+//! It holds plain vectors only. What it computes, it computes on whichever backend is free: the vectors are handed over
+//! and taken back, so that tensors exist only for the nodes that are being computed.
+
+use crate::backend::{Backend, BackendError};
+use crate::data::{Batches, Part, Samples};
+use crate::method::{Averaging, Collective, Gossip, Learnt, Method, MethodError, Work, method};
+use crate::steps::{Trained, learning_rate, take_steps};
+use lapwing_base::{JobSpec, NodeId, RoundKind, RoundPlan};
+
+/// One of the nodes of a simulation.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    pub(super) model: Vec<f32>,
+    momentum: Vec<f32>,
+    /// Of the last batch, where the algorithm works with gradients.
+    gradient: Vec<f32>,
+    /// Positions of its samples among all.
+    part: Vec<u32>,
+    batches: Batches,
+    /// Local steps taken since the start.
+    step: u64,
+    method: Method,
+    /// What dense rounds do, whichever the algorithm.
+    averaging: Averaging,
+    /// What it tells whom in the round in hand.
+    pub(super) told: Vec<(NodeId, Vec<u8>)>,
+    pub(super) totals: Totals,
+}
+
+/// What a node has done since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) samples: u64,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+impl Node {
+    /// A node that holds the `place`th part of the data, counted from 1, before its first step.
+    pub(super) fn new(spec: &JobSpec, id: NodeId, place: u32, part: Vec<u32>, model: &[f32]) -> Self {
+        Self {
+            id,
+            model: model.to_vec(),
+            momentum: vec![0.0; model.len()],
+            gradient: Vec::new(),
+            part,
+            batches: Batches::of_part(spec.seed, place, spec.batch),
+            step: 0,
+            method: method(spec, model),
+            averaging: Averaging::new(spec, model.len()),
+            told: Vec::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Goes on from another's model and what its algorithm kept beside it.
+    pub(super) fn replace(
+        &mut self,
+        spec: &JobSpec,
+        model: &[f32],
+        state: Vec<(String, Vec<f32>)>,
+    ) -> Result<(), MethodError> {
+        self.model.clear();
+        self.model.extend_from_slice(model);
+        // The momentum of another model would push this one off its course.
+        self.momentum.fill(0.0);
+        self.method = method(spec, model);
+        match &mut self.method {
+            Method::Collective(method) => method.restore(state),
+            // What is kept about partners is begun anew with each of them.
+            Method::Gossip(_) | Method::Local => Ok(()),
+        }
+    }
+
+    /// What is common to all who take part in an algorithm that has such; otherwise nothing.
+    pub(super) fn state(&self) -> Vec<(String, Vec<f32>)> {
+        match &self.method {
+            Method::Collective(method) => {
+                let state = method.state().into_iter();
+                state.map(|(name, vector)| (name, vector.to_vec())).collect()
+            }
+            Method::Gossip(_) | Method::Local => Vec::new(),
+        }
+    }
+
+    /// Does the round's local work.
+    pub(super) fn train(
+        &mut self,
+        backend: &mut dyn Backend,
+        data: &Samples,
+        plan: &RoundPlan,
+    ) -> Result<Trained, BackendError> {
+        let part = Part::new(data, &self.part);
+        let works_on_gradient =
+            matches!(&self.method, Method::Collective(method) if method.work() == Work::Gradient);
+        let trained = if plan.local_steps == 0 {
+            Trained {
+                loss: 0.0,
+                samples: 0,
+            }
+        } else if works_on_gradient && plan.kind == RoundKind::Reduced {
+            backend.write(&self.model)?;
+            let batch = self.batches.at(part, self.step);
+            let samples = batch.labels.len() as u32;
+            let (loss, gradient) = backend.gradient(&batch)?;
+            if !loss.is_finite() || !crate::quantise::are_finite(&gradient) {
+                return Err(BackendError::Diverged { loss });
+            }
+            self.gradient = gradient;
+            self.step += 1;
+            Trained { loss, samples }
+        } else {
+            backend.write(&self.model)?;
+            backend.set_optimiser_state(&self.momentum)?;
+            let trained = take_steps(backend, &mut self.batches, part, &mut self.step, plan)?;
+            backend.read(&mut self.model);
+            self.momentum = backend.optimiser_state();
+            trained
+        };
+        self.totals.samples += u64::from(trained.samples);
+        Ok(trained)
+    }
+
+    /// Starts a round of FedAvg from the server's model, without a momentum of its own.
+    pub(super) fn follow(&mut self, model: &[f32]) {
+        self.model.clear();
+        self.model.extend_from_slice(model);
+        self.momentum.fill(0.0);
+    }
+
+    /// What partners are told in this round, if the round is one of telling partners.
+    pub(super) fn gossip(&mut self, plan: &RoundPlan) -> Option<&mut dyn Gossip> {
+        match (&mut self.method, plan.kind) {
+            (_, RoundKind::Dense) => Some(&mut self.averaging),
+            (Method::Gossip(method), RoundKind::Sparse) => Some(&mut **method),
+            _ => None,
+        }
+    }
+
+    /// Writes what each partner is told, into `told`.
+    pub(super) fn offer(&mut self, plan: &RoundPlan) -> Result<(), MethodError> {
+        let partners: Vec<NodeId> = plan.partners_of(self.id).collect();
+        let mut told = std::mem::take(&mut self.told);
+        told.truncate(partners.len());
+        told.resize_with(partners.len(), || (self.id, Vec::new()));
+        let model = std::mem::take(&mut self.model);
+        let offered = match self.gossip(plan) {
+            Some(gossip) => told
+                .iter_mut()
+                .zip(&partners)
+                .try_for_each(|((to, message), partner)| {
+                    *to = *partner;
+                    gossip.offer(plan, *partner, &model, message)
+                }),
+            None => {
+                told.clear();
+                Ok(())
+            }
+        };
+        (self.model, self.told) = (model, told);
+        offered
+    }
+
+    /// Ends a round of telling partners.
+    pub(super) fn settle(&mut self, plan: &RoundPlan, merged: &[NodeId]) -> Result<(), MethodError> {
+        let mut model = std::mem::take(&mut self.model);
+        let settled = match self.gossip(plan) {
+            Some(gossip) => gossip.settle(plan, merged, &mut model),
+            None => Ok(()),
+        };
+        self.model = model;
+        settled
+    }
+
+    /// What it does where all give a vector; `None` where its algorithm is of another kind.
+    pub(super) fn collective(&mut self) -> Option<(&mut dyn Collective, &mut Vec<f32>, &[f32], u64)> {
+        let samples = self.part.len() as u64;
+        match &mut self.method {
+            Method::Collective(method) => Some((&mut **method, &mut self.model, &self.gradient, samples)),
+            _ => None,
+        }
+    }
+
+    /// Takes note of the model from which a round's work starts.
+    pub(super) fn begin(&mut self, plan: &RoundPlan) {
+        if let Some((method, model, ..)) = self.collective() {
+            method.begin(plan, model);
+        }
+    }
+
+    /// Ends a round in which all gave a vector.
+    pub(super) fn learn(
+        &mut self,
+        backend: &mut dyn Backend,
+        plan: &RoundPlan,
+        mean: &[f32],
+    ) -> Result<(), LearnError> {
+        let Some((method, model, ..)) = self.collective() else {
+            return Ok(());
+        };
+        if method.settle(plan, mean, model)? == Learnt::Gradient {
+            backend.write(&self.model)?;
+            backend.set_optimiser_state(&self.momentum)?;
+            backend.descend(mean, learning_rate(plan))?;
+            backend.read(&mut self.model);
+            self.momentum = backend.optimiser_state();
+        }
+        Ok(())
+    }
+}
+
+/// Why a mean was not followed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LearnError {
+    #[error(transparent)]
+    Method(#[from] MethodError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}

@@ -1,0 +1,49 @@
+//! The local steps of a round: what a node computes before it exchanges, in a cluster and in a simulation alike.
+//!
+//! Synchronous, on the caller's thread. It decides nothing: the plan says how many steps and at which rate.
+
+use crate::backend::{Backend, BackendError};
+use crate::data::{Batches, Part};
+use lapwing_base::RoundPlan;
+
+/// The result of a round's local steps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trained {
+    /// Mean over the steps, in nats.
+    pub(crate) loss: f32,
+    pub(crate) samples: u32,
+}
+
+/// Takes the plan's local steps, from the step with the number `step` on, which then is the next one's.
+///
+/// # Errors
+///
+/// When the samples do not fit the model, or training diverged; the steps before are taken.
+pub(crate) fn take_steps(
+    backend: &mut dyn Backend,
+    batches: &mut Batches,
+    part: Part<'_>,
+    step: &mut u64,
+    plan: &RoundPlan,
+) -> Result<Trained, BackendError> {
+    let lr = learning_rate(plan);
+    let mut loss = 0.0;
+    let mut samples = 0;
+    for _ in 0..plan.local_steps {
+        let batch = batches.at(part, *step);
+        let report = backend.step(&batch, lr)?;
+        *step += 1;
+        loss += report.loss;
+        samples += report.samples;
+    }
+    let steps = plan.local_steps.max(1) as f32;
+    Ok(Trained {
+        loss: loss / steps,
+        samples,
+    })
+}
+
+/// The learning rate of a plan as backends take it.
+pub(crate) fn learning_rate(plan: &RoundPlan) -> f32 {
+    (f64::from(plan.lr_micro) / 1e6) as f32
+}
