@@ -86,6 +86,9 @@ struct Exchange {
     heard: Option<Told>,
 }
 
+/// A copy of this node, or none, and what became of it.
+type Moved = (Option<Arc<Vec<f32>>>, Arc<Vec<f32>>);
+
 /// What a message makes of a copy.
 #[derive(Clone, Debug)]
 pub(super) enum Told {
@@ -269,7 +272,7 @@ impl Copies {
         let malformed = |why| MethodError::Malformed { why };
         let (head, body) = message
             .split_first_chunk::<HEAD_BYTES>()
-            .ok_or(malformed("it has no head"))?;
+            .ok_or_else(|| malformed("it has no head"))?;
         let (names, _) = head.as_chunks::<8>();
         let [changed, held] = [names[0], names[1]].map(u64::from_le_bytes);
         let name = |copy: &Option<Held>| copy.as_ref().map_or(0, |copy| copy.name);
@@ -313,7 +316,7 @@ impl Copies {
         self.edges
             .retain(|partner, _| open.exchanges.contains_key(partner));
         // Edges with one copy of this node in common still have one afterwards.
-        let mut moved: Vec<(Option<Arc<Vec<f32>>>, Arc<Vec<f32>>)> = Vec::new();
+        let mut moved: Vec<Moved> = Vec::new();
         for (partner, exchange) in open.exchanges {
             let edge = self.edges.get_mut(&partner).filter(|_| merged.contains(&partner));
             let (Some(edge), Some(heard)) = (edge, exchange.heard) else {

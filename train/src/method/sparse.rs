@@ -84,7 +84,7 @@ impl Sparse {
         let malformed = |why| MethodError::Malformed { why };
         let (values, mut gaps) = bytes
             .split_at_checked(told_len(count, kind))
-            .ok_or(malformed("it ends within the values"))?;
+            .ok_or_else(|| malformed("it ends within the values"))?;
         let values = hear(values, kind, &sent.values)?;
         let mut indices = Vec::with_capacity(count);
         if count == parameters {
@@ -92,7 +92,7 @@ impl Sparse {
         } else {
             let mut next = 0_u64;
             for _ in 0..count {
-                let (gap, rest) = read_gap(gaps).ok_or(malformed("a coordinate is cut short"))?;
+                let (gap, rest) = read_gap(gaps).ok_or_else(|| malformed("a coordinate is cut short"))?;
                 gaps = rest;
                 let index = next + u64::from(gap);
                 if index >= parameters as u64 {
