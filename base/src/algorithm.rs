@@ -111,6 +111,7 @@ impl Algorithm {
             outer_momentum_micro: 900_000,
             gossip_step_micro: 1_000_000,
             asked: Ppm(500_000),
+            clip: false,
         };
         match self {
             // Section 4: alpha = 0.5, beta = 0.7.
@@ -232,10 +233,12 @@ pub struct Tuning {
     pub outer_lr_micro: u32,
     /// DiLoCo and NoLoCo: how much of its last direction it keeps, in millionths.
     pub outer_momentum_micro: u32,
-    /// CHOCO-SGD: the step towards the neighbours' copies, in millionths.
+    /// CHOCO-SGD: the step towards the neighbours' copies; NoLoCo: towards the partner's slow weights; in millionths.
     pub gossip_step_micro: u32,
     /// FedAvg and S-FedAvg: the share of members that a round asks to train.
     pub asked: Ppm,
+    /// Averaging in pairs: a partner that is much further away than others were moves a model only as far as those.
+    pub clip: bool,
 }
 
 #[cfg(test)]

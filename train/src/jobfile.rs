@@ -80,7 +80,7 @@ impl fmt::Display for DidYouMean {
 }
 
 /// Every key, in the order in which they are written back.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "model",
     "data",
     "algorithm",
@@ -103,6 +103,7 @@ const KEYS: [&str; 22] = [
     "outer_momentum",
     "gossip_step",
     "asked",
+    "clip",
 ];
 
 /// Which algorithms a key is for, as an error says it; nothing where it is for all.
@@ -129,8 +130,12 @@ fn is_for(key: &str, algorithm: Algorithm) -> Result<(), &'static str> {
             "`outer_lr` and `outer_momentum` are for `diloco` and `noloco`",
         ),
         "gossip_step" => (
-            algorithm == Algorithm::ChocoSgd,
-            "`gossip_step` is for `choco-sgd`",
+            matches!(algorithm, Algorithm::ChocoSgd | Algorithm::NoLoCo),
+            "`gossip_step` is for `choco-sgd` and `noloco`",
+        ),
+        "clip" => (
+            matches!(algorithm, Algorithm::Default | Algorithm::Saps),
+            "`clip` is for `default` and `saps`",
         ),
         "asked" => (
             algorithm.meeting() == Meeting::Server,
@@ -141,24 +146,29 @@ fn is_for(key: &str, algorithm: Algorithm) -> Result<(), &'static str> {
     if is_used { Ok(()) } else { Err(by) }
 }
 
-/// What a job is that a file says nothing about: what suits the embedded digits on eight nodes.
+/// What a job is that a file says nothing about: what suits the embedded digits on eight nodes, and takes as many
+/// optimiser steps with every algorithm.
 pub fn defaults(algorithm: Algorithm) -> JobSpec {
+    let Cadence {
+        rounds,
+        local_steps,
+        checkpoint_every,
+        evaluate_every,
+    } = cadence(algorithm);
     JobSpec {
         // One hidden layer is enough for the digits, and trains on any machine.
         model: "mlp".to_owned(),
         // Embedded: needs no file and no network.
         data: "digits".to_owned(),
         algorithm,
-        // Eight cycles of the cyclic mask at compression 25: with four, the digits end a point below 95 %.
-        rounds: 200,
-        // About two passes over a node's share: 1,437 digits on 8 nodes are 180 each, 5.6 batches of 32. Fewer
-        // steps learn as much, and are a smaller part of a round's time.
-        local_steps: 10,
-        // With 14 nodes disagreement shrinks by 1/e in about 40 rounds; at 100 it would take 185.
-        compression: if is_for("compression", algorithm).is_ok() {
-            25
-        } else {
-            1
+        rounds,
+        local_steps,
+        compression: match algorithm {
+            // What the authors of SAPS compare it at: beyond, it stops learning.
+            Algorithm::DcdPsgd => 4,
+            // With 14 nodes disagreement shrinks by 1/e in about 40 rounds; at 100 it would take 185.
+            _ if is_for("compression", algorithm).is_ok() => 25,
+            _ => 1,
         },
         values: match algorithm {
             // A quarter of the bytes; a value's rounding is gone with its next exchange.
@@ -170,14 +180,57 @@ pub fn defaults(algorithm: Algorithm) -> JobSpec {
         lr_micro: 50_000,
         batch: 32,
         seed: 1,
-        // Five bring 14 nodes to consensus; eight nodes need three, and two are to spare for a failed pair.
-        final_dense_rounds: 5,
-        // A small model costs a millisecond to write; raise this for a large one.
-        checkpoint_every: 1,
-        evaluate_every: 10,
+        final_dense_rounds: match algorithm {
+            // Five bring 14 nodes to consensus; eight nodes need three, and two are to spare for a failed pair.
+            Algorithm::Default | Algorithm::Saps => 5,
+            // As published; with one server or one sum, all have one model anyway.
+            _ => 0,
+        },
+        checkpoint_every,
+        evaluate_every,
         stop: None,
         planner: algorithm.planner(),
         tuning: algorithm.tuning(),
+    }
+}
+
+/// How many rounds, of how many steps, with what in between.
+struct Cadence {
+    rounds: u32,
+    local_steps: u32,
+    checkpoint_every: u32,
+    evaluate_every: u32,
+}
+
+fn cadence(algorithm: Algorithm) -> Cadence {
+    match algorithm {
+        // Eight cycles of the cyclic mask at compression 25: with four, the digits end a point below 95 %.
+        // Ten steps are about two passes over a node's share: 1,437 digits on 8 nodes are 180 each, 5.6 batches of 32.
+        // Fewer learn as much, and are a smaller part of a round's time.
+        Algorithm::Default | Algorithm::Saps | Algorithm::FedAvg | Algorithm::SFedAvg | Algorithm::Local => {
+            Cadence {
+                rounds: 200,
+                local_steps: 10,
+                // A small model costs a millisecond to write; raise this for a large one.
+                checkpoint_every: 1,
+                evaluate_every: 10,
+            }
+        }
+        // Published with one step a round.
+        Algorithm::DPsgd | Algorithm::DcdPsgd | Algorithm::ChocoSgd | Algorithm::AllReduce => Cadence {
+            rounds: 2000,
+            local_steps: 1,
+            checkpoint_every: 10,
+            evaluate_every: 100,
+        },
+        // Published with 50 to 500 steps a round, of far longer runs: 20 rounds are the fewest in which the outer
+        // momentum, which remembers ten, comes to rest.
+        Algorithm::DiLoCo | Algorithm::NoLoCo => Cadence {
+            rounds: 40,
+            local_steps: 50,
+            checkpoint_every: 1,
+            evaluate_every: 2,
+        },
     }
 }
 
@@ -313,6 +366,7 @@ fn read_tuning(file: &File<'_, '_>, tuning: &mut Tuning) -> Result<(), JobFileEr
         &mut tuning.asked,
         file.millionths("asked", 1, 1_000_000)?.map(Ppm),
     );
+    replace(&mut tuning.clip, file.boolean("clip")?);
     Ok(())
 }
 
@@ -337,7 +391,8 @@ fn check_together(file: &File<'_, '_>, spec: &mut JobSpec) -> Result<(), JobFile
             "`stop` needs `evaluate_every` to be at least 1: nothing else tells the accuracy before the end",
         ));
     }
-    if spec.stop.is_some() && spec.final_dense_rounds == 0 {
+    let has_one_model = matches!(spec.algorithm.meeting(), Meeting::All | Meeting::Server);
+    if spec.stop.is_some() && spec.final_dense_rounds == 0 && !has_one_model {
         return Err(JobFileError::Contradiction(
             "`stop` needs `final_dense_rounds` to be at least 1: they make the model that is handed out",
         ));
@@ -372,6 +427,7 @@ pub fn to_toml(spec: &JobSpec) -> String {
             "outer_momentum" => decimal(spec.tuning.outer_momentum_micro),
             "gossip_step" => decimal(spec.tuning.gossip_step_micro),
             "asked" => decimal(spec.tuning.asked.0),
+            "clip" => spec.tuning.clip.to_string(),
             _ => match spec.stop {
                 Some(stop) => decimal(stop.0),
                 None => continue,
@@ -469,6 +525,16 @@ impl<'a, 't> File<'a, 't> {
                     &format!("one of {}", names.join(", ")),
                 ))
             }
+        }
+    }
+
+    fn boolean(&self, key: &'static str) -> Result<Option<bool>, JobFileError> {
+        let Some((value, line, written)) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_bool() {
+            Some(value) => Ok(Some(value)),
+            None => Err(bad_value(line, key, &written, "true or false")),
         }
     }
 
@@ -590,6 +656,65 @@ mod tests {
     }
 
     #[test]
+    fn every_algorithm_has_its_published_settings_and_as_many_steps() {
+        for algorithm in Algorithm::ALL {
+            let spec = parse(&format!("algorithm = '{algorithm}'")).unwrap();
+            assert_eq!(spec, defaults(algorithm));
+            assert_eq!(parse(&to_toml(&spec)), Ok(spec.clone()));
+            assert_eq!(spec.rounds * spec.local_steps, 2000, "{algorithm}");
+            let is_stepwise = matches!(
+                algorithm,
+                Algorithm::DPsgd | Algorithm::DcdPsgd | Algorithm::ChocoSgd | Algorithm::AllReduce
+            );
+            assert_eq!(spec.local_steps == 1, is_stepwise, "{algorithm}");
+            let ends_dense = matches!(algorithm, Algorithm::Default | Algorithm::Saps);
+            assert_eq!(spec.final_dense_rounds > 0, ends_dense, "{algorithm}");
+            assert!(!spec.tuning.clip);
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_algorithm_is_a_contradiction() {
+        for (text, spec) in [
+            (
+                "algorithm = 'diloco'\nouter_lr = 0.5\nouter_momentum = 0.8",
+                Algorithm::DiLoCo,
+            ),
+            ("algorithm = 'noloco'\ngossip_step = 0.9", Algorithm::NoLoCo),
+            ("algorithm = 'choco-sgd'\ngossip_step = 0.2", Algorithm::ChocoSgd),
+            (
+                "algorithm = 's-fedavg'\nasked = 0.3\ncompression = 100",
+                Algorithm::SFedAvg,
+            ),
+            ("clip = true", Algorithm::Default),
+        ] {
+            let parsed = parse(text).unwrap();
+            assert_eq!(parsed.algorithm, spec);
+            assert_ne!(parsed, defaults(spec));
+            assert_eq!(parse(&to_toml(&parsed)), Ok(parsed));
+        }
+        for text in [
+            "outer_lr = 0.5",
+            "gossip_step = 0.5",
+            "asked = 0.5",
+            "algorithm = 'diloco'\ncompression = 4",
+            "algorithm = 'd-psgd'\nplanner = 'random'",
+            "algorithm = 'noloco'\nclip = true",
+        ] {
+            assert!(
+                matches!(parse(text), Err(JobFileError::Contradiction(_))),
+                "{text}"
+            );
+        }
+        assert!(
+            parse("clip = 1")
+                .unwrap_err()
+                .to_string()
+                .contains("true or false")
+        );
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = "model = \"mlp\"\ndata = \"csv:/a \\\"b\\\".csv\"\nalgorithm = \"saps\"\nrounds = 7\n\
             local_steps = 2\ncompression = 10\nvalues = \"f16\"\nlr = 0.05\nbatch = 8\nseed = 9\n\
@@ -696,6 +821,8 @@ mod tests {
         assert!(matches!(error, JobFileError::Contradiction(_)));
         assert!(parse("stop = 0.9\nevaluate_every = 0").is_err());
         assert!(parse("stop = 0.9\nfinal_dense_rounds = 0").is_err());
+        assert!(parse("algorithm = 'd-psgd'\nstop = 0.9").is_err());
+        assert!(parse("algorithm = 'fedavg'\nstop = 0.9").is_ok());
     }
 
     proptest! {

@@ -7,11 +7,32 @@
 use crate::merge::MergeError;
 use crate::quantise::DecodeError;
 use lapwing_base::{Algorithm, JobSpec, NodeId, Round, RoundPlan};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+mod all_reduce;
 mod averaging;
+mod choco_sgd;
+mod copies;
+mod d_psgd;
+mod dcd_psgd;
+mod diloco;
+mod fed_avg;
+#[cfg(test)]
+mod fixture;
+mod noloco;
+mod sparse;
+mod values;
 
 pub(crate) use self::averaging::Averaging;
+
+use self::all_reduce::AllReduce;
+use self::choco_sgd::ChocoSgd;
+use self::d_psgd::DPsgd;
+use self::dcd_psgd::DcdPsgd;
+use self::diloco::DiLoCo;
+use self::fed_avg::FedAvg;
+use self::noloco::NoLoCo;
 
 /// An algorithm on one node, with what it keeps beside the model.
 #[derive(Debug)]
@@ -31,7 +52,8 @@ pub enum Method {
 /// of an exchange see the same outcome, so what a method keeps about a partner is changed when settling, and never
 /// before. An offer that is not settled is forgotten with the next one.
 pub trait Gossip: Debug + Send {
-    /// Writes what `partner` is told into `message`, whatever was in it. `model` is the model after the local steps.
+    /// Writes what `partner` is told into `message`, whatever was in it. `model` is the model after the local steps, the
+    /// same for all partners of a round.
     ///
     /// # Errors
     ///
@@ -77,7 +99,8 @@ pub trait Gossip: Debug + Send {
 /// What is averaged over all who take part.
 ///
 /// In each round: [`begin`](Self::begin), the local work, [`contribute`](Self::contribute), and once the mean is here
-/// and the log has the outcome, [`settle`](Self::settle).
+/// and the log has the outcome, [`settle`](Self::settle). In a round that does not count the mean is left out: the next
+/// one begins with the model as it is.
 pub trait Collective: Debug + Send {
     /// What a node computes before it contributes.
     fn work(&self) -> Work;
@@ -156,6 +179,12 @@ pub enum MethodError {
         /// The partner.
         partner: NodeId,
     },
+    /// Something is to come of a round that was not begun here.
+    #[error("round {round} was not begun")]
+    NotBegun {
+        /// The round.
+        round: Round,
+    },
     /// What a partner told is to be merged, and is not here.
     #[error("nothing of node {partner} was accepted in round {round}")]
     NotAccepted {
@@ -193,9 +222,63 @@ pub enum MethodError {
 }
 
 /// The method of a job's rounds that train, on a node whose model is now `model`, which all nodes of the job have.
+///
+/// A node that joins later makes it with the model that it took from a peer. Methods in pairs and on a ring go on from
+/// that; those of [`Meeting::All`](lapwing_base::Meeting::All) need the peer's [`state`](Collective::state) too.
 pub fn method(spec: &JobSpec, model: &[f32]) -> Method {
     match spec.algorithm {
         Algorithm::Default | Algorithm::Saps => Method::Gossip(Box::new(Averaging::new(spec, model.len()))),
-        _ => Method::Local,
+        Algorithm::DPsgd => Method::Gossip(Box::new(DPsgd::new(spec, model.len()))),
+        Algorithm::DcdPsgd => Method::Gossip(Box::new(DcdPsgd::new(spec, model))),
+        Algorithm::ChocoSgd => Method::Gossip(Box::new(ChocoSgd::new(spec, model))),
+        Algorithm::NoLoCo => Method::Gossip(Box::new(NoLoCo::new(spec, model))),
+        Algorithm::DiLoCo => Method::Collective(Box::new(DiLoCo::new(spec, model))),
+        Algorithm::FedAvg | Algorithm::SFedAvg => Method::Collective(Box::new(FedAvg::new(spec, model))),
+        Algorithm::AllReduce => Method::Collective(Box::new(AllReduce::new(model.len()))),
+        Algorithm::Local => Method::Local,
+    }
+}
+
+/// The method of a job's dense rounds, whatever its algorithm: averaging by halves. A job whose rounds that train are
+/// averaging too (`default` and `saps`) has one method for both, and needs no second.
+pub fn dense(spec: &JobSpec, parameters: usize) -> Box<dyn Gossip> {
+    Box::new(Averaging::new(spec, parameters))
+}
+
+/// The weight of a neighbour in a round in which everybody has as many: one share of as many as meet, so a third on a
+/// ring and a half in a pair. Of the plan alone, so that both ends of an edge have the same.
+fn mixing_weight(plan: &RoundPlan) -> f32 {
+    let mut degrees = BTreeMap::<NodeId, u16>::new();
+    for node in plan.pairs.iter().flat_map(|pair| pair.nodes()) {
+        let degree = degrees.entry(node).or_default();
+        *degree = degree.saturating_add(1);
+    }
+    let most = degrees.values().max().copied().unwrap_or_default();
+    1.0 / (1.0 + f32::from(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{pairs_plan, ring_plan, spec};
+    use super::*;
+    use lapwing_base::{Meeting, Values};
+
+    #[test]
+    fn every_algorithm_has_the_kind_of_method_that_its_meetings_need() {
+        for algorithm in Algorithm::ALL {
+            let method = method(&spec(algorithm, Values::F32), &[0.0; 10]);
+            let fits = match algorithm.meeting() {
+                Meeting::Pairs | Meeting::Ring => matches!(method, Method::Gossip(_)),
+                Meeting::All | Meeting::Server => matches!(method, Method::Collective(_)),
+                Meeting::Nobody => matches!(method, Method::Local),
+            };
+            assert!(fits, "{algorithm}: {method:?}");
+        }
+    }
+
+    #[test]
+    fn neighbours_have_a_third_on_a_ring_and_a_half_in_a_pair() {
+        assert_eq!(mixing_weight(&ring_plan(1, 5, 1)), 1.0 / 3.0);
+        assert_eq!(mixing_weight(&pairs_plan(1, 5, 1)), 0.5);
     }
 }
