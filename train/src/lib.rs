@@ -55,7 +55,7 @@ pub use data::{
 };
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{DeltaError, Mask, Runs, round_seed};
-pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, dense, method};
+pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
 pub use model::{BYTES, Extent, InputKind, InputShape, Layer, Model, ModelError, NORM_EPSILON, shortcut};
 pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};

@@ -239,12 +239,6 @@ pub fn method(spec: &JobSpec, model: &[f32]) -> Method {
     }
 }
 
-/// The method of a job's dense rounds, whatever its algorithm: averaging by halves. A job whose rounds that train are
-/// averaging too (`default` and `saps`) has one method for both, and needs no second.
-pub fn dense(spec: &JobSpec, parameters: usize) -> Box<dyn Gossip> {
-    Box::new(Averaging::new(spec, parameters))
-}
-
 /// The weight of a neighbour in a round in which everybody has as many: one share of as many as meet, so a third on a
 /// ring and a half in a pair. Of the plan alone, so that both ends of an edge have the same.
 fn mixing_weight(plan: &RoundPlan) -> f32 {

@@ -124,8 +124,8 @@ mod tests {
             let [a, b] = *edge;
             (w[a][b], w[b][a]) = (1.0 / 3.0, 1.0 / 3.0);
         }
-        for node in 0..n {
-            w[node][node] = 1.0 - w[node].iter().sum::<f64>();
+        for (node, row) in w.iter_mut().enumerate() {
+            row[node] = 1.0 - row.iter().sum::<f64>();
         }
         (0..n)
             .map(|i| {

@@ -189,9 +189,9 @@ mod tests {
             let before = self.slow.clone();
             for i in 0..n {
                 let pair = pairs.iter().find(|pair| pair.contains(&i));
-                let group: Vec<usize> = pair.map_or(vec![i], |pair| pair.to_vec());
+                let group: Vec<usize> = pair.map_or_else(|| vec![i], |pair| pair.to_vec());
                 let size = group.len() as f64;
-                for d in 0..self.models[i].len() {
+                for (d, start) in before[i].iter().enumerate() {
                     let change = group
                         .iter()
                         .map(|&j| self.models[j][d] - before[j][d])
@@ -199,7 +199,7 @@ mod tests {
                         / size;
                     let mean = group.iter().map(|&j| before[j][d]).sum::<f64>() / size;
                     let delta = &mut self.momentum[i][d];
-                    *delta = alpha * *delta + beta * change - gamma * (before[i][d] - mean);
+                    *delta = alpha * *delta + beta * change - gamma * (start - mean);
                     self.slow[i][d] += *delta;
                 }
             }
