@@ -297,7 +297,7 @@ pub(super) mod tests {
             sent_bytes_per_node: f64::from(round) * if algorithm == Algorithm::Local { 0.0 } else { 1e5 },
             received_bytes_per_node: 0.0,
             local_accuracy: Some(accuracy),
-            averaged_accuracy: Some(accuracy - 0.1 + f64::from(round) / 30.0),
+            averaged_accuracy: Some(accuracy - 0.125 + f64::from(round) / 32.0),
             averaged_loss: Some(1.0),
             training_loss: None,
             disagreement: 0.0,
