@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lapwing_base::{
-    Algorithm, Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, NodeId, Pair, ROUNDS_KEPT,
-    Round, RoundKind, RoundOutcome, RoundPlan,
+    Algorithm, Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, Meeting, NodeId, Pair,
+    ROUNDS_KEPT, Round, RoundKind, RoundOutcome, RoundPlan,
 };
 
 use crate::command::Malformed;
@@ -39,7 +39,10 @@ impl State {
     }
 
     pub(crate) fn plan_round(&mut self, plan: RoundPlan) -> Result<Applied, RefusedReason> {
-        check_participants(&plan)?;
+        // Averaging by halves, as all dense rounds do, needs one partner each.
+        let meets_pairs = |job: &Arc<JobView>| job.spec.algorithm.meeting() == Meeting::Pairs;
+        let one_partner = plan.kind == RoundKind::Dense || self.jobs.get(&plan.job).is_none_or(meets_pairs);
+        check_participants(&plan, one_partner)?;
         for node in plan.participants() {
             self.member(node)?;
         }
@@ -183,8 +186,8 @@ fn is_evaluable(job: &JobView, round: Round) -> bool {
     round > recorded && round <= closed
 }
 
-/// Pairs and those alone are in order, and nobody is in two places.
-fn check_participants(plan: &RoundPlan) -> Result<(), RefusedReason> {
+/// Pairs and those alone are in order, and nobody is in two places, where each has one partner at most.
+fn check_participants(plan: &RoundPlan, one_partner: bool) -> Result<(), RefusedReason> {
     check_count(
         "participants",
         plan.participants().take(MEMBERS_MAX + 1).count(),
@@ -204,8 +207,7 @@ fn check_participants(plan: &RoundPlan) -> Result<(), RefusedReason> {
         return malformed(Malformed::Repeated(node));
     }
     for node in plan.pairs.iter().flat_map(|pair| pair.nodes()) {
-        // A dense round averages by halves, which needs one partner each; the job's algorithm knows for the others.
-        if !seen.insert(node) && plan.kind == RoundKind::Dense {
+        if !seen.insert(node) && one_partner {
             return malformed(Malformed::Repeated(node));
         }
     }

@@ -53,7 +53,7 @@ impl Batches {
         self.labels.clear();
         let width = samples.width();
         let first = u128::from(step) * self.size as u128;
-        if part.len() > 0 {
+        if !part.is_empty() {
             for position in first..first + self.size as u128 {
                 let count = part.len() as u128;
                 // An epoch beyond 2^64 is beyond any run; wrapping then is as good as any order.

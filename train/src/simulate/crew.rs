@@ -27,11 +27,11 @@ impl Crew {
         T: Send,
         R: Send,
     {
-        let items = items.into_iter().enumerate();
+        let items = items.into_iter();
         if let [backend] = &mut self.backends[..] {
-            return items.map(|(_, item)| work(&mut **backend, item)).collect();
+            return items.map(|item| work(&mut **backend, item)).collect();
         }
-        let queue = Mutex::new(items);
+        let queue = Mutex::new(items.enumerate());
         let next = || {
             // Nothing that panics is done while it is locked.
             queue.lock().unwrap_or_else(PoisonError::into_inner).next()

@@ -6,7 +6,7 @@
 use super::clock;
 use super::crew::Crew;
 use super::event::Event;
-use super::node::{LearnError, Node};
+use super::node::{Giving, LearnError, Node};
 use super::run::{Ended, Point, Progress, Run};
 use super::setting::{Every, Setting, epochs_of_rounds};
 use crate::backend::{BackendError, backend};
@@ -486,7 +486,13 @@ impl<'a> Simulation<'a> {
         let values = self.setting.job.values;
         let given = self.crew.each(working(&mut self.nodes, who), |_, node| {
             let id = node.id;
-            let Some((method, model, gradient, samples)) = node.collective() else {
+            let Some(Giving {
+                method,
+                model,
+                gradient,
+                samples,
+            }) = node.collective()
+            else {
                 return Ok(None);
             };
             let mut vector = Vec::new();

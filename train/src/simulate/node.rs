@@ -176,17 +176,22 @@ impl Node {
     }
 
     /// What it does where all give a vector; `None` where its algorithm is of another kind.
-    pub(super) fn collective(&mut self) -> Option<(&mut dyn Collective, &mut Vec<f32>, &[f32], u64)> {
+    pub(super) fn collective(&mut self) -> Option<Giving<'_>> {
         let samples = self.part.len() as u64;
         match &mut self.method {
-            Method::Collective(method) => Some((&mut **method, &mut self.model, &self.gradient, samples)),
+            Method::Collective(method) => Some(Giving {
+                method: &mut **method,
+                model: &mut self.model,
+                gradient: &self.gradient,
+                samples,
+            }),
             _ => None,
         }
     }
 
     /// Takes note of the model from which a round's work starts.
     pub(super) fn begin(&mut self, plan: &RoundPlan) {
-        if let Some((method, model, ..)) = self.collective() {
+        if let Some(Giving { method, model, .. }) = self.collective() {
             method.begin(plan, model);
         }
     }
@@ -198,7 +203,7 @@ impl Node {
         plan: &RoundPlan,
         mean: &[f32],
     ) -> Result<(), LearnError> {
-        let Some((method, model, ..)) = self.collective() else {
+        let Some(Giving { method, model, .. }) = self.collective() else {
             return Ok(());
         };
         if method.settle(plan, mean, model)? == Learnt::Gradient {
@@ -210,6 +215,16 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// A node where all give a vector.
+pub(super) struct Giving<'a> {
+    pub(super) method: &'a mut dyn Collective,
+    pub(super) model: &'a mut Vec<f32>,
+    /// Empty where its work are steps.
+    pub(super) gradient: &'a [f32],
+    /// Of its part of the data.
+    pub(super) samples: u64,
 }
 
 /// Why a mean was not followed.

@@ -171,10 +171,10 @@ impl Sums<'_> {
                 }
             }
         }
-        for m in 0..M {
+        for (m, sums) in sums.iter().enumerate() {
             let first = output(m);
             let (vectors, _) = S::as_mut_simd_f32s(&mut self.outputs[first..first + width]);
-            vectors[..V].copy_from_slice(&sums[m]);
+            vectors[..V].copy_from_slice(sums);
         }
         width
     }
@@ -244,10 +244,10 @@ impl Dots<'_> {
                 }
             }
         }
-        for m in 0..M {
+        for (m, sums) in sums.iter().enumerate() {
             let gradient = &mut self.gradient[(row + m) * self.offsets.len() + k..][..K];
-            for i in 0..K {
-                gradient[i] += simd.reduce_sum_f32s(sums[m][i]);
+            for (slope, sum) in gradient.iter_mut().zip(sums) {
+                *slope += simd.reduce_sum_f32s(*sum);
             }
         }
         K
