@@ -5,6 +5,7 @@
 //! links (`clock.rs`). The same setting gives the same bits, on any number of threads.
 
 pub mod averaging;
+#[cfg(feature = "driver")]
 mod clock;
 #[cfg(feature = "driver")]
 mod crew;

@@ -119,7 +119,7 @@ pub fn average(network: &Network, choice: &Choice) -> Averaged {
     }
 }
 
-/// Mean over [`BOTTLENECK_ROUNDS`] rounds of the slowest exchange of each, in Mbit/s: the papers' figure for a planner.
+/// Mean over a hundred rounds of the slowest exchange of each, in Mbit/s: the papers' figure for a planner.
 ///
 /// The rounds before, as many as the window of `Planner::Thresholds`, only make the members meet.
 pub fn mean_bottleneck(network: &Network, choice: &Choice) -> f64 {
