@@ -422,8 +422,8 @@ impl Driver {
 
     fn on_gate(&mut self) {
         let gate = self.gate.borrow_and_update().clone();
+        self.connections.peers().for_each(|peer| self.watch(peer));
         for link in self.links.values() {
-            link.watch(gate.watched.contains(&link.peer()));
             link.admit(gate.members.contains(&link.peer()));
         }
         let before = std::mem::replace(&mut self.known_gate, gate.clone());

@@ -120,12 +120,17 @@ impl Link {
         }
     }
 
-    /// Watches the peer more or less closely from now on.
-    pub(crate) fn watch(&self, closely: bool) {
+    /// Watches the peer more or less closely from now on. A lane is `spare` while a session stands beside it: then it is
+    /// given up no later than the session, since circuits may still lead through it.
+    pub(crate) fn watch(&self, closely: bool, spare: bool) {
         match self {
             Self::Session(session) => session.set_pace(if closely { Pace::CLOSE } else { Pace::LOOSE }),
             // A lost segment holds up everything behind it: two in a row already take a second.
-            Self::Lane(link) => link.lane.set_pace(if closely { Pace::USED } else { Pace::LOOSE }),
+            Self::Lane(link) => link.lane.set_pace(match (closely, spare) {
+                (true, true) => Pace::CLOSE,
+                (true, false) => Pace::USED,
+                (false, _) => Pace::LOOSE,
+            }),
         }
     }
 

@@ -53,11 +53,11 @@ impl Driver {
 
     fn on_link(&mut self, id: LinkId, link: Link, dialed: Dialed, address: &Multiaddr) {
         let (peer, now) = (link.peer(), now());
-        link.watch(self.gate.borrow().watched.contains(&peer));
         // One of the two has had a reason to come anew.
         self.suspect(&peer);
         self.links.insert(id, link.clone());
         let first = self.connections.established(peer, id, dialed, link.rung(), now);
+        self.watch(&peer);
         let standing = self.standing(&peer);
         {
             let mut peers = self.shared.peers();
@@ -95,6 +95,7 @@ impl Driver {
         }
         self.retiring.remove(&id);
         let last = self.connections.closed(&peer, id);
+        self.watch(&peer);
         self.publish_link(&peer);
         self.disconnected(id);
         if self.connections.on_rung(&peer, rung).is_empty() {
@@ -181,6 +182,15 @@ impl Driver {
         if let Err(error) = self.swarm.dial(options) {
             trace!(%peer, %error, "no second connection");
         }
+    }
+
+    /// Watches every link to a peer as closely as it is worth.
+    pub(super) fn watch(&self, peer: &PeerId) {
+        let closely = self.gate.borrow().watched.contains(peer);
+        let ids = self.connections.of(peer);
+        let links = || ids.iter().filter_map(|id| self.links.get(id));
+        let spare = links().any(|link| matches!(link, Link::Session(_)));
+        links().for_each(|link| link.watch(closely, spare));
     }
 
     /// Asks on every link to a peer whether it is still there.

@@ -85,6 +85,8 @@ fn consensus_keeps_its_latency_while_model_values_fill_the_link() {
 fn consensus_keeps_its_latency_while_partners_exchange_model_values() {
     let both_ways = |row| Row {
         exchange: true,
+        // 91 % as a rule, and 88 % in one of ten short runs: acknowledgements take their part too.
+        share: 0.85,
         ..row
     };
     let rows = [
