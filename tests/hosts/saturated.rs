@@ -128,11 +128,11 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
     assert!(slowest < ANSWERED, "a node took {slowest:?} to answer");
 }
 
-/// Has the model exchanged whole and as it is, and hardly trained.
+/// Has the model exchanged whole and as it is by everybody in every round, and hardly trained.
 fn submit(node: &Running, folder: &Path, data: &Path) {
     let job = folder.join("job.toml");
     let text = format!(
-        "data = \"csv:{}\"\nrounds = 10000\nlocal_steps = 1\nbatch = 4\nlr = 0.0001\ncompression = 1\nvalues = \"f32\"\n\
+        "data = \"csv:{}\"\nrounds = 10000\nlocal_steps = 1\nbatch = 4\nlr = 0.0001\ncompression = 1\nplanner = \"exponential\"\nvalues = \"f32\"\n\
          evaluate_every = 0\nfinal_dense_rounds = 0\ncheckpoint_every = 1000000\n",
         data.display()
     );
