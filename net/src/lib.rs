@@ -40,7 +40,7 @@ pub use hello::{Hello, HelloError, VERSION};
 pub use kind::{Access, Kind};
 pub use liveness::{Beat, Liveness, Pace};
 pub use peer_table::{Counters, PeerEntry, PeerTable};
-pub use probes::{Candidate, Probes};
+pub use probes::{Candidate, ProbeClock, ProbeTiming, Probes};
 pub use quiet::{Quiet, Traffic};
 pub use reach::{
     BeaconAction, Beaconed, Beacons, CandidateKind, CandidateOutcome, CandidateRow, CandidateSource,

@@ -1,7 +1,9 @@
 //! Whom to probe, when and with how much. Sends nothing itself.
 
+use crate::Bucket;
 use lapwing_base::{Bandwidth, ByteSize, PeerId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -47,6 +49,8 @@ impl Probes {
     pub const SIZE_MIN: ByteSize = ByteSize::kib(64);
     /// The largest probe: 8 ms at 1 Gbit/s, beyond which nobody needs to know.
     pub const SIZE_MAX: ByteSize = ByteSize::mib(1);
+    /// Of this many bytes each.
+    pub const SLICE: ByteSize = Bucket::SLICE;
     /// A probe that is over sooner has measured the machine and not the link.
     pub const TOOK_MIN: Duration = Duration::from_millis(20);
 
@@ -60,6 +64,11 @@ impl Probes {
             met: HashSet::new(),
             rest_until: None,
         }
+    }
+
+    /// Whether a probe has measured the link, and not what others left of it: at most a tenth of it went beside it.
+    pub fn has_been_alone(probe: ByteSize, beside: ByteSize) -> bool {
+        beside.0 <= probe.0 / 10
     }
 
     /// How often a link is probed where the roster has as many members.
@@ -141,15 +150,83 @@ impl Probes {
     }
 
     /// How much to send over a link of which this much is known.
-    pub fn size(known: Option<Bandwidth>) -> ByteSize {
+    pub fn size(known: Option<Bandwidth>, rtt: Duration) -> ByteSize {
         let Some(known) = known else {
             return Self::SIZE_MIN;
         };
-        // Twice the shortest time that counts, so that a link that has become faster still measures.
-        let bytes = known.bytes_per_second() * Self::TOOK_MIN.as_secs_f64() * 2.0;
+        // Longer than the shortest time that counts, so that a link that has become faster still measures.
+        let lasts = (Self::TOOK_MIN * 2).max(Self::lasts_min(rtt).mul_f64(1.25));
+        let bytes = known.bytes_per_second() * lasts.as_secs_f64();
         ByteSize((bytes as u64).clamp(Self::SIZE_MIN.0, Self::SIZE_MAX.0))
     }
+
+    /// How much to send after a probe of `size` that has arrived like this; `None` if that has measured the link.
+    pub fn larger(size: ByteSize, timing: ProbeTiming, rtt: Duration) -> Option<ByteSize> {
+        if size >= Self::SIZE_MAX || (timing.is_steady && timing.lasted >= Self::lasts_min(rtt)) {
+            return None;
+        }
+        let factor = if timing.lasted < Self::TOOK_MIN { 16 } else { 4 };
+        Some(ByteSize((size.0 * factor).min(Self::SIZE_MAX.0)))
+    }
+
+    /// What arrives within a few round trips shows how the congestion window grows: steady, if all of it was one window.
+    fn lasts_min(rtt: Duration) -> Duration {
+        Self::TOOK_MIN.max(rtt * 4)
+    }
 }
+
+/// When the slices of a probe arrived, or left.
+#[derive(Debug, Default)]
+pub struct ProbeClock(Vec<Instant>);
+
+/// What they have shown. The congestion window of a new lane begins small and grows, so that only the later half shows
+/// what the link carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeTiming {
+    /// From the first slice to the last.
+    pub lasted: Duration,
+    /// The slices of the later half.
+    pub counted: ByteSize,
+    /// From the last slice of the earlier half to the last of all.
+    pub took: Duration,
+    /// Whether the earlier half came about as fast; or faster, as what a limit lets through at once does.
+    pub is_steady: bool,
+}
+
+impl ProbeClock {
+    /// One more, whole. What is more than the largest probe has is not counted.
+    pub fn record(&mut self, now: Instant) {
+        if !self.is_full() {
+            self.0.push(now);
+        }
+    }
+
+    /// Whether it was the last of the largest probe.
+    pub fn is_full(&self) -> bool {
+        self.0.len() as u64 >= Probes::SIZE_MAX.0 / Probes::SLICE.0
+    }
+
+    /// What has been shown; `None` of fewer than four slices.
+    pub fn timing(&self) -> Option<ProbeTiming> {
+        let slices = self.0.len();
+        let half = slices / 2;
+        let (first, last) = (*self.0.first()?, *self.0.last()?);
+        let middle = *self.0.get(half.checked_sub(1)?).filter(|_| slices >= 4)?;
+        let (earlier, took) = (middle - first, last - middle);
+        // The first slice does not count: when it began to arrive is not known.
+        let per_slice = |took: Duration, slices: usize| took.as_secs_f64() / slices as f64;
+        let is_steady = per_slice(earlier, half - 1) <= per_slice(took, slices - half) * STEADY;
+        Some(ProbeTiming {
+            lasted: last - first,
+            counted: ByteSize(Probes::SLICE.0 * (slices - half) as u64),
+            took,
+            is_steady,
+        })
+    }
+}
+
+/// So much longer a slice of the earlier half may have taken. In slow start it is about twice as long.
+const STEADY: f64 = 1.25;
 
 const PER_MINUTE_MAX: usize = 60;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -182,6 +259,91 @@ mod tests {
         assert_eq!(probes.next(&[never(peer)], 0, now), Ok(peer));
         assert_eq!(probes.next(&[at(peer, now)], 0, now), Err(now + INTERVAL));
         assert_eq!(probes.next(&[at(peer, now)], 0, now + INTERVAL), Ok(peer));
+    }
+
+    #[test]
+    fn a_probe_that_shares_its_link_with_more_than_a_tenth_of_it_was_not_alone() {
+        let probe = ByteSize::kib(64);
+        assert!(Probes::has_been_alone(probe, ByteSize(0)));
+        assert!(Probes::has_been_alone(probe, ByteSize::kib(6)));
+        assert!(!Probes::has_been_alone(probe, ByteSize::kib(7)));
+        assert!(!Probes::has_been_alone(ByteSize(0), ByteSize(1)));
+    }
+
+    /// Slices of a link that carries one in 4 ms (33 Mbit/s), over 50 ms of round trip, from a window of one slice that
+    /// doubles; paced over the round trip until the link is full.
+    fn slow_start(slices: usize) -> ProbeTiming {
+        let (rtt, slot) = (Duration::from_millis(50), Duration::from_millis(4));
+        let (mut clock, mut at, mut window, mut left) = (ProbeClock::default(), Instant::now(), 1, 1);
+        for _ in 0..slices {
+            clock.record(at);
+            at += slot.max(rtt / window);
+            left -= 1;
+            if left == 0 {
+                window *= 2;
+                left = window;
+            }
+        }
+        clock.timing().unwrap()
+    }
+
+    #[test]
+    fn a_probe_grows_until_it_has_measured_the_link_and_not_the_window_that_opens() {
+        let rtt = Duration::from_millis(50);
+        let mut size = Probes::SIZE_MIN;
+        let mut sizes = vec![size];
+        let timing = loop {
+            let timing = slow_start((size.0 / Probes::SLICE.0) as usize);
+            let Some(larger) = Probes::larger(size, timing, rtt) else {
+                break timing;
+            };
+            size = larger;
+            sizes.push(size);
+        };
+        assert_eq!(sizes, [ByteSize::kib(64), ByteSize::kib(256), ByteSize::mib(1)]);
+        let speed = Bandwidth::per(timing.counted, timing.took).as_mbit_s();
+        assert!((32.0..34.0).contains(&speed), "{speed}");
+    }
+
+    #[test]
+    fn a_slow_link_needs_one_small_probe_and_a_fast_one_a_large_one() {
+        let steady = |slice: Duration, slices: u32| {
+            let (mut clock, now) = (ProbeClock::default(), Instant::now());
+            (0..slices).for_each(|k| clock.record(now + slice * k));
+            clock.timing().unwrap()
+        };
+        let slow = steady(Duration::from_millis(130), 4);
+        assert!(slow.is_steady);
+        let (rtt, least) = (Duration::from_millis(50), Probes::SIZE_MIN);
+        assert_eq!(Probes::larger(least, slow, rtt), None);
+        let fast = steady(Duration::from_micros(10), 4);
+        assert_eq!(
+            Probes::larger(least, fast, Duration::ZERO),
+            Some(Probes::SIZE_MAX)
+        );
+        assert_eq!(Probes::larger(Probes::SIZE_MAX, fast, rtt), None);
+    }
+
+    #[test]
+    fn what_a_limit_lets_through_at_once_does_not_count() {
+        let (mut clock, now) = (ProbeClock::default(), Instant::now());
+        (0..4).for_each(|_| clock.record(now));
+        (1..5).for_each(|k| clock.record(now + Duration::from_millis(100) * k));
+        let timing = clock.timing().unwrap();
+        assert_eq!(timing.counted, ByteSize::kib(64));
+        assert_eq!(timing.took, Duration::from_millis(400));
+        assert!(timing.is_steady);
+    }
+
+    #[test]
+    fn too_few_slices_show_nothing_and_too_many_are_not_kept() {
+        let mut clock = ProbeClock::default();
+        let now = Instant::now();
+        (0..3).for_each(|_| clock.record(now));
+        assert_eq!(clock.timing(), None);
+        (0..1000).for_each(|_| clock.record(now));
+        assert!(clock.is_full());
+        assert_eq!(clock.timing().unwrap().counted, ByteSize::kib(512));
     }
 
     #[test]
@@ -265,10 +427,21 @@ mod tests {
 
     #[test]
     fn a_probe_is_as_large_as_the_link_is_fast_within_bounds() {
-        assert_eq!(Probes::size(None), Probes::SIZE_MIN);
-        assert_eq!(Probes::size(Some(Bandwidth::mbit(1))), Probes::SIZE_MIN);
-        assert_eq!(Probes::size(Some(Bandwidth::mbit(80))), ByteSize(400_000));
-        assert_eq!(Probes::size(Some(Bandwidth::mbit(10_000))), Probes::SIZE_MAX);
+        assert_eq!(Probes::size(None, Duration::ZERO), Probes::SIZE_MIN);
+        assert_eq!(
+            Probes::size(Some(Bandwidth::mbit(1)), Duration::ZERO),
+            Probes::SIZE_MIN
+        );
+        assert_eq!(
+            Probes::size(Some(Bandwidth::mbit(80)), Duration::ZERO),
+            ByteSize(400_000)
+        );
+        assert_eq!(
+            Probes::size(Some(Bandwidth::mbit(10_000)), Duration::ZERO),
+            Probes::SIZE_MAX
+        );
+        let far = Duration::from_millis(50);
+        assert_eq!(Probes::size(Some(Bandwidth::mbit(10)), far), ByteSize(312_500));
     }
 
     fn never(peer: PeerId) -> Candidate {

@@ -69,7 +69,7 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
     });
     let data = folder.join("wide.csv");
     std::fs::write(&data, table()).unwrap();
-    submit(&nodes[0], &folder, &data);
+    let job = submit(&nodes[0], &folder, &data);
     eventually("values are exchanged", || {
         nodes.iter().all(|node| round(&node.status()) >= 2)
     });
@@ -115,6 +115,10 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
     let (terms_after, rounds_after) = (self::terms(&nodes), self::rounds(&nodes));
     println!("terms {terms:?}, then {terms_after:?}; rounds {rounds:?}, then {rounds_after:?}");
     println!("the slowest answer of a node took {slowest:.2?}");
+    let show = nodes[0].ask(&["job", "show", &job]).unwrap();
+    for round in show["history"].as_array().unwrap() {
+        println!("{} {}", round["round"], round["pairs"]);
+    }
     assert_eq!(terms, terms_after, "somebody has called an election");
     assert!(idle.is_empty(), "the uplinks of {idle:?} were not filled");
     let closed = lasts().as_secs() / 40;
@@ -129,16 +133,18 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
 }
 
 /// Has the model exchanged whole and as it is by everybody in every round, and hardly trained.
-fn submit(node: &Running, folder: &Path, data: &Path) {
+///
+/// Answers the job's ID.
+fn submit(node: &Running, folder: &Path, data: &Path) -> String {
     let job = folder.join("job.toml");
     let text = format!(
-        "data = \"csv:{}\"\nrounds = 10000\nlocal_steps = 1\nbatch = 4\nlr = 0.0001\ncompression = 1\nplanner = \"exponential\"\nvalues = \"f32\"\n\
+        "data = \"csv:{}\"\nrounds = 10000\nlocal_steps = 1\nbatch = 4\nlr = 0.0001\ncompression = 1\nvalues = \"f32\"\n\
          evaluate_every = 0\nfinal_dense_rounds = 0\ncheckpoint_every = 1000000\n",
         data.display()
     );
     std::fs::write(&job, text).unwrap();
     let submitted = node.ask(&["job", "submit", job.to_str().unwrap()]).unwrap();
-    assert!(submitted["id"].is_string(), "{submitted}");
+    submitted["id"].as_str().unwrap().to_owned()
 }
 
 /// Samples of two classes, with values that say which.

@@ -42,8 +42,9 @@ async fn two_nodes_train_and_merge_until_both_hold_the_same_model() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_an_uplink_changes_the_pairs_that_are_planned_after_it() {
-    const JOB: &str =
-        "rounds = 50\nlocal_steps = 1\ncompression = 4\nfinal_dense_rounds = 1\nevaluate_every = 0";
+    // Thresholds go by bandwidths alone, where the adaptive planner also goes by how long rounds take, which a busy
+    // machine makes alike. Whole models, since what an exchange does not feel it does not avoid.
+    const JOB: &str = "planner = \"thresholds\"\nrounds = 40\nlocal_steps = 1\ncompression = 1\nfinal_dense_rounds = 1\nevaluate_every = 0";
     let slow = RateRules::new("1mbit".parse::<lapwing::RateRule>()).unwrap();
     let mut cluster = Cluster::of(4).await;
     cluster.formed(4, 3).await;

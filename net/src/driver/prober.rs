@@ -3,9 +3,12 @@
 //!
 //! A transfer is measured by whoever receives it, and told to the sender at most every few seconds.
 //!
-//! Of a probe too, the receiver measures, from its first slice to its last, so that neither the round trip nor what the sender's
-//! own buffers take at once counts. Where the sender took longer to let go of the same slices, its time counts: a
+//! Of a probe too, the receiver measures, and only its later half, so that neither the round trip nor a congestion window
+//! that has yet to grow counts. Where the sender took longer to let go of the same slices, its time counts: a
 //! receiver that came late to the first finds several at once and would measure too much.
+//!
+//! A probe beside other traffic, at either end, measures what that leaves, or how buffers empty, and does not count.
+//! Whoever believed it would turn away from a link that is only busy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +22,7 @@ use super::channel::{Channel, ChannelError};
 use super::network::{RequestError, open, request};
 use super::now;
 use super::shared::Shared;
-use crate::{Access, Bucket, Candidate, Kind, Probes, decode, encode};
+use crate::{Access, Candidate, Kind, ProbeClock, ProbeTiming, Probes, decode, encode};
 use lapwing_base::{Bandwidth, ByteSize, Class, PeerId};
 
 /// Slices of a probe, and the answer to it.
@@ -27,7 +30,7 @@ pub(crate) const PROBE: Kind = Kind {
     class: Class::Maintenance,
     name: "probe",
     access: Access::Members,
-    frame_max: Bucket::SLICE,
+    frame_max: Probes::SLICE,
 };
 
 /// Probes of others that wait; more of them would only measure each other.
@@ -46,6 +49,17 @@ pub(crate) struct Measured {
     /// Between the end of the first of them and the end of the last.
     took: Duration,
 }
+
+/// The answer to a probe.
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    timing: ProbeTiming,
+    /// What else went to and from the one who answers meanwhile.
+    beside: ByteSize,
+}
+
+/// For so long a node looks whether it is busy.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a transfer has shown, for the one who sent it.
 pub(crate) const MEASURED: Kind = Kind {
@@ -144,20 +158,41 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
                 }
             }
             Ok(peer) => {
-                let begun_at = now();
-                match tokio::time::timeout(PROBE_TIMEOUT, probe(&shared, peer, &mut probes)).await {
-                    Ok(Ok(speed)) => {
-                        trace!(%peer, %speed, "link probed");
-                        shared.record(peer, speed);
+                let speed = if is_idle(&shared).await {
+                    let begun_at = now();
+                    let probing = tokio::time::timeout(PROBE_TIMEOUT, probe(&shared, peer, &mut probes));
+                    let probed = probing.await;
+                    let ended_at = now();
+                    probes.ended(ended_at - begun_at, ended_at);
+                    match probed {
+                        Ok(Ok(speed)) => speed,
+                        Ok(Err(error)) => {
+                            debug!(%peer, %error, "probe failed");
+                            continue;
+                        }
+                        Err(_) => {
+                            debug!(%peer, "probe was not answered in time");
+                            continue;
+                        }
                     }
-                    Ok(Err(error)) => debug!(%peer, %error, "probe failed"),
-                    Err(_) => debug!(%peer, "probe was not answered in time"),
+                } else {
+                    None
+                };
+                trace!(%peer, ?speed, "link probed");
+                // What was known is not forgotten for being busy.
+                if let Some(speed) = speed.or_else(|| known(&shared, peer)) {
+                    shared.record(peer, speed);
                 }
-                let ended_at = now();
-                probes.ended(ended_at - begun_at, ended_at);
             }
         }
     }
+}
+
+/// Whether a probe would have this node's links for itself.
+async fn is_idle(shared: &Shared) -> bool {
+    let before = traffic(shared);
+    tokio::time::sleep(LOOK).await;
+    Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(traffic(shared) - before))
 }
 
 fn candidates(shared: &Shared) -> Vec<Candidate> {
@@ -173,33 +208,51 @@ fn candidates(shared: &Shared) -> Vec<Candidate> {
         .collect()
 }
 
-async fn probe(shared: &Arc<Shared>, peer: PeerId, probes: &mut Probes) -> Result<Bandwidth, RequestError> {
-    let known = {
-        let fresh = shared.fresh();
-        let peers = shared.peers();
-        peers
-            .get(&peer)
-            .and_then(|entry| entry.estimate.speed(now(), fresh))
-    };
-    let size = Probes::size(known);
-    let first = send_probe(shared, peer, size).await?;
-    if first.took >= Probes::TOOK_MIN || size >= Probes::SIZE_MAX {
-        return Ok(Bandwidth::per(first.counted, first.took));
-    }
-    probes.grown(now());
-    let second = send_probe(shared, peer, Probes::SIZE_MAX).await?;
-    Ok(Bandwidth::per(second.counted, second.took))
+/// What is known of the link to a peer.
+fn known(shared: &Shared, peer: PeerId) -> Option<Bandwidth> {
+    let fresh = shared.fresh();
+    let peers = shared.peers();
+    peers.get(&peer)?.estimate.speed(now(), fresh)
 }
 
-async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Result<Measured, RequestError> {
-    let mut channel = open(shared, peer, PROBE, PROBE_TIMEOUT).await?;
-    let slice = vec![0; Bucket::SLICE.as_usize()];
-    channel.send(&slice).await?;
-    let begun_at = now();
-    for _ in 1..size.0 / Bucket::SLICE.0 {
-        channel.send(&slice).await?;
+/// How fast the link to a peer is, by a probe that grows until it has measured that; `None` if it was not alone, as when
+/// two that have just met probe each other at the same time.
+async fn probe(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    probes: &mut Probes,
+) -> Result<Option<Bandwidth>, RequestError> {
+    let rtt = rtt(shared, peer);
+    let mut size = Probes::size(known(shared, peer), rtt);
+    loop {
+        let Answer { timing, beside } = send_probe(shared, peer, size).await?;
+        if !Probes::has_been_alone(size, beside) {
+            return Ok(None);
+        }
+        match Probes::larger(size, timing, rtt) {
+            Some(larger) => size = larger,
+            None => return Ok(Some(Bandwidth::per(timing.counted, timing.took))),
+        }
+        probes.grown(now());
     }
-    let let_go = now() - begun_at;
+}
+
+/// Zero if it is not known.
+fn rtt(shared: &Shared, peer: PeerId) -> Duration {
+    let link = shared.link(&peer);
+    link.and_then(|link| link.rtt()).unwrap_or_default()
+}
+
+/// What has gone beside the probe is the larger of what both ends have seen of it.
+async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Result<Answer, RequestError> {
+    let mut channel = open(shared, peer, PROBE, PROBE_TIMEOUT).await?;
+    let slice = vec![0; Probes::SLICE.as_usize()];
+    let before = traffic(shared);
+    let mut let_go = ProbeClock::default();
+    for _ in 0..size.0 / Probes::SLICE.0 {
+        channel.send(&slice).await?;
+        let_go.record(now());
+    }
     channel.finish().await?;
     let no_answer = RequestError::NoAnswer { peer, kind: PROBE };
     let answer = channel.receive().await?.ok_or(no_answer)?;
@@ -208,11 +261,21 @@ async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Resul
         kind: PROBE,
         source,
     };
-    let seen: Measured = decode(&answer).map_err(malformed)?;
-    Ok(Measured {
-        counted: seen.counted.min(size),
-        took: seen.took.max(let_go),
-    })
+    let mut seen: Answer = decode(&answer).map_err(malformed)?;
+    seen.timing.counted = seen.timing.counted.min(size);
+    if let Some(let_go) = let_go.timing() {
+        seen.timing.took = seen.timing.took.max(let_go.took);
+    }
+    let beside = ByteSize((traffic(shared) - before).saturating_sub(size.0));
+    seen.beside = seen.beside.max(beside);
+    Ok(seen)
+}
+
+/// Bytes with everybody so far. In both directions, since acknowledgements wait behind what goes back.
+fn traffic(shared: &Shared) -> u64 {
+    let peers = shared.peers();
+    let ways = [peers.sent(), peers.received()];
+    ways.as_flattened().iter().map(|bytes| bytes.0).sum()
 }
 
 /// Answers the probes of others until the queue ends.
@@ -239,24 +302,37 @@ pub(crate) async fn answer_probes(shared: Arc<Shared>, mut queue: mpsc::Receiver
 }
 
 async fn answer(shared: &Shared, mut channel: Channel) -> Result<(), ChannelError> {
-    channel.receive().await?;
-    let begun_at = now();
-    let mut ended_at = begun_at;
-    let mut counted = ByteSize(0);
-    while counted < Probes::SIZE_MAX {
+    let before = traffic(shared);
+    let mut clock = ProbeClock::default();
+    while !clock.is_full() {
         let Some(slice) = channel.receive().await? else {
             break;
         };
-        counted.0 += slice.len() as u64;
-        ended_at = now();
+        if slice.len() as u64 == Probes::SLICE.0 {
+            clock.record(now());
+        }
     }
-    let took = ended_at - begun_at;
-    if !took.is_zero() {
+    // Nobody probes with less.
+    let Some(timing) = clock.timing() else {
+        return Ok(());
+    };
+    let size = ByteSize(timing.counted.0 * 2);
+    let beside = ByteSize((traffic(shared) - before).saturating_sub(size.0));
+    let is_whole = Probes::larger(size, timing, rtt(shared, channel.peer())).is_none();
+    if is_whole && !timing.took.is_zero() {
         let (now, fresh) = (now(), shared.fresh());
+        let speed = Bandwidth::per(timing.counted, timing.took);
         let mut peers = shared.peers();
-        let entry = peers.entry(channel.peer());
-        entry.download.record(Bandwidth::per(counted, took), now, fresh);
+        let download = &mut peers.entry(channel.peer()).download;
+        let speed = if Probes::has_been_alone(size, beside) {
+            Some(speed)
+        } else {
+            download.speed(now, fresh)
+        };
+        if let Some(speed) = speed {
+            download.record(speed, now, fresh);
+        }
     }
-    channel.send(&encode(&Measured { counted, took })).await?;
+    channel.send(&encode(&Answer { timing, beside })).await?;
     channel.finish().await
 }

@@ -191,6 +191,30 @@ async fn a_transfer_measures_the_link_for_both_ends_and_a_probe_only_where_there
     assert!((told / halved - 1.0).abs() < 0.01, "{told} {halved}");
 }
 
+#[tokio::test]
+async fn probes_beside_a_transfer_do_not_make_the_link_look_slow() {
+    let a = NetworkConfig {
+        probe_interval: Duration::from_secs(1),
+        ..limited(RateLimits::of_node(LIMIT), RateLimits::default())
+    };
+    let a = Node::with(a).await.unwrap();
+    let (b, c) = (Node::start().await, Node::start().await);
+    for other in [&b, &c] {
+        a.learn(other);
+        other.learn(&a);
+        other.admit(&[a.id()]);
+    }
+    a.admit(&[b.id(), c.id()]);
+    let alone = measured(&a, &b).await;
+    assert!(alone.as_mbit_s() > 0.8 * LIMIT.as_mbit_s(), "{alone}");
+    // Six seconds, in which a probe is due again and again.
+    for _ in 0..3 {
+        transfer(&a, &c, Class::Model, SIZE).await;
+    }
+    let beside = a.peer(&b).bandwidth.unwrap();
+    assert!(beside.as_mbit_s() > 0.8 * LIMIT.as_mbit_s(), "{beside}");
+}
+
 /// Connects, and waits for the probe.
 async fn measured(from: &Node, to: &Node) -> Bandwidth {
     // Whether anybody serves it does not matter.

@@ -97,6 +97,8 @@ struct Times {
     payload: ByteSize,
     /// For each member the speed of its best link, and how many are known.
     best: Vec<(u32, usize)>,
+    /// The best of all; 0 if none is known.
+    fastest: u32,
     /// What a round takes beside its exchanges.
     other: u64,
 }
@@ -119,6 +121,7 @@ impl Times {
     fn new(input: &PlanInput<'_>, seats: &Seats) -> Self {
         let links = Links::new(seats, input.bandwidths);
         let best = links.bests();
+        let fastest = best.iter().map(|(speed, _)| *speed).max().unwrap_or_default();
         let payload = match payload(input.job) {
             ByteSize(0) => ByteSize(MODEL_ASSUMED / u64::from(input.job.spec.compression.max(1))),
             payload => payload,
@@ -127,6 +130,7 @@ impl Times {
             links,
             payload,
             best,
+            fastest,
             other: 0,
         };
         times.other = times.beside_exchanges(input, seats);
@@ -157,15 +161,16 @@ impl Times {
             .max(UNFELT)
     }
 
-    /// How long two members would exchange. A link that nobody has measured is taken for as fast as it can be: if it is
-    /// not, trying it once tells.
+    /// How long two members would exchange. A link that nobody has measured is taken for as fast as any: if it is not,
+    /// trying it once tells. For faster, and its pair would be planned without the others, who cannot keep up.
     fn of(&self, a: usize, b: usize) -> u64 {
         let (best_a, known_a) = self.best[a];
         let (best_b, known_b) = self.best[b];
         let speed = match self.links.between(a, b) {
             Some(speed) => speed,
-            None if known_a.min(known_b) < TRIED => return UNFELT,
-            None => best_a.min(best_b),
+            None if known_a.min(known_b) >= TRIED => best_a.min(best_b),
+            None if self.fastest > 0 => self.fastest,
+            None => return UNFELT,
         };
         let exact = match Bandwidth::kbit(speed).time_for(self.payload) {
             Some(time) => u64::try_from(time.as_micros()).unwrap_or(HOUR).min(HOUR),
@@ -531,6 +536,21 @@ mod tests {
         let throttled = plan(&job, 8, &links(&[1]));
         assert_eq!(throttled.partner_of(NodeId(1)), None);
         assert_eq!(throttled.pairs.len(), 3);
+    }
+
+    #[test]
+    fn a_pair_whose_link_was_never_measured_is_not_planned_without_the_others() {
+        let mut bandwidths = Bandwidths::default();
+        for (a, b) in edges(4).filter(|&pair| pair != (1, 3)) {
+            set(&mut bandwidths, a as u64 + 1, b as u64 + 1, 20_000);
+        }
+        let mut job = job(1, 1000);
+        job.spec.compression = 1;
+        for _ in 0..20 {
+            let plan = plan(&job, 4, &bandwidths);
+            assert_eq!(plan.pairs.len(), 2);
+            advance_sent(&mut job, plan, ByteSize(41_000_000));
+        }
     }
 
     #[test]
