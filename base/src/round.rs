@@ -142,8 +142,8 @@ pub struct RoundReport {
     pub round: Round,
     /// The reporter's part.
     pub outcome: NodeOutcome,
-    /// Whether the partner's values are here, whole, checked and on disk. Two of these merge a pair.
-    pub received: bool,
+    /// The partners whose values are here, whole, checked and on disk. Two that name each other merge.
+    pub received: Vec<NodeId>,
     /// How long the local steps took.
     pub training_ms: u32,
     /// How long the exchange took.
@@ -170,7 +170,12 @@ pub struct RoundOutcome {
 impl RoundOutcome {
     /// Whether this member's exchange counts.
     pub fn has_merged(&self, node: NodeId) -> bool {
-        self.merged.iter().any(|pair| pair.partner_of(node).is_some())
+        self.merged_with(node).next().is_some()
+    }
+
+    /// Everybody with whom a member has merged, by number.
+    pub fn merged_with(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.merged.iter().filter_map(move |pair| pair.partner_of(node))
     }
 }
 

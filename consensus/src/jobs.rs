@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lapwing_base::{
-    Algorithm, Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, Meeting, NodeId, Pair,
-    ROUNDS_KEPT, Round, RoundKind, RoundOutcome, RoundPlan,
+    Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, Meeting, NodeId, Pair, ROUNDS_KEPT,
+    Round, RoundKind, RoundOutcome, RoundPlan,
 };
 
 use crate::command::Malformed;
@@ -271,10 +271,10 @@ fn check_spec(spec: &JobSpec) -> Result<(), RefusedReason> {
     if spec.data.is_empty() || spec.data.len() > TEXT_LENGTH_MAX {
         return bad("data", "a name of 1 to 256 bytes");
     }
-    if !matches!(spec.algorithm, Algorithm::Default | Algorithm::Saps) {
+    if matches!(spec.algorithm.meeting(), Meeting::All | Meeting::Server) {
         return bad(
             "algorithm",
-            "`default` or `saps`: the others are for `lapwing simulate`",
+            "one whose nodes meet partners, or `local`: the others are for `lapwing simulate`",
         );
     }
     if spec.rounds == 0 {

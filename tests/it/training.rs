@@ -120,6 +120,36 @@ fn meetings(job: &Value, members: &[Value; 2]) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn algorithms_whose_nodes_meet_partners_run_as_they_are_simulated() {
+    let cluster = Cluster::of(3).await;
+    cluster.formed(3, 3).await;
+    for algorithm in ["noloco", "d-psgd", "dcd-psgd", "choco-sgd", "local"] {
+        let job = cluster
+            .submit(
+                0,
+                &format!("algorithm = \"{algorithm}\"\nrounds = 8\nlocal_steps = 5\ncheckpoint_every = 1"),
+            )
+            .await;
+        let document = cluster.finished(0, &job).await;
+        let rounds = document["history"].as_array().unwrap();
+        assert_eq!(rounds.len(), 8, "{algorithm}");
+        for round in rounds {
+            assert_eq!(round["merged"], round["pairs"], "{algorithm}: {round}");
+            let is_ring = algorithm.ends_with("sgd") && round["kind"] == "sparse";
+            assert!(
+                !is_ring || round["pairs"].as_array().unwrap().len() == 3,
+                "{algorithm}: {round}"
+            );
+        }
+        let last = document["evaluations"].as_array().unwrap().last().unwrap();
+        assert!(
+            last["averaged_accuracy"].as_f64().unwrap() > 0.5,
+            "{algorithm}: {last}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn saps_as_published_can_be_chosen() {
     let cluster = Cluster::of(2).await;
     cluster.formed(2, 2).await;

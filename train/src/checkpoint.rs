@@ -7,8 +7,8 @@
 //! magic 8 · version u32 · header length u32 · header (postcard) · values (f32) · BLAKE3 of all before 32
 //! ```
 //!
-//! Integers and floats are little endian. The values are the model, the optimiser's state, and, when an
-//! exchange is pending, what was sent and what was received.
+//! Integers and floats are little endian. The values are the model, the optimiser's state, what the algorithm keeps
+//! beside them, and, when exchanges are pending, the bytes that were received.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -34,25 +34,21 @@ pub struct Checkpoint {
     pub model: Vec<f32>,
     /// The optimiser's momentum, as long as the model.
     pub optimiser: Vec<f32>,
+    /// What the algorithm keeps beside them, each vector with a name of its own.
+    pub kept: Vec<(String, Vec<f32>)>,
     /// The report of a round that is trained but that the log had not closed yet; without its links.
     pub held: Option<RoundReport>,
-    /// An exchange that is here but that the log has not yet closed.
+    /// The exchanges of that round that are here.
     pub pending: Option<Pending>,
 }
 
-/// Both halves of an exchange, kept until the log says whether it counts.
+/// What came of a round's exchanges, kept until the log says which of them count. What was sent follows from the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pending {
-    /// The round of the exchange.
-    pub round: Round,
-    /// With whom.
-    pub partner: NodeId,
-    /// The digest of the plan under which it was made.
+    /// The digest of the plan under which they were made.
     pub plan: [u8; 32],
-    /// What this node sent.
-    pub sent: Vec<f32>,
-    /// What the partner sent.
-    pub received: Vec<f32>,
+    /// What each partner sent, as it is on the wire.
+    pub received: Vec<(NodeId, Vec<u8>)>,
 }
 
 /// Why a checkpoint was not written. The one before it is intact.
@@ -115,10 +111,10 @@ const ADVICE: &str = "move it away and start the node again; it then takes the m
 const MAGIC: [u8; 8] = *b"LAPWCKPT";
 
 /// The version of the format. Another number is another format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// The largest header that is read. Ours are at most about 170 bytes.
-const HEADER_MAX: u32 = 1024;
+/// The largest header that is read. Ours are about 170 bytes, and some dozens for each vector that is kept.
+const HEADER_MAX: u32 = 64 << 10;
 
 /// Bytes before the header: magic, version, header length.
 const PREFIX: u64 = 8 + 4 + 4;
@@ -135,17 +131,16 @@ struct Header {
     step: u64,
     model: u64,
     optimiser: u64,
+    kept: Vec<(String, u64)>,
     held: Option<RoundReport>,
     pending: Option<PendingHeader>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct PendingHeader {
-    round: Round,
-    partner: NodeId,
     plan: [u8; 32],
-    sent: u64,
-    received: u64,
+    /// Bytes.
+    received: Vec<(NodeId, u64)>,
 }
 
 impl Checkpoint {
@@ -174,16 +169,22 @@ impl Checkpoint {
             step: self.step,
             model: self.model.len() as u64,
             optimiser: self.optimiser.len() as u64,
+            kept: self
+                .kept
+                .iter()
+                .map(|(name, vector)| (name.clone(), vector.len() as u64))
+                .collect(),
             held: self.held.clone().map(|held| RoundReport {
                 links: Vec::new(),
                 ..held
             }),
             pending: self.pending.as_ref().map(|pending| PendingHeader {
-                round: pending.round,
-                partner: pending.partner,
                 plan: pending.plan,
-                sent: pending.sent.len() as u64,
-                received: pending.received.len() as u64,
+                received: pending
+                    .received
+                    .iter()
+                    .map(|(partner, bytes)| (*partner, bytes.len() as u64))
+                    .collect(),
             }),
         };
         let header = postcard::to_stdvec(&header).map_err(io::Error::other)?;
@@ -197,14 +198,17 @@ impl Checkpoint {
         // The header is a few numbers and hashes, far below `HEADER_MAX`.
         put(&(header.len() as u32).to_le_bytes())?;
         put(&header)?;
-        let pending = self.pending.iter().flat_map(|p| [&p.sent, &p.received]);
+        let kept = self.kept.iter().map(|(_, vector)| vector);
         let mut bytes = Vec::with_capacity(CHUNK * 4);
-        for values in [&self.model, &self.optimiser].into_iter().chain(pending) {
+        for values in [&self.model, &self.optimiser].into_iter().chain(kept) {
             for chunk in values.chunks(CHUNK) {
                 bytes.clear();
                 bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
                 put(&bytes)?;
             }
+        }
+        for (_, received) in self.pending.iter().flat_map(|pending| &pending.received) {
+            put(received)?;
         }
         output.write_all(hasher.finalize().as_bytes())
     }
@@ -300,14 +304,23 @@ impl Input {
         self.check_length(&header, header_length)?;
         let model = self.values(header.model)?;
         let optimiser = self.values(header.optimiser)?;
+        let mut kept = Vec::with_capacity(header.kept.len());
+        for (name, length) in header.kept {
+            kept.push((name, self.values(length)?));
+        }
         let pending = match header.pending {
-            Some(pending) => Some(Pending {
-                round: pending.round,
-                partner: pending.partner,
-                plan: pending.plan,
-                sent: self.values(pending.sent)?,
-                received: self.values(pending.received)?,
-            }),
+            Some(pending) => {
+                let mut received = Vec::with_capacity(pending.received.len());
+                for (partner, length) in pending.received {
+                    let mut bytes = vec![0; length as usize];
+                    self.take(&mut bytes)?;
+                    received.push((partner, bytes));
+                }
+                Some(Pending {
+                    plan: pending.plan,
+                    received,
+                })
+            }
             None => None,
         };
         let expected = self.hasher.finalize();
@@ -324,6 +337,7 @@ impl Input {
             step: header.step,
             model,
             optimiser,
+            kept,
             held: header.held,
             pending,
         })
@@ -331,15 +345,23 @@ impl Input {
 
     /// Compares what the header claims with what the file has, before anything of that size is made.
     fn check_length(&self, header: &Header, header_length: u32) -> Result<(), Fault> {
-        let pending = header.pending.iter().flat_map(|p| [p.sent, p.received]);
-        let claimed = [header.model, header.optimiser]
+        let nonsense = || Fault::Damaged("its header makes no sense");
+        let kept = header.kept.iter().map(|(_, length)| *length);
+        let values = [header.model, header.optimiser]
             .into_iter()
-            .chain(pending)
+            .chain(kept)
             .try_fold(0_u64, |sum, length| {
                 (length <= PARAMETERS_MAX as u64).then_some(sum + length)
             })
-            .ok_or(Fault::Damaged("its header makes no sense"))?;
-        let expected = PREFIX + u64::from(header_length) + claimed * 4 + HASH;
+            .ok_or_else(nonsense)?;
+        let received = header.pending.iter().flat_map(|pending| &pending.received);
+        let expected = received
+            .map(|(_, bytes)| *bytes)
+            .try_fold(
+                PREFIX + u64::from(header_length) + values * 4 + HASH,
+                u64::checked_add,
+            )
+            .ok_or_else(nonsense)?;
         match self.length.cmp(&expected) {
             std::cmp::Ordering::Less => Err(Fault::Damaged("it was cut")),
             std::cmp::Ordering::Equal => Ok(()),
@@ -389,13 +411,11 @@ mod tests {
             step: 410,
             model: values(40_000, 0.5),
             optimiser: values(40_000, -0.25),
+            kept: vec![("slow".into(), values(40_000, 1.0)), ("none".into(), Vec::new())],
             held: None,
             pending: pending.then(|| Pending {
-                round: Round(42),
-                partner: NodeId(5),
                 plan: [9; 32],
-                sent: values(100, 1.0),
-                received: values(100, 2.0),
+                received: vec![(NodeId(5), (0..101).collect()), (NodeId(6), vec![7; 3])],
             }),
         }
     }
@@ -455,7 +475,7 @@ mod tests {
         std::fs::write(&file, bytes).unwrap();
         let error = Checkpoint::load(&file).unwrap_err().to_string();
         assert!(
-            error.contains("has version 9, and this program reads 1"),
+            error.contains("has version 9, and this program reads 2"),
             "{error}"
         );
     }

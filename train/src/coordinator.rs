@@ -174,6 +174,9 @@ enum Issued {
 /// Most nodes whose reports are kept: as many as a cluster may have members.
 const REPORTS_MAX: usize = 1024;
 
+/// Partners of one node in a round: of a server, everybody.
+const PARTNERS_MAX: usize = REPORTS_MAX;
+
 /// Most links taken from one report: a node measures its partner's, and by probes a few more.
 const LINKS_REPORTED_MAX: usize = 64;
 
@@ -237,7 +240,9 @@ impl Coordinator {
         }
     }
 
-    fn on_round_report(&mut self, report: RoundReport) {
+    fn on_round_report(&mut self, mut report: RoundReport) {
+        // No plan has more, so whoever names more is not heard out.
+        report.received.truncate(PARTNERS_MAX);
         let about = (report.job, report.round);
         let node = report.outcome.node;
         let is_over = |seen: SeenRound| match about.cmp(&(seen.job, seen.round)) {
@@ -254,7 +259,16 @@ impl Coordinator {
             Some(known) => match about.cmp(&(known.report.job, known.report.round)) {
                 Ordering::Less => self.dropped += 1,
                 // What was on disk stays there, so receipt is never taken back.
-                Ordering::Equal => known.report.received |= report.received,
+                Ordering::Equal => {
+                    let received = &mut known.report.received;
+                    let new: Vec<NodeId> = report
+                        .received
+                        .into_iter()
+                        .filter(|node| !received.contains(node))
+                        .collect();
+                    received.extend(new);
+                    received.truncate(PARTNERS_MAX);
+                }
                 Ordering::Greater => {
                     *known = Received {
                         report,
@@ -406,12 +420,15 @@ impl Coordinator {
             self.wake(deadline_at);
             return None;
         }
-        let has_received = |node: &NodeId| reports.get(node).is_some_and(|report| report.received);
-        let merged = plan
-            .pairs
-            .iter()
-            .copied()
-            .filter(|pair| pair.nodes().iter().all(has_received));
+        let has_received = |node, from| {
+            reports
+                .get(&node)
+                .is_some_and(|report| report.received.contains(&from))
+        };
+        let merged = plan.pairs.iter().copied().filter(|pair| {
+            let [a, b] = pair.nodes();
+            has_received(a, b) && has_received(b, a)
+        });
         let outcome = RoundOutcome {
             job: job.id,
             round: plan.round,
@@ -1274,11 +1291,18 @@ mod tests {
                     sent: ByteSize(1),
                     received: ByteSize(1),
                 },
-                received,
+                received: if received { self.partners(node) } else { Vec::new() },
                 training_ms: 1,
                 exchange_ms: 1,
                 links: Vec::new(),
             }
+        }
+
+        fn partners(&self, node: u64) -> Vec<NodeId> {
+            let plan = self.job.open_round();
+            plan.into_iter()
+                .flat_map(|plan| plan.partners_of(NodeId(node)))
+                .collect()
         }
 
         fn report(&mut self, node: u64, received: bool) {

@@ -190,7 +190,8 @@ struct OpenJob {
     /// nobody waits for it.
     parameters: Option<usize>,
     problem: Option<String>,
-    exchange: Option<UnderWay>,
+    /// One for each partner of the round in hand that has not ended.
+    exchanges: Vec<UnderWay>,
     parked: BTreeMap<(Round, PeerId), Offered>,
     /// Partners that have said that they take no part in a round that is not exchanged here yet.
     withdrawn: BTreeSet<(Round, PeerId)>,
@@ -205,9 +206,10 @@ struct OpenJob {
     local_accuracy: Option<Ppm>,
 }
 
-/// The exchange of the round in hand.
+/// An exchange of the round in hand.
 struct UnderWay {
     round: Round,
+    node: NodeId,
     partner: PeerId,
     task: AbortHandle,
     /// Where the partner's channel goes when it is the partner that opens.
@@ -218,7 +220,7 @@ struct UnderWay {
 enum Event {
     Opened(JobId, Result<Opened, String>),
     Trained(JobId, Result<Trained, String>, Duration),
-    Exchanged(JobId, Round, Exchanged, Option<LinkSpeed>),
+    Exchanged(JobId, Round, NodeId, Exchanged, Option<LinkSpeed>),
     Held(JobId, Result<bool, String>),
     Snapshot(JobId, Result<Held, String>),
     CaughtUp(JobId, Result<(), String>),
@@ -339,29 +341,29 @@ impl Driver {
         });
     }
 
-    /// The cluster suspects our partner: waiting for it until the round's deadline would hold up everybody.
+    /// The cluster suspects a partner: waiting for it until the round's deadline would hold up everybody.
     fn give_up_on_the_dead(&mut self, applied: &Applied) {
         let Job::Open(open) = &mut self.job else { return };
-        let is_lost = |exchange: &UnderWay| {
+        let is_lost = |exchange: &mut UnderWay| {
             let partner = applied.roster.by_peer(&exchange.partner);
             partner.is_none_or(|partner| partner.state == MemberState::Suspected)
         };
-        if !open.exchange.as_ref().is_some_and(is_lost) {
-            return;
-        }
-        if let Some(exchange) = open.exchange.take() {
+        let lost: Vec<UnderWay> = open.exchanges.extract_if(.., is_lost).collect();
+        let mut effects = Vec::new();
+        for exchange in lost {
             info!(round = %exchange.round, partner = %exchange.partner, "the partner does not answer; giving up the exchange");
             exchange.task.abort();
+            effects.extend(
+                open.core
+                    .handle(Input::Exchanged(exchange.node, Exchanged::default())),
+            );
         }
-        let effects = open.core.handle(Input::Exchanged(Exchanged::default()));
         self.carry_out(effects, applied);
     }
 
     fn leave_job(&mut self) {
-        if let Job::Open(open) = std::mem::replace(&mut self.job, Job::None)
-            && let Some(exchange) = open.exchange
-        {
-            exchange.task.abort();
+        if let Job::Open(open) = std::mem::replace(&mut self.job, Job::None) {
+            open.exchanges.iter().for_each(|exchange| exchange.task.abort());
         }
     }
 
@@ -396,39 +398,42 @@ impl Driver {
                     self.running
                         .spawn(async move { Event::Trained(id, Ok(nothing), Duration::ZERO) });
                 }
-                Effect::Exchange { plan, partner } => {
+                Effect::Exchange(plan) => {
                     let round = plan.round;
-                    let network = self.network.clone();
-                    let peer = applied.roster.members.get(&partner).map(|member| member.peer);
-                    match peer {
-                        Some(peer) if able && !open.withdrawn.contains(&(round, peer)) => {
-                            let me = self.config.me;
-                            let exchange = |arrived| tasks::Exchange {
-                                job: id,
-                                compute,
-                                network,
-                                me,
-                                plan: *plan,
-                                partner,
-                                peer,
-                                arrived,
-                            };
-                            let under_way = start_exchange(&mut self.running, &mut open.parked, exchange);
-                            open.exchange = Some(under_way);
-                        }
-                        Some(peer) if !able => {
-                            self.running.spawn(tasks::withdraw(network, id, round, peer));
-                        }
-                        // Either has left: there is nobody to exchange with.
-                        Some(_) | None => {
-                            let nothing = Exchanged::default();
-                            self.running
-                                .spawn(async move { Event::Exchanged(id, round, nothing, None) });
+                    for partner in plan.partners_of(self.config.me) {
+                        let network = self.network.clone();
+                        let peer = applied.roster.members.get(&partner).map(|member| member.peer);
+                        match peer {
+                            Some(peer) if able && !open.withdrawn.contains(&(round, peer)) => {
+                                let exchange = |arrived| tasks::Exchange {
+                                    job: id,
+                                    compute: compute.clone(),
+                                    network,
+                                    me: self.config.me,
+                                    plan: (*plan).clone(),
+                                    partner,
+                                    peer,
+                                    arrived,
+                                };
+                                let under_way = start_exchange(&mut self.running, &mut open.parked, exchange);
+                                open.exchanges.push(under_way);
+                            }
+                            Some(peer) if !able => {
+                                self.running
+                                    .spawn(tasks::withdraw(network, id, round, partner, peer));
+                            }
+                            // It has left, or takes no part: there is nobody to exchange with.
+                            Some(_) | None => {
+                                let nothing = Exchanged::default();
+                                self.running.spawn(async move {
+                                    Event::Exchanged(id, round, partner, nothing, None)
+                                });
+                            }
                         }
                     }
                 }
                 Effect::Abandon => {
-                    if let Some(exchange) = open.exchange.take() {
+                    for exchange in open.exchanges.drain(..) {
                         debug!(round = %exchange.round, "exchange abandoned: the round has closed");
                         exchange.task.abort();
                     }
@@ -452,13 +457,13 @@ impl Driver {
                 Effect::Settle { .. } if !able => (),
                 Effect::Settle {
                     round,
-                    merge,
+                    merged,
                     snapshot,
                 } => {
                     open.parked.retain(|(parked, _), _| *parked > round);
                     open.withdrawn.retain(|(withdrawn, _)| *withdrawn > round);
                     self.running
-                        .spawn(tasks::settle(id, compute, round, merge, snapshot));
+                        .spawn(tasks::settle(id, compute, round, merged, snapshot));
                 }
                 Effect::CatchUp { round } => {
                     let peers = answering(&applied.roster, self.config.me);
@@ -510,17 +515,19 @@ impl Driver {
                     .send_modify(|status| status.samples += u64::from(trained.samples));
                 self.follow_up(effects);
             }
-            Event::Exchanged(id, round, exchanged, link) => {
+            Event::Exchanged(id, round, node, exchanged, link) => {
                 let me = self.config.me;
                 let Some(open) = self.open_job(id) else { return };
-                if open
-                    .exchange
-                    .as_ref()
-                    .is_some_and(|exchange| exchange.round == round)
-                {
-                    open.exchange = None;
-                }
-                let effects = open.core.handle(Input::Exchanged(exchanged));
+                open.exchanges
+                    .retain(|exchange| (exchange.round, exchange.node) != (round, node));
+                // What is left of an earlier round tells nothing of this one.
+                let is_of_this_round =
+                    matches!(open.core.stage(), Stage::Exchanging(report) if report.round == round);
+                let effects = if is_of_this_round {
+                    open.core.handle(Input::Exchanged(node, exchanged))
+                } else {
+                    Vec::new()
+                };
                 // The partner's uplink, as it was seen here.
                 if let Some(link) = link.filter(|link| link.from != me) {
                     open.links.push(link);
@@ -625,7 +632,7 @@ impl Driver {
             core,
             parameters,
             problem,
-            exchange: None,
+            exchanges: Vec::new(),
             parked: BTreeMap::new(),
             withdrawn: BTreeSet::new(),
             snapshots: VecDeque::new(),
@@ -670,12 +677,13 @@ impl Driver {
     fn on_withdrawn(&mut self, peer: PeerId, job: JobId, round: Round) {
         let Some(open) = self.open_job(job) else { return };
         let expects = |exchange: &UnderWay| exchange.round == round && exchange.partner == peer;
-        if open.exchange.as_ref().is_some_and(expects) {
-            if let Some(exchange) = open.exchange.take() {
-                exchange.task.abort();
-            }
+        if let Some(place) = open.exchanges.iter().position(expects) {
+            let exchange = open.exchanges.swap_remove(place);
+            exchange.task.abort();
             info!(%round, %peer, "the partner takes no part in this round");
-            let effects = open.core.handle(Input::Exchanged(Exchanged::default()));
+            let effects = open
+                .core
+                .handle(Input::Exchanged(exchange.node, Exchanged::default()));
             self.follow_up(effects);
         } else if round > open.core.settled() && open.withdrawn.len() < PARKED_MAX {
             open.withdrawn.insert((round, peer));
@@ -689,7 +697,7 @@ impl Driver {
             Job::Open(open) if open.id == job && open.parameters.is_none() => exchange::Decline::Unable,
             Job::Open(open) if open.id == job => {
                 let expects = |exchange: &&mut UnderWay| exchange.round == round && exchange.partner == peer;
-                if let Some(exchange) = open.exchange.as_mut().filter(expects) {
+                if let Some(exchange) = open.exchanges.iter_mut().find(expects) {
                     if let Some(arrival) = exchange.arrival.take() {
                         // An exchange that ended meanwhile drops the channel, which the partner sees.
                         let _ = arrival.send(offered);
@@ -883,7 +891,7 @@ fn start_exchange(
 ) -> UnderWay {
     let (arrival, arrived) = oneshot::channel();
     let exchange = exchange(arrived);
-    let (round, partner) = (exchange.plan.round, exchange.peer);
+    let (round, node, partner) = (exchange.plan.round, exchange.partner, exchange.peer);
     let mut arrival = Some(arrival);
     if let Some(offered) = parked.remove(&(round, partner))
         && let Some(arrival) = arrival.take()
@@ -893,6 +901,7 @@ fn start_exchange(
     }
     UnderWay {
         round,
+        node,
         partner,
         task: running.spawn(exchange.run()),
         arrival,

@@ -1,14 +1,14 @@
-//! One exchange between two partners of a round: each sends the values of its mask, and gets the other's.
+//! One exchange between two partners of a round: each tells the other its message, as the algorithm writes it.
 //!
-//! Values only: both derive the same coordinates from the plan, and compare the plan's digest before any
-//! value is believed. Whether the pair merges is not decided here but by the log (`round.rs`).
+//! Both derive the same coordinates from the plan, and compare the plan's digest before anything that is told is
+//! believed. Whether the pair merges is not decided here but by the log (`round.rs`).
 //!
-//! On the channel, in each direction: one [`Greeting`], then, after an offer, the encoded values in frames
+//! On the channel, in each direction: one [`Greeting`], then, after an offer, the message in frames
 //! of at most 64 KiB. The partner with the smaller number opens the channel.
 
 use crate::payload::{self, CHUNK_BYTES, PayloadError};
 use bytes::Bytes;
-use lapwing_base::{ByteSize, Class, JobId, Round, RoundPlan, Values};
+use lapwing_base::{ByteSize, Class, JobId, Round, RoundPlan};
 use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, OpenError};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -29,23 +29,20 @@ pub(crate) struct Offer {
     pub(crate) round: Round,
     /// [`RoundPlan::digest`]: the same plan, so the same mask.
     pub(crate) plan: [u8; 32],
-    /// How the values are written.
-    pub(crate) values: Values,
-    /// How many coordinates.
-    pub(crate) count: u64,
-    /// BLAKE3 of the encoded values.
+    /// Bytes of the message.
+    pub(crate) bytes: u64,
+    /// BLAKE3 of the message.
     pub(crate) hash: [u8; 32],
 }
 
 impl Offer {
-    pub(crate) fn new(plan: &RoundPlan, values: Values, count: usize, encoded: &[u8]) -> Self {
+    pub(crate) fn new(plan: &RoundPlan, message: &[u8]) -> Self {
         Self {
             job: plan.job,
             round: plan.round,
             plan: plan.digest(),
-            values,
-            count: count as u64,
-            hash: *blake3::hash(encoded).as_bytes(),
+            bytes: message.len() as u64,
+            hash: *blake3::hash(message).as_bytes(),
         }
     }
 }
@@ -133,15 +130,15 @@ pub(crate) async fn decline(mut channel: Channel, reason: Decline) -> Result<(),
 pub(crate) async fn swap_as_opener(
     channel: Channel,
     mine: &Offer,
-    encoded: Bytes,
+    message: Bytes,
+    bytes_max: usize,
 ) -> Result<payload::Received, ExchangeError> {
     let (mut sender, mut receiver) = channel.split();
-    let expected = encoded.len();
     let send = async {
         sender
             .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
             .await?;
-        payload::send(&mut sender, encoded).await?;
+        payload::send(&mut sender, message).await?;
         sender.finish().await?;
         Ok::<_, ExchangeError>(())
     };
@@ -151,7 +148,7 @@ pub(crate) async fn swap_as_opener(
             Greeting::Declined(reason) => return Err(ExchangeError::Declined(reason)),
             Greeting::Withdrawn { .. } => return Err(ExchangeError::Declined(Decline::Unable)),
         };
-        check(mine, &theirs)?;
+        let expected = check(mine, &theirs, bytes_max)?;
         Ok(payload::receive(&mut receiver, expected, &theirs.hash).await?)
     };
     let ((), received) = tokio::try_join!(send, receive)?;
@@ -165,19 +162,22 @@ pub(crate) async fn swap_as_acceptor(
         offer: theirs,
     }: Offered,
     mine: &Offer,
-    encoded: Bytes,
+    message: Bytes,
+    bytes_max: usize,
 ) -> Result<payload::Received, ExchangeError> {
-    if let Err(error) = check(mine, &theirs) {
-        decline(channel, Decline::AnotherPlan).await?;
-        return Err(error);
-    }
+    let expected = match check(mine, &theirs, bytes_max) {
+        Ok(expected) => expected,
+        Err(error) => {
+            decline(channel, Decline::AnotherPlan).await?;
+            return Err(error);
+        }
+    };
     let (mut sender, mut receiver) = channel.split();
-    let expected = encoded.len();
     let send = async {
         sender
             .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
             .await?;
-        payload::send(&mut sender, encoded).await?;
+        payload::send(&mut sender, message).await?;
         sender.finish().await?;
         Ok::<_, ExchangeError>(())
     };
@@ -186,26 +186,21 @@ pub(crate) async fn swap_as_acceptor(
     Ok(received)
 }
 
-/// Both must mean the same round, plan, encoding and number of values.
-fn check(mine: &Offer, theirs: &Offer) -> Result<(), ExchangeError> {
-    let Offer {
-        job,
-        round,
-        plan,
-        values,
-        count,
-        hash: _,
-    } = theirs;
-    let same =
-        (*job, *round, *plan, *values, *count) == (mine.job, mine.round, mine.plan, mine.values, mine.count);
-    if same {
-        Ok(())
-    } else {
-        Err(ExchangeError::Mismatch {
+/// Both must mean the same round and plan, and the partner's message be one that it allows. Returns its bytes.
+fn check(mine: &Offer, theirs: &Offer, bytes_max: usize) -> Result<usize, ExchangeError> {
+    if (theirs.job, theirs.round, theirs.plan) != (mine.job, mine.round, mine.plan) {
+        return Err(ExchangeError::Mismatch {
             mine: mine.round,
-            theirs: *round,
-        })
+            theirs: theirs.round,
+        });
     }
+    usize::try_from(theirs.bytes)
+        .ok()
+        .filter(|bytes| *bytes <= bytes_max)
+        .ok_or(ExchangeError::TooLong {
+            bytes: theirs.bytes,
+            bytes_max,
+        })
 }
 
 fn greeting(frame: Option<Bytes>) -> Result<Greeting, ExchangeError> {
@@ -229,6 +224,8 @@ pub(crate) enum ExchangeError {
     Unreadable(#[from] DecodeError),
     #[error("the partner means another plan (its round {theirs}, ours {mine}); nothing was merged")]
     Mismatch { mine: Round, theirs: Round },
+    #[error("the partner would send {bytes} bytes, where the plan allows {bytes_max}")]
+    TooLong { bytes: u64, bytes_max: usize },
     #[error("the partner's values did not arrive whole")]
     Payload(#[source] PayloadError),
     #[error("the values cannot be used")]

@@ -16,6 +16,8 @@ pub struct RoundCore {
     /// Every round up to this one is dealt with, merged or not.
     settled: Round,
     stage: Stage,
+    /// Partners whose exchange has not ended yet.
+    waiting: Vec<NodeId>,
 }
 
 /// What a node is doing in a round; drives the training state of the status document.
@@ -25,7 +27,7 @@ pub enum Stage {
     Waiting,
     /// Takes local steps.
     Training(Box<RoundPlan>),
-    /// Swaps values with its partner. The report is filled in when the exchange ends.
+    /// Swaps values with its partners. The report is filled in as the exchanges end.
     Exchanging(Box<RoundReport>),
     /// Writes what it holds to disk before it says so.
     Holding(Box<RoundReport>),
@@ -49,8 +51,8 @@ pub enum Input<'a> {
         /// How long it took.
         took: Duration,
     },
-    /// The exchange ended, well or not.
-    Exchanged(Exchanged),
+    /// The exchange with a partner ended, well or not.
+    Exchanged(NodeId, Exchanged),
     /// What the node holds is written.
     Held {
         /// Whether it will be there after a crash; if not, the node does not claim to have received anything.
@@ -78,17 +80,11 @@ pub struct Exchanged {
 pub enum Effect {
     /// Take the plan's local steps; answer with [`Input::Trained`].
     Train(Box<RoundPlan>),
-    /// Swap values with the partner; answer with [`Input::Exchanged`].
-    Exchange {
-        /// The round.
-        plan: Box<RoundPlan>,
-        /// With whom.
-        partner: NodeId,
-    },
-    /// The round closed while the exchange was under way: stop it, without an answer.
+    /// Swap values with each of the plan's partners; answer with an [`Input::Exchanged`] for each.
+    Exchange(Box<RoundPlan>),
+    /// The round closed while exchanges were under way: stop them, without an answer.
     Abandon,
-    /// Write the model, and the partner's values if this report says that they are here, to disk; answer
-    /// with [`Input::Held`].
+    /// Write the model, and the values of the partners whom this report names, to disk; answer with [`Input::Held`].
     Hold(Box<RoundReport>),
     /// Tell the leader, again and again until the stage changes.
     Report(Box<RoundReport>),
@@ -96,8 +92,8 @@ pub enum Effect {
     Settle {
         /// Which round.
         round: Round,
-        /// Whether the log names this node's pair.
-        merge: bool,
+        /// The partners with whom the log says that this node has merged.
+        merged: Vec<NodeId>,
         /// Whether the model after this round is to be kept for an evaluation.
         snapshot: bool,
     },
@@ -116,6 +112,7 @@ impl RoundCore {
             me,
             settled,
             stage: Stage::Waiting,
+            waiting: Vec::new(),
         }
     }
 
@@ -130,6 +127,7 @@ impl RoundCore {
             me,
             settled,
             stage: Stage::Reported(Box::new(held)),
+            waiting: Vec::new(),
         }
     }
 
@@ -152,7 +150,7 @@ impl RoundCore {
                 samples,
                 took,
             } => self.on_trained(loss_micro, samples, took),
-            Input::Exchanged(exchanged) => self.on_exchanged(exchanged),
+            Input::Exchanged(partner, exchanged) => self.on_exchanged(partner, exchanged),
             Input::Held { kept } => self.on_held(kept),
             Input::CaughtUp => {
                 if let Stage::CatchingUp(round) = self.stage {
@@ -183,21 +181,24 @@ impl RoundCore {
             return;
         };
         let round = report.round;
-        let merged = match job.record(round) {
+        let merged: Vec<NodeId> = match job.record(round) {
             Some(record) => match &record.outcome {
-                Some(outcome) => outcome.has_merged(self.me),
+                Some(outcome) => outcome.merged_with(self.me).collect(),
                 None => return,
             },
             // Too old to be kept: what came of it can no longer be known.
-            None if job.round() >= round => false,
+            None if job.round() >= round => Vec::new(),
             // A log that is still being read again after a restart.
             None => return,
         };
-        let held = matches!(self.stage, Stage::Reported(_)) && report.received;
-        if matches!(self.stage, Stage::Exchanging(_)) {
+        let is_held = matches!(self.stage, Stage::Reported(_));
+        let is_here = |partner: &NodeId| is_held && report.received.contains(partner);
+        let is_whole = merged.iter().all(is_here);
+        if !is_held {
+            self.waiting.clear();
             effects.push(Effect::Abandon);
         }
-        if merged && !held {
+        if !is_whole {
             self.stage = Stage::CatchingUp(round);
             effects.push(Effect::CatchUp { round });
         } else {
@@ -228,7 +229,7 @@ impl RoundCore {
             self.stage = Stage::CatchingUp(newest);
             effects.push(Effect::CatchUp { round: newest });
         } else {
-            effects.push(self.settle(job, newest, false));
+            effects.push(self.settle(job, newest, Vec::new()));
         }
     }
 
@@ -243,13 +244,13 @@ impl RoundCore {
         }
     }
 
-    fn settle(&mut self, job: &JobView, round: Round, merge: bool) -> Effect {
+    fn settle(&mut self, job: &JobView, round: Round, merged: Vec<NodeId>) -> Effect {
         debug_assert!(round > self.settled, "a round is settled once");
         self.settled = round;
         self.stage = Stage::Waiting;
         Effect::Settle {
             round,
-            merge,
+            merged,
             snapshot: job.evaluates_after(round),
         }
     }
@@ -269,30 +270,39 @@ impl RoundCore {
                 sent: ByteSize(0),
                 received: ByteSize(0),
             },
-            received: false,
+            received: Vec::new(),
             training_ms: millis(took),
             exchange_ms: 0,
             links: Vec::new(),
         });
-        match plan.partner_of(self.me) {
-            Some(partner) => {
-                self.stage = Stage::Exchanging(report);
-                vec![Effect::Exchange { plan, partner }]
-            }
-            None => self.hold(report),
+        self.waiting = plan.partners_of(self.me).collect();
+        if self.waiting.is_empty() {
+            return self.hold(report);
         }
+        self.stage = Stage::Exchanging(report);
+        vec![Effect::Exchange(plan)]
     }
 
-    fn on_exchanged(&mut self, exchanged: Exchanged) -> Vec<Effect> {
-        let Stage::Exchanging(report) = &self.stage else {
+    fn on_exchanged(&mut self, partner: NodeId, exchanged: Exchanged) -> Vec<Effect> {
+        let Stage::Exchanging(report) = &mut self.stage else {
             // Abandoned just before it ended.
             return Vec::new();
         };
-        let mut report = report.clone();
-        report.received = exchanged.received;
-        report.exchange_ms = millis(exchanged.took);
-        report.outcome.sent = ByteSize(exchanged.sent_bytes);
-        report.outcome.received = ByteSize(exchanged.received_bytes);
+        let Some(place) = self.waiting.iter().position(|waiting| *waiting == partner) else {
+            return Vec::new();
+        };
+        self.waiting.swap_remove(place);
+        if exchanged.received {
+            report.received.push(partner);
+        }
+        report.exchange_ms = report.exchange_ms.max(millis(exchanged.took));
+        let NodeOutcome { sent, received, .. } = &mut report.outcome;
+        sent.0 = sent.0.saturating_add(exchanged.sent_bytes);
+        received.0 = received.0.saturating_add(exchanged.received_bytes);
+        if !self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let report = report.clone();
         self.hold(report)
     }
 
@@ -306,7 +316,9 @@ impl RoundCore {
             return Vec::new();
         };
         let mut report = report.clone();
-        report.received &= kept;
+        if !kept {
+            report.received.clear();
+        }
         self.stage = Stage::Reported(report.clone());
         vec![Effect::Report(report)]
     }
@@ -335,15 +347,12 @@ mod tests {
             core.handle(Input::Applied(&job))[..],
             [Effect::Train(_)]
         ));
-        assert!(matches!(
-            core.handle(trained())[..],
-            [Effect::Exchange { partner: PARTNER, .. }]
-        ));
+        assert!(matches!(core.handle(trained())[..], [Effect::Exchange(_)]));
         assert!(matches!(core.handle(exchanged(true))[..], [Effect::Hold(_)]));
         let [Effect::Report(report)] = &core.handle(Input::Held { kept: true })[..] else {
             panic!("no report")
         };
-        assert!(report.received);
+        assert_eq!(report.received, [PARTNER]);
         assert_eq!(
             core.handle(Input::Applied(&job)),
             [],
@@ -352,11 +361,46 @@ mod tests {
         close(&mut job, true);
         let settle = Effect::Settle {
             round: Round(1),
-            merge: true,
+            merged: vec![PARTNER],
             snapshot: false,
         };
         assert_eq!(core.handle(Input::Applied(&job)), [settle]);
         assert_eq!(core.handle(Input::Applied(&job)), [], "a round is settled once");
+    }
+
+    #[test]
+    fn a_node_on_a_ring_reports_once_both_exchanges_have_ended_and_merges_with_whom_the_log_names() {
+        const OTHER: NodeId = NodeId(3);
+        let mut core = RoundCore::new(ME, Round(0));
+        let mut job = job();
+        plan(&mut job, 1);
+        let record = &mut job.rounds[0];
+        record.plan.pairs.extend(Pair::new(ME, OTHER));
+        record.plan.alone.clear();
+        core.handle(Input::Applied(&job));
+        core.handle(trained());
+        assert_eq!(core.handle(exchanged(true)), []);
+        assert_eq!(core.handle(exchanged(true)), [], "one partner counts once");
+        let ended = Exchanged {
+            received: true,
+            ..Exchanged::default()
+        };
+        assert!(matches!(
+            core.handle(Input::Exchanged(OTHER, ended))[..],
+            [Effect::Hold(_)]
+        ));
+        let [Effect::Report(report)] = &core.handle(Input::Held { kept: true })[..] else {
+            panic!("no report")
+        };
+        assert_eq!(report.received, [PARTNER, OTHER]);
+        close(&mut job, true);
+        job.rounds[0].outcome.as_mut().unwrap().merged.truncate(1);
+        let settle = Effect::Settle {
+            round: Round(1),
+            merged: vec![PARTNER],
+            snapshot: false,
+        };
+        assert_eq!(core.handle(Input::Applied(&job)), [settle]);
     }
 
     #[test]
@@ -370,7 +414,7 @@ mod tests {
         let [Effect::Report(report)] = &core.handle(Input::Held { kept: false })[..] else {
             panic!("no report")
         };
-        assert!(!report.received);
+        assert_eq!(report.received, []);
     }
 
     #[test]
@@ -381,7 +425,7 @@ mod tests {
         close(&mut job, false);
         let settle = Effect::Settle {
             round: Round(1),
-            merge: false,
+            merged: Vec::new(),
             snapshot: false,
         };
         assert_eq!(core.handle(Input::Applied(&job)), [settle]);
@@ -394,10 +438,10 @@ mod tests {
         plan(&mut job, 1);
         close(&mut job, true);
         plan(&mut job, 2);
-        assert!(matches!(
-            core.handle(Input::Applied(&job))[..],
-            [Effect::Settle { merge: true, .. }, Effect::Train(_)]
-        ));
+        let [Effect::Settle { merged, .. }, Effect::Train(_)] = &core.handle(Input::Applied(&job))[..] else {
+            panic!("no merge")
+        };
+        assert_eq!(merged, &[PARTNER]);
     }
 
     #[test]
@@ -410,7 +454,7 @@ mod tests {
         close(&mut job, false);
         assert!(matches!(
             core.handle(Input::Applied(&job))[..],
-            [Effect::Abandon, Effect::Settle { merge: false, .. }]
+            [Effect::Abandon, Effect::Settle { .. }]
         ));
         assert_eq!(
             core.handle(exchanged(true)),
@@ -430,7 +474,7 @@ mod tests {
         core.handle(trained());
         assert!(matches!(
             core.handle(Input::Applied(&job))[..],
-            [Effect::Abandon, Effect::Settle { merge: false, .. }]
+            [Effect::Abandon, Effect::Settle { .. }]
         ));
     }
 
@@ -462,7 +506,7 @@ mod tests {
         let mut core = RoundCore::resume(ME, Round(0), held(true));
         let settle = Effect::Settle {
             round: Round(1),
-            merge: true,
+            merged: vec![PARTNER],
             snapshot: false,
         };
         assert_eq!(core.handle(Input::Applied(&job)), [settle]);
@@ -495,7 +539,7 @@ mod tests {
         let mut core = RoundCore::new(ME, Round(1));
         let settle = Effect::Settle {
             round: Round(3),
-            merge: false,
+            merged: Vec::new(),
             snapshot: false,
         };
         assert_eq!(core.handle(Input::Applied(&job)), [settle]);
@@ -529,7 +573,7 @@ mod tests {
                 sent: ByteSize(0),
                 received: ByteSize(0),
             },
-            received,
+            received: received.then_some(PARTNER).into_iter().collect(),
             training_ms: 0,
             exchange_ms: 0,
             links: Vec::new(),
@@ -545,10 +589,13 @@ mod tests {
     }
 
     fn exchanged(received: bool) -> Input<'static> {
-        Input::Exchanged(Exchanged {
-            received,
-            ..Exchanged::default()
-        })
+        Input::Exchanged(
+            PARTNER,
+            Exchanged {
+                received,
+                ..Exchanged::default()
+            },
+        )
     }
 
     fn job() -> JobView {

@@ -7,13 +7,12 @@ use crate::backend::{Backend, BackendError, backend};
 use crate::checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 use crate::data::{self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Share};
 use crate::driver::TrainerConfig;
-use crate::mask::Mask;
-use crate::merge::{self, MergeError};
+use crate::method::{Averaging, Gossip, Method, MethodError, method};
 use crate::model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
 use crate::models::Held;
-use crate::quantise::{self, DecodeError};
 use crate::steps::{Trained, take_steps};
-use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundPlan, RoundReport, Values};
+use bytes::Bytes;
+use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundKind, RoundPlan, RoundReport};
 use std::collections::HashMap;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
@@ -21,6 +20,7 @@ use std::sync::Arc;
 
 /// The state of one job on this node.
 pub(crate) struct Worker {
+    me: NodeId,
     job: JobId,
     spec: JobSpec,
     backend: Box<dyn Backend>,
@@ -30,19 +30,20 @@ pub(crate) struct Worker {
     step: u64,
     /// Every round up to this one is merged or dropped.
     settled: Round,
-    /// The exchange of the round in hand.
-    exchange: Option<Exchange>,
+    method: Method,
+    /// What dense rounds do, whichever the algorithm.
+    averaging: Averaging,
+    /// The round in hand.
+    open: Option<Open>,
     checkpoint_file: PathBuf,
     consensus_file: PathBuf,
 }
 
-/// What was offered to the partner and, once it is here, what came back.
-struct Exchange {
-    round: Round,
-    mask: Mask,
-    /// As the partner decodes it.
-    sent: Vec<f32>,
-    received: Option<(NodeId, [u8; 32], Vec<f32>)>,
+/// A round whose local steps are taken and that is not settled.
+struct Open {
+    plan: RoundPlan,
+    /// What partners told, of those that have.
+    received: Vec<(NodeId, Bytes)>,
 }
 
 /// What a job looks like when it has been opened.
@@ -85,15 +86,21 @@ impl Worker {
             &spec.tuning,
         )?;
         let parameters = backend.layout().parameters();
+        // All nodes of a job begin with the same one.
+        let mut initial = Vec::new();
+        backend.read(&mut initial);
         let mut worker = Self {
+            me: config.me,
             job: view.id,
             batches: Batches::of_part(spec.seed, part, spec.batch),
+            method: method(&spec, &initial),
+            averaging: Averaging::new(&spec, parameters),
             spec,
             backend,
             data,
             step: 0,
             settled: Round(0),
-            exchange: None,
+            open: None,
             checkpoint_file: checkpoint_file(&config.dir, view.id),
             consensus_file: consensus_file(&config.dir, view.id),
         };
@@ -127,27 +134,67 @@ impl Worker {
         self.backend.set_optimiser_state(&checkpoint.optimiser)?;
         self.step = checkpoint.step;
         self.settled = checkpoint.round;
-        if let Some(pending) = checkpoint.pending {
-            // Without its plan the mask cannot be derived; then so many rounds have passed that the node
-            // catches up from a peer.
-            let plan = view.record(pending.round).map(|record| &record.plan);
-            if let Some(plan) = plan.filter(|plan| plan.digest() == pending.plan) {
-                self.exchange = Some(Exchange {
-                    round: pending.round,
-                    mask: self.mask(plan),
-                    sent: pending.sent,
-                    received: Some((pending.partner, pending.plan, pending.received)),
-                });
+        self.restore_kept(checkpoint.kept)?;
+        let held = checkpoint.held.filter(|held| held.round > self.settled);
+        // Without its plan a round cannot be settled; then so many have passed that the node catches up from a peer.
+        let plan = held.as_ref().and_then(|held| view.record(held.round));
+        if let Some(plan) = plan.map(|record| record.plan.clone()) {
+            let pending = checkpoint.pending.filter(|pending| pending.plan == plan.digest());
+            let partners: Vec<NodeId> = pending.iter().flat_map(|_| plan.partners_of(self.me)).collect();
+            self.open = Some(Open {
+                plan,
+                received: Vec::new(),
+            });
+            // As it was before the restart, from the same model.
+            for partner in partners {
+                self.offer(partner)?;
+            }
+            for (partner, received) in pending.into_iter().flat_map(|pending| pending.received) {
+                self.accept(partner, &Bytes::from(received))?;
             }
         }
-        let held = checkpoint.held.filter(|held| held.round > self.settled);
         Ok(held.map(|mut held| {
-            held.received &= self
-                .exchange
-                .as_ref()
-                .is_some_and(|exchange| exchange.round == held.round);
+            let open = self.open.iter().filter(|open| open.plan.round == held.round);
+            let here: Vec<NodeId> = open
+                .flat_map(|open| &open.received)
+                .map(|(node, _)| *node)
+                .collect();
+            held.received.retain(|node| here.contains(node));
             held
         }))
+    }
+
+    /// What the algorithm keeps beside the model, by names that tell dense rounds from the others.
+    fn kept(&self) -> Vec<(String, Vec<f32>)> {
+        let of_method = match &self.method {
+            Method::Gossip(method) => method.state(),
+            Method::Collective(method) => method.state(),
+            Method::Local => Vec::new(),
+        };
+        let named = |prefix: &'static str| {
+            move |(name, vector): (String, &[f32])| (format!("{prefix}{name}"), vector.to_vec())
+        };
+        let of_method = of_method.into_iter().map(named(OF_METHOD));
+        of_method
+            .chain(self.averaging.state().into_iter().map(named(OF_DENSE)))
+            .collect()
+    }
+
+    fn restore_kept(&mut self, kept: Vec<(String, Vec<f32>)>) -> Result<(), MethodError> {
+        let (mut of_method, mut of_dense) = (Vec::new(), Vec::new());
+        for (name, vector) in kept {
+            if let Some(name) = name.strip_prefix(OF_METHOD) {
+                of_method.push((name.to_owned(), vector));
+            } else if let Some(name) = name.strip_prefix(OF_DENSE) {
+                of_dense.push((name.to_owned(), vector));
+            }
+        }
+        match &mut self.method {
+            Method::Gossip(method) => method.restore(of_method)?,
+            Method::Collective(method) => method.restore(of_method)?,
+            Method::Local => (),
+        }
+        self.averaging.restore(of_dense)
     }
 
     fn stored_consensus(&self) -> Result<Option<Held>, WorkerError> {
@@ -161,6 +208,10 @@ impl Worker {
 
     /// Takes the plan's local steps.
     pub(crate) fn train(&mut self, plan: &RoundPlan) -> Result<Trained, WorkerError> {
+        self.open = Some(Open {
+            plan: plan.clone(),
+            received: Vec::new(),
+        });
         let trained = take_steps(
             &mut *self.backend,
             &mut self.batches,
@@ -171,43 +222,22 @@ impl Worker {
         Ok(trained)
     }
 
-    /// Encodes the values of the round's mask; returns them with their number and encoding.
-    pub(crate) fn offer(&mut self, plan: &RoundPlan) -> Result<(Vec<u8>, usize, Values), WorkerError> {
-        let mask = self.mask(plan);
-        let (mut flat, mut values) = (Vec::new(), Vec::new());
+    /// What a partner is told in the round in hand, and how many bytes it may tell at most.
+    pub(crate) fn offer(&mut self, partner: NodeId) -> Result<(Bytes, usize), WorkerError> {
+        let open = self.open.as_ref().ok_or(WorkerError::NoRound)?;
+        let (mut flat, mut message) = (Vec::new(), Vec::new());
         self.backend.read(&mut flat);
-        mask.gather(&flat, &mut values);
-        let mut encoded = Vec::with_capacity(quantise::encoded_len(values.len(), self.spec.values));
-        quantise::encode(&values, self.spec.values, &mut encoded);
-        // Merging is against what the partner sees, so that the pair's mean stays what it was.
-        let mut sent = values;
-        quantise::decode(&encoded, self.spec.values, mask.len(), &mut sent)?;
-        let count = mask.len();
-        self.exchange = Some(Exchange {
-            round: plan.round,
-            mask,
-            sent,
-            received: None,
-        });
-        Ok((encoded, count, self.spec.values))
+        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or(WorkerError::NoRound)?;
+        gossip.offer(&open.plan, partner, &flat, &mut message)?;
+        Ok((message.into(), gossip.message_bytes_max(&open.plan)))
     }
 
-    /// Takes the partner's values, if they can be merged.
-    pub(crate) fn accept(
-        &mut self,
-        plan: &RoundPlan,
-        partner: NodeId,
-        encoded: &[u8],
-    ) -> Result<(), WorkerError> {
-        let exchange = self
-            .exchange
-            .as_mut()
-            .filter(|exchange| exchange.round == plan.round)
-            .ok_or(WorkerError::NotOffered { round: plan.round })?;
-        let mut received = Vec::new();
-        quantise::decode(encoded, self.spec.values, exchange.mask.len(), &mut received)?;
-        merge::check(&exchange.mask, &exchange.sent, &received)?;
-        exchange.received = Some((partner, plan.digest(), received));
+    /// Takes what the partner told, if it can be merged.
+    pub(crate) fn accept(&mut self, partner: NodeId, message: &Bytes) -> Result<(), WorkerError> {
+        let open = self.open.as_mut().ok_or(WorkerError::NoRound)?;
+        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or(WorkerError::NoRound)?;
+        gossip.accept(&open.plan, partner, message)?;
+        open.received.push((partner, message.clone()));
         Ok(())
     }
 
@@ -227,20 +257,15 @@ impl Worker {
     fn save(&self, held: Option<&RoundReport>) -> Result<(), WorkerError> {
         let mut model = Vec::new();
         self.backend.read(&mut model);
-        let pending = self
-            .exchange
-            .as_ref()
-            .filter(|_| held.is_some())
-            .and_then(|exchange| {
-                let (partner, plan, received) = exchange.received.clone()?;
-                Some(Pending {
-                    round: exchange.round,
-                    partner,
-                    plan,
-                    sent: exchange.sent.clone(),
-                    received,
-                })
-            });
+        let open = self.open.as_ref().filter(|_| held.is_some());
+        let pending = open.filter(|open| !open.received.is_empty()).map(|open| Pending {
+            plan: open.plan.digest(),
+            received: open
+                .received
+                .iter()
+                .map(|(partner, message)| (*partner, message.to_vec()))
+                .collect(),
+        });
         let checkpoint = Checkpoint {
             job: self.job,
             layout: self.backend.layout().hash(),
@@ -248,6 +273,7 @@ impl Worker {
             step: self.step,
             model,
             optimiser: self.backend.optimiser_state(),
+            kept: self.kept(),
             held: held.cloned(),
             pending,
         };
@@ -255,18 +281,19 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends a round: merges what was received, or drops it.
-    pub(crate) fn settle(&mut self, round: Round, merge: bool) -> Result<(), WorkerError> {
+    /// Ends a round: merges what those partners told, and drops the rest.
+    pub(crate) fn settle(&mut self, round: Round, merged: &[NodeId]) -> Result<(), WorkerError> {
         self.settled = round;
-        let Some(exchange) = self.exchange.take().filter(|exchange| exchange.round == round) else {
+        let Some(Open { plan, .. }) = self.open.take().filter(|open| open.plan.round == round) else {
             return Ok(());
         };
-        if let (true, Some((_, _, received))) = (merge, exchange.received) {
-            let mut flat = Vec::new();
-            self.backend.read(&mut flat);
-            merge::merge(&mut flat, &exchange.mask, &exchange.sent, &received)?;
-            self.backend.write(&flat)?;
-        }
+        let Some(gossip) = gossip(&mut self.method, &mut self.averaging, &plan) else {
+            return Ok(());
+        };
+        let mut flat = Vec::new();
+        self.backend.read(&mut flat);
+        gossip.settle(&plan, merged, &mut flat)?;
+        self.backend.write(&flat)?;
         Ok(())
     }
 
@@ -306,13 +333,15 @@ impl Worker {
         // The momentum of another model would push this one off its course.
         let parameters = self.backend.layout().parameters();
         self.backend.set_optimiser_state(&vec![0.0; parameters])?;
+        self.method = method(&self.spec, model);
+        self.averaging = Averaging::new(&self.spec, parameters);
         self.keep_own(round)
     }
 
     /// Goes on from this node's own model, as of a later round.
     pub(crate) fn keep_own(&mut self, round: Round) -> Result<(), WorkerError> {
         self.settled = self.settled.max(round);
-        self.exchange = None;
+        self.open = None;
         self.save(None)
     }
 
@@ -341,16 +370,24 @@ impl Worker {
             flat: Arc::new(model),
         })
     }
+}
 
-    fn mask(&self, plan: &RoundPlan) -> Mask {
-        Mask::of(
-            self.spec.seed,
-            self.spec.algorithm,
-            plan,
-            self.backend.layout().parameters(),
-        )
+/// What tells partners in a round, if the round is one of telling partners.
+fn gossip<'a>(
+    method: &'a mut Method,
+    averaging: &'a mut Averaging,
+    plan: &RoundPlan,
+) -> Option<&'a mut dyn Gossip> {
+    match (method, plan.kind) {
+        (_, RoundKind::Dense) => Some(averaging),
+        (Method::Gossip(method), RoundKind::Sparse) => Some(&mut **method),
+        _ => None,
     }
 }
+
+/// What precedes the names of what is kept.
+const OF_METHOD: &str = "method/";
+const OF_DENSE: &str = "dense/";
 
 /// This node's part of the job's data: its own `--data`, or an equal share by its place among the members.
 fn data_spec(spec: &JobSpec, roster: &Roster, config: &TrainerConfig) -> Result<DataSpec, WorkerError> {
@@ -402,10 +439,8 @@ pub(crate) enum WorkerError {
     Export(#[from] ExportError),
     #[error("the consensus model on disk cannot be used")]
     Import(#[from] ImportError),
-    #[error("nothing was offered in round {round}")]
-    NotOffered { round: Round },
-    #[error("the values cannot be decoded")]
-    Decode(#[from] DecodeError),
-    #[error("the values cannot be merged")]
-    Merge(#[from] MergeError),
+    #[error("no round is in hand")]
+    NoRound,
+    #[error("the round cannot be carried through")]
+    Method(#[from] MethodError),
 }

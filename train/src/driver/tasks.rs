@@ -36,13 +36,13 @@ pub(super) async fn settle(
     id: JobId,
     compute: ComputeHandle,
     round: Round,
-    merge: bool,
+    merged: Vec<NodeId>,
     snapshot: bool,
 ) -> Event {
     let settled = compute
         .run(move |slot| {
             with(slot, id, |worker| {
-                worker.settle(round, merge)?;
+                worker.settle(round, &merged)?;
                 if snapshot {
                     worker.snapshot().map(Some)
                 } else {
@@ -102,13 +102,14 @@ impl Exchange {
                     received_bytes,
                     took,
                 };
-                Event::Exchanged(job, round, exchanged, link)
+                Event::Exchanged(job, round, partner, exchanged, link)
             }
             Err(error) => {
                 info!(%round, %partner, error = %chain(&error), "exchange failed");
                 Event::Exchanged(
                     job,
                     round,
+                    partner,
                     Exchanged {
                         took,
                         ..Exchanged::default()
@@ -130,21 +131,18 @@ impl Exchange {
             peer,
             arrived,
         } = self;
-        let for_offer = plan.clone();
-        let (encoded, count, values) = compute
-            .run(move |slot| with(slot, job, |worker| worker.offer(&for_offer)))
+        let (message, bytes_max) = compute
+            .run(move |slot| with(slot, job, |worker| worker.offer(partner)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
-        // Handed over as it is, however often it has to be sent.
-        let encoded = Bytes::from(encoded);
-        let mine = Offer::new(&plan, values, count, &encoded);
+        let mine = Offer::new(&plan, &message);
         // One of two opens, so that they never open past each other.
         let received = if me < partner {
-            swap_by_opening(&network, peer, &mine, &encoded, plan.deadline()).await?
+            swap_by_opening(&network, peer, &mine, &message, bytes_max, plan.deadline()).await?
         } else {
             let offered = arrived.await.map_err(|_| ExchangeError::Stopped)?;
-            exchange::swap_as_acceptor(offered, &mine, encoded.clone()).await?
+            exchange::swap_as_acceptor(offered, &mine, message.clone(), bytes_max).await?
         };
         let speed = (received.timed_bytes >= TIMED_MIN.0)
             .then(|| Bandwidth::per(ByteSize(received.timed_bytes), received.took));
@@ -152,13 +150,14 @@ impl Exchange {
             network.transfer_received(peer, ByteSize(received.timed_bytes), received.took);
         }
         let received_bytes = received.bytes.len() as u64;
+        let told = Bytes::from(received.bytes);
         compute
-            .run(move |slot| with(slot, job, |worker| worker.accept(&plan, partner, &received.bytes)))
+            .run(move |slot| with(slot, job, |worker| worker.accept(partner, &told)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
         Ok(Swapped {
-            sent_bytes: encoded.len() as u64,
+            sent_bytes: message.len() as u64,
             received_bytes,
             speed,
         })
@@ -174,7 +173,13 @@ struct Swapped {
 }
 
 /// Tells the partner that there will be no exchange, so that it does not wait for the deadline.
-pub(super) async fn withdraw(network: Network, job: JobId, round: Round, peer: PeerId) -> Event {
+pub(super) async fn withdraw(
+    network: Network,
+    job: JobId,
+    round: Round,
+    partner: NodeId,
+    peer: PeerId,
+) -> Event {
     let withdrawn = tokio::time::timeout(GREETING_PATIENCE, async {
         let channel = network.open(peer, EXCHANGE, GREETING_PATIENCE).await?;
         exchange::withdraw(channel, job, round).await
@@ -182,7 +187,7 @@ pub(super) async fn withdraw(network: Network, job: JobId, round: Round, peer: P
     if let Ok(Err(error)) = withdrawn.await {
         debug!(%peer, %error, "the partner could not be told");
     }
-    Event::Exchanged(job, round, Exchanged::default(), None)
+    Event::Exchanged(job, round, partner, Exchanged::default(), None)
 }
 
 /// Opens, and opens again while the partner is not reachable or not as far as we are.
@@ -190,14 +195,15 @@ async fn swap_by_opening(
     network: &Network,
     peer: PeerId,
     mine: &Offer,
-    encoded: &Bytes,
+    message: &Bytes,
+    bytes_max: usize,
     patience: Duration,
 ) -> Result<crate::payload::Received, ExchangeError> {
     let mut pause = Duration::from_millis(50);
     loop {
         let swapped = async {
             let channel = network.open(peer, EXCHANGE, patience).await?;
-            exchange::swap_as_opener(channel, mine, encoded.clone()).await
+            exchange::swap_as_opener(channel, mine, message.clone(), bytes_max).await
         };
         match swapped.await {
             Ok(received) => return Ok(received),
@@ -205,7 +211,8 @@ async fn swap_by_opening(
                 error @ (ExchangeError::Declined(
                     exchange::Decline::RoundOver | exchange::Decline::AnotherPlan | exchange::Decline::Unable,
                 )
-                | ExchangeError::Mismatch { .. }),
+                | ExchangeError::Mismatch { .. }
+                | ExchangeError::TooLong { .. }),
             ) => return Err(error),
             Err(error) => debug!(%peer, %error, "the partner is not ready; trying again"),
         }
