@@ -144,6 +144,13 @@ impl Probes {
         self.rest_until = Some(now + took * REST);
     }
 
+    /// The last probe of this peer measured nothing because something else was on its way: no reason to wait ever longer.
+    pub fn disturbed(&mut self, peer: PeerId) {
+        if let Some(tried) = self.tried.get_mut(&peer) {
+            tried.times = 0;
+        }
+    }
+
     /// A larger probe counts as one more.
     pub fn grown(&mut self, now: Instant) {
         self.started_at.push_back(now);

@@ -5,6 +5,7 @@
 
 use crate::worker::Worker;
 use std::thread::JoinHandle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 /// Jobs waiting for the thread: one of each kind that the driver can have under way at once.
@@ -68,17 +69,31 @@ impl Compute {
 }
 
 impl ComputeHandle {
-    /// Runs a closure on the thread, after what waits there already.
-    pub(crate) async fn run<R: Send + 'static>(
+    /// Runs a closure on the thread, after what waits there already: the order is that of the calls, whenever the
+    /// futures are polled, as long as there is room.
+    pub(crate) fn run<R, F>(
         &self,
-        work: impl FnOnce(&mut Option<Worker>) -> R + Send + 'static,
-    ) -> Result<R, ComputeStopped> {
+        work: F,
+    ) -> impl Future<Output = Result<R, ComputeStopped>> + Send + use<R, F>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut Option<Worker>) -> R + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let task: Task = Box::new(move |worker| {
             // Nobody listens when the driver has moved on; the work itself still counts.
             let _ = answer.send(work(worker));
         });
-        self.tasks.send(task).await.map_err(|_| ComputeStopped)?;
-        answered.await.map_err(|_| ComputeStopped)
+        let sent = self.tasks.try_send(task);
+        let tasks = self.tasks.clone();
+        async move {
+            match sent {
+                Ok(()) => (),
+                Err(TrySendError::Full(task)) => tasks.send(task).await.map_err(|_| ComputeStopped)?,
+                Err(TrySendError::Closed(_)) => return Err(ComputeStopped),
+            }
+            drop(tasks);
+            answered.await.map_err(|_| ComputeStopped)
+        }
     }
 }

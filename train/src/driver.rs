@@ -388,7 +388,7 @@ impl Driver {
             match effect {
                 Effect::Train(plan) if able => {
                     debug!(round = %plan.round, steps = plan.local_steps, "training");
-                    self.running.spawn(tasks::train(id, compute, plan));
+                    self.running.spawn(tasks::train(id, &compute, plan));
                 }
                 Effect::Train(_) => {
                     let nothing = Trained {
@@ -463,7 +463,7 @@ impl Driver {
                     open.parked.retain(|(parked, _), _| *parked > round);
                     open.withdrawn.retain(|(withdrawn, _)| *withdrawn > round);
                     self.running
-                        .spawn(tasks::settle(id, compute, round, merged, snapshot));
+                        .spawn(tasks::settle(id, &compute, round, merged, snapshot));
                 }
                 Effect::CatchUp { round } => {
                     let peers = answering(&applied.roster, self.config.me);

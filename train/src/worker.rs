@@ -284,9 +284,12 @@ impl Worker {
     /// Ends a round: merges what those partners told, and drops the rest.
     pub(crate) fn settle(&mut self, round: Round, merged: &[NodeId]) -> Result<(), WorkerError> {
         self.settled = round;
-        let Some(Open { plan, .. }) = self.open.take().filter(|open| open.plan.round == round) else {
+        let Some(Open { plan, .. }) = self.open.take_if(|open| open.plan.round <= round) else {
             return Ok(());
         };
+        if plan.round != round {
+            return Ok(());
+        }
         let Some(gossip) = gossip(&mut self.method, &mut self.averaging, &plan) else {
             return Ok(());
         };

@@ -179,6 +179,9 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
                     None
                 };
                 trace!(%peer, ?speed, "link probed");
+                if speed.is_none() {
+                    probes.disturbed(peer);
+                }
                 // What was known is not forgotten for being busy.
                 if let Some(speed) = speed.or_else(|| known(&shared, peer)) {
                     shared.record(peer, speed);
@@ -271,11 +274,14 @@ async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Resul
     Ok(seen)
 }
 
-/// Bytes with everybody so far. In both directions, since acknowledgements wait behind what goes back.
+/// Bytes with everybody so far that can fill a link. In both directions, since acknowledgements wait behind what goes back.
 fn traffic(shared: &Shared) -> u64 {
     let peers = shared.peers();
+    let large = [Class::Call, Class::Maintenance, Class::Model];
     let ways = [peers.sent(), peers.received()];
-    ways.as_flattened().iter().map(|bytes| bytes.0).sum()
+    ways.iter()
+        .flat_map(|way| large.map(|class| way[class.index()].0))
+        .sum()
 }
 
 /// Answers the probes of others until the queue ends.

@@ -24,34 +24,40 @@ const FETCHING_MAX: usize = 4;
 /// Smallest exchange that says something about bandwidth: below, latency dominates.
 const TIMED_MIN: ByteSize = ByteSize::kib(256);
 
-pub(super) async fn train(id: JobId, compute: ComputeHandle, plan: Box<RoundPlan>) -> Event {
+/// Goes to the training thread at once: a round is settled before the next one is trained.
+pub(super) fn train(
+    id: JobId,
+    compute: &ComputeHandle,
+    plan: Box<RoundPlan>,
+) -> impl Future<Output = Event> + use<> {
     let started = now();
-    let trained = compute
-        .run(move |slot| with(slot, id, |worker| worker.train(&plan)))
-        .await;
-    Event::Trained(id, flatten(trained), now().duration_since(started))
+    let trained = compute.run(move |slot| with(slot, id, |worker| worker.train(&plan)));
+    async move { Event::Trained(id, flatten(trained.await), now().duration_since(started)) }
 }
 
-pub(super) async fn settle(
+/// Goes to the training thread at once, as [`train`] does.
+pub(super) fn settle(
     id: JobId,
-    compute: ComputeHandle,
+    compute: &ComputeHandle,
     round: Round,
     merged: Vec<NodeId>,
     snapshot: bool,
-) -> Event {
-    let settled = compute
-        .run(move |slot| {
-            with(slot, id, |worker| {
-                worker.settle(round, &merged)?;
-                if snapshot {
-                    worker.snapshot().map(Some)
-                } else {
-                    Ok(None)
-                }
-            })
+) -> impl Future<Output = Event> + use<> {
+    let settled = compute.run(move |slot| {
+        with(slot, id, |worker| {
+            worker.settle(round, &merged)?;
+            if snapshot {
+                worker.snapshot().map(Some)
+            } else {
+                Ok(None)
+            }
         })
-        .await;
-    match flatten(settled) {
+    });
+    async move { told(id, round, snapshot, flatten(settled.await)) }
+}
+
+fn told(id: JobId, round: Round, snapshot: bool, settled: Result<Option<Held>, String>) -> Event {
+    match settled {
         Ok(Some(held)) => Event::Snapshot(id, Ok(held)),
         Ok(None) => Event::Done,
         Err(error) if snapshot => Event::Snapshot(id, Err(error)),
