@@ -69,8 +69,10 @@ impl Compute {
 }
 
 impl ComputeHandle {
-    /// Runs a closure on the thread, after what waits there already: the order is that of the calls, whenever the
-    /// futures are polled, as long as there is room.
+    /// Runs a closure on the thread, after what waits there already.
+    ///
+    /// While there is room the order is that of the calls, whenever the futures are polled. The driver sees to it that
+    /// there is, since a round has to be settled before the next one is trained.
     pub(crate) fn run<R, F>(
         &self,
         work: F,
@@ -95,5 +97,31 @@ impl ComputeHandle {
             drop(tasks);
             answered.await.map_err(|_| ComputeStopped)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[tokio::test]
+    async fn what_is_asked_first_runs_first_whichever_is_waited_for() {
+        let compute = Compute::start().unwrap();
+        let handle = compute.handle();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let asked: Vec<_> = (0..WAITING_MAX / 2)
+            .map(|place| {
+                let seen = Arc::clone(&seen);
+                handle.run(move |_| seen.lock().unwrap().push(place))
+            })
+            .collect();
+        for answer in asked.into_iter().rev() {
+            answer.await.unwrap();
+        }
+        let expected: Vec<usize> = (0..WAITING_MAX / 2).collect();
+        assert_eq!(*seen.lock().unwrap(), expected);
+        drop(handle);
+        compute.stop().await;
     }
 }

@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -50,6 +50,9 @@ const PARKED_MAX: usize = 64;
 
 /// Inbound channels being read at once, and models being given at once.
 const SERVING_MAX: usize = 32;
+
+/// Models being asked of the training thread at once: its own work always finds room there, and so keeps its order.
+const ASKED_MAX: usize = 4;
 
 /// Evaluated rounds whose models are kept: the one being fetched, and the next.
 const SNAPSHOTS_KEPT: usize = 2;
@@ -106,7 +109,7 @@ impl Trainer {
         let compute = Compute::start().map_err(TrainerError::Thread)?;
         let (status_sender, status) = watch::channel(TrainingStatus::default());
         let stop = CancellationToken::new();
-        // One exchange a round is ours; others that queue are early or wrong.
+        // A few exchanges a round are ours; others that queue are early or wrong.
         let exchanges = network.serve(EXCHANGE, 16);
         let asks = network.serve(MODEL, 16);
         let driver = Driver {
@@ -118,6 +121,7 @@ impl Trainer {
             compute: compute.handle(),
             job: Job::None,
             running: JoinSet::new(),
+            asked: Arc::new(Semaphore::new(ASKED_MAX)),
             serving: JoinSet::new(),
             speeds: BTreeMap::new(),
         };
@@ -169,6 +173,8 @@ struct Driver {
     job: Job,
     /// What the loop waits for; each ends in an event.
     running: JoinSet<Event>,
+    /// Models that others ask for and that the training thread has to give.
+    asked: Arc<Semaphore>,
     /// Channels of others being read or served; at most [`SERVING_MAX`].
     serving: JoinSet<Served>,
     /// What was last reported of our links.
@@ -742,17 +748,22 @@ impl Driver {
             },
             Job::None | Job::Opening(_) | Job::Open(_) => Found::NoJob,
         };
-        let compute = self.compute.clone();
+        let (compute, asked) = (self.compute.clone(), Arc::clone(&self.asked));
         self.serving.spawn(async move {
             let given = tokio::time::timeout(MODEL_PATIENCE, async {
                 match found {
                     Found::Held(held) => models::give(channel, held).await,
-                    Found::Computed => match compute.run(move |slot| current(slot, ask.job)).await {
-                        Ok(Some(held)) => models::give(channel, held).await,
-                        Ok(None) | Err(ComputeStopped) => {
-                            models::decline(channel, models::Decline::NotHere).await
+                    Found::Computed => {
+                        let permit = asked.acquire().await;
+                        let computed = compute.run(move |slot| current(slot, ask.job)).await;
+                        drop(permit);
+                        match computed {
+                            Ok(Some(held)) => models::give(channel, held).await,
+                            Ok(None) | Err(ComputeStopped) => {
+                                models::decline(channel, models::Decline::NotHere).await
+                            }
                         }
-                    },
+                    }
                     Found::Nothing => models::decline(channel, models::Decline::NotHere).await,
                     Found::NoJob => models::decline(channel, models::Decline::NotInJob).await,
                 }

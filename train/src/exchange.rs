@@ -245,3 +245,33 @@ impl From<PayloadError> for ExchangeError {
         Self::Payload(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(bytes: u64) -> Offer {
+        Offer {
+            job: JobId(1),
+            round: Round(2),
+            plan: [3; 32],
+            bytes,
+            hash: [4; 32],
+        }
+    }
+
+    #[test]
+    fn a_partner_that_means_another_plan_or_would_send_more_than_the_plan_allows_is_refused() {
+        assert!(matches!(check(&offer(10), &offer(100), 100), Ok(100)));
+        for bytes in [101, u64::MAX] {
+            let refused = check(&offer(10), &offer(bytes), 100);
+            assert!(matches!(refused, Err(ExchangeError::TooLong { .. })), "{bytes}");
+        }
+        let other = Offer {
+            plan: [5; 32],
+            ..offer(10)
+        };
+        let refused = check(&offer(10), &other, 100);
+        assert!(matches!(refused, Err(ExchangeError::Mismatch { .. })));
+    }
+}

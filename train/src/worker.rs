@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tracing::warn;
 
 /// The state of one job on this node.
 pub(crate) struct Worker {
@@ -137,20 +138,21 @@ impl Worker {
         self.restore_kept(checkpoint.kept)?;
         let held = checkpoint.held.filter(|held| held.round > self.settled);
         // Without its plan a round cannot be settled; then so many have passed that the node catches up from a peer.
-        let plan = held.as_ref().and_then(|held| view.record(held.round));
-        if let Some(plan) = plan.map(|record| record.plan.clone()) {
+        if let Some(held) = &held
+            && let Some(plan) = view.record(held.round).map(|record| record.plan.clone())
+        {
             let pending = checkpoint.pending.filter(|pending| pending.plan == plan.digest());
-            let partners: Vec<NodeId> = pending.iter().flat_map(|_| plan.partners_of(self.me)).collect();
             self.open = Some(Open {
                 plan,
                 received: Vec::new(),
             });
-            // As it was before the restart, from the same model.
-            for partner in partners {
-                self.offer(partner)?;
-            }
-            for (partner, received) in pending.into_iter().flat_map(|pending| pending.received) {
-                self.accept(partner, &Bytes::from(received))?;
+            if let Some(pending) = pending
+                && let Err(error) = self.replay(held.round, pending)
+                && let Some(open) = &mut self.open
+            {
+                // As if nothing had been received: if it was merged, the node takes the model from a peer.
+                warn!(%error, "the exchanges in the checkpoint cannot be used");
+                open.received.clear();
             }
         }
         Ok(held.map(|mut held| {
@@ -162,6 +164,19 @@ impl Worker {
             held.received.retain(|node| here.contains(node));
             held
         }))
+    }
+
+    /// Brings the exchanges of the round in hand to where they were before a restart, from the same model.
+    fn replay(&mut self, round: Round, pending: Pending) -> Result<(), WorkerError> {
+        let open = self.open.as_ref().ok_or(WorkerError::NotInHand { round })?;
+        let partners: Vec<NodeId> = open.plan.partners_of(self.me).collect();
+        for partner in partners {
+            self.offer(round, partner)?;
+        }
+        for (partner, received) in pending.received {
+            self.accept(round, partner, &Bytes::from(received))?;
+        }
+        Ok(())
     }
 
     /// What the algorithm keeps beside the model, by names that tell dense rounds from the others.
@@ -222,20 +237,29 @@ impl Worker {
         Ok(trained)
     }
 
-    /// What a partner is told in the round in hand, and how many bytes it may tell at most.
-    pub(crate) fn offer(&mut self, partner: NodeId) -> Result<(Bytes, usize), WorkerError> {
-        let open = self.open.as_ref().ok_or(WorkerError::NoRound)?;
+    /// What a partner is told in the round in hand, which must be `round`, and how many bytes it may tell at most.
+    pub(crate) fn offer(&mut self, round: Round, partner: NodeId) -> Result<(Bytes, usize), WorkerError> {
+        let not_in_hand = || WorkerError::NotInHand { round };
+        let open = self.open.as_ref().filter(|open| open.plan.round == round);
+        let open = open.ok_or_else(not_in_hand)?;
         let (mut flat, mut message) = (Vec::new(), Vec::new());
         self.backend.read(&mut flat);
-        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or(WorkerError::NoRound)?;
+        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or_else(not_in_hand)?;
         gossip.offer(&open.plan, partner, &flat, &mut message)?;
         Ok((message.into(), gossip.message_bytes_max(&open.plan)))
     }
 
     /// Takes what the partner told, if it can be merged.
-    pub(crate) fn accept(&mut self, partner: NodeId, message: &Bytes) -> Result<(), WorkerError> {
-        let open = self.open.as_mut().ok_or(WorkerError::NoRound)?;
-        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or(WorkerError::NoRound)?;
+    pub(crate) fn accept(
+        &mut self,
+        round: Round,
+        partner: NodeId,
+        message: &Bytes,
+    ) -> Result<(), WorkerError> {
+        let not_in_hand = || WorkerError::NotInHand { round };
+        let open = self.open.as_mut().filter(|open| open.plan.round == round);
+        let open = open.ok_or_else(not_in_hand)?;
+        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or_else(not_in_hand)?;
         gossip.accept(&open.plan, partner, message)?;
         open.received.push((partner, message.clone()));
         Ok(())
@@ -284,12 +308,13 @@ impl Worker {
     /// Ends a round: merges what those partners told, and drops the rest.
     pub(crate) fn settle(&mut self, round: Round, merged: &[NodeId]) -> Result<(), WorkerError> {
         self.settled = round;
-        let Some(Open { plan, .. }) = self.open.take_if(|open| open.plan.round <= round) else {
-            return Ok(());
+        let open = self.open.take_if(|open| open.plan.round <= round);
+        let Some(Open { plan, .. }) = open.filter(|open| open.plan.round == round) else {
+            return match merged {
+                [] => Ok(()),
+                _ => Err(WorkerError::NotInHand { round }),
+            };
         };
-        if plan.round != round {
-            return Ok(());
-        }
         let Some(gossip) = gossip(&mut self.method, &mut self.averaging, &plan) else {
             return Ok(());
         };
@@ -442,8 +467,8 @@ pub(crate) enum WorkerError {
     Export(#[from] ExportError),
     #[error("the consensus model on disk cannot be used")]
     Import(#[from] ImportError),
-    #[error("no round is in hand")]
-    NoRound,
+    #[error("round {round} is not in hand")]
+    NotInHand { round: Round },
     #[error("the round cannot be carried through")]
     Method(#[from] MethodError),
 }

@@ -137,8 +137,9 @@ impl Exchange {
             peer,
             arrived,
         } = self;
+        let round = plan.round;
         let (message, bytes_max) = compute
-            .run(move |slot| with(slot, job, |worker| worker.offer(partner)))
+            .run(move |slot| with(slot, job, |worker| worker.offer(round, partner)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
@@ -158,7 +159,7 @@ impl Exchange {
         let received_bytes = received.bytes.len() as u64;
         let told = Bytes::from(received.bytes);
         compute
-            .run(move |slot| with(slot, job, |worker| worker.accept(partner, &told)))
+            .run(move |slot| with(slot, job, |worker| worker.accept(round, partner, &told)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
