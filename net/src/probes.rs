@@ -144,10 +144,13 @@ impl Probes {
         self.rest_until = Some(now + took * REST);
     }
 
-    /// The last probe of this peer measured nothing because something else was on its way: no reason to wait ever longer.
-    pub fn disturbed(&mut self, peer: PeerId) {
+    /// The last probe of this peer measured nothing because something else was on its way: no reason to wait ever
+    /// longer, but with many members the others have to come in between.
+    pub fn disturbed(&mut self, peer: PeerId, members: usize, now: Instant) {
+        let wait = spread(members).mul_f64(self.rng.random_range(0.5..1.0));
         if let Some(tried) = self.tried.get_mut(&peer) {
             tried.times = 0;
+            tried.again_at = tried.again_at.max(now + wait);
         }
     }
 
@@ -382,6 +385,22 @@ mod tests {
         let again_at = probes.next(&[at(main, now)], MEMBERS, back_at).unwrap_err();
         assert!(again_at < back_at + spread(MEMBERS));
         assert_eq!(probes.next(&[at(main, now)], MEMBERS, again_at), Ok(main));
+    }
+
+    #[test]
+    fn a_probe_that_is_disturbed_is_repeated_within_seconds_and_among_many_after_the_others() {
+        let (mut probes, peer, mut now) = (Probes::new(INTERVAL, 1), PeerId::random(), Instant::now());
+        for _ in 0..5 {
+            assert_eq!(probes.next(&[never(peer)], 0, now), Ok(peer));
+            probes.disturbed(peer, 4, now);
+            let again = probes.next(&[never(peer)], 0, now).unwrap_err();
+            assert!(again <= now + RETRY, "{:?}", again - now);
+            now = again;
+        }
+        assert_eq!(probes.next(&[never(peer)], 0, now), Ok(peer));
+        probes.disturbed(peer, 2000, now);
+        let again = probes.next(&[never(peer)], 0, now).unwrap_err();
+        assert!(again >= now + spread(2000) / 2, "{:?}", again - now);
     }
 
     #[test]

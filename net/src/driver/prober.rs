@@ -180,7 +180,7 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
                 };
                 trace!(%peer, ?speed, "link probed");
                 if speed.is_none() {
-                    probes.disturbed(peer);
+                    probes.disturbed(peer, shared.acceptor.members(), now());
                 }
                 // What was known is not forgotten for being busy.
                 if let Some(speed) = speed.or_else(|| known(&shared, peer)) {
@@ -195,7 +195,7 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
 async fn is_idle(shared: &Shared) -> bool {
     let before = traffic(shared);
     tokio::time::sleep(LOOK).await;
-    Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(traffic(shared) - before))
+    Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(traffic(shared).saturating_sub(before)))
 }
 
 fn candidates(shared: &Shared) -> Vec<Candidate> {
@@ -269,7 +269,7 @@ async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Resul
     if let Some(let_go) = let_go.timing() {
         seen.timing.took = seen.timing.took.max(let_go.took);
     }
-    let beside = ByteSize((traffic(shared) - before).saturating_sub(size.0));
+    let beside = ByteSize(traffic(shared).saturating_sub(before).saturating_sub(size.0));
     seen.beside = seen.beside.max(beside);
     Ok(seen)
 }
@@ -314,16 +314,18 @@ async fn answer(shared: &Shared, mut channel: Channel) -> Result<(), ChannelErro
         let Some(slice) = channel.receive().await? else {
             break;
         };
-        if slice.len() as u64 == Probes::SLICE.0 {
-            clock.record(now());
+        if slice.len() as u64 != Probes::SLICE.0 {
+            // No probe of ours has such a slice, and others could go on with them.
+            return Ok(());
         }
+        clock.record(now());
     }
     // Nobody probes with less.
     let Some(timing) = clock.timing() else {
         return Ok(());
     };
     let size = ByteSize(timing.counted.0 * 2);
-    let beside = ByteSize((traffic(shared) - before).saturating_sub(size.0));
+    let beside = ByteSize(traffic(shared).saturating_sub(before).saturating_sub(size.0));
     let is_whole = Probes::larger(size, timing, rtt(shared, channel.peer())).is_none();
     if is_whole && !timing.took.is_zero() {
         let (now, fresh) = (now(), shared.fresh());
