@@ -62,6 +62,8 @@ pub struct Ladder {
     failures: u32,
     /// Connections in a row that were lost as soon as they stood.
     flaps: u32,
+    /// How often QUIC was tried again beside a fallback of ours, or as many as count.
+    retries: u32,
     next: Next,
     punch_at: Option<Instant>,
     punching: bool,
@@ -107,6 +109,7 @@ impl Ladder {
             was_direct: false,
             failures: 0,
             flaps: 0,
+            retries: RETRIES_SOON,
             next: Next::Rest,
             punch_at: None,
             punching: false,
@@ -191,6 +194,10 @@ impl Ladder {
     /// A connection stands, whoever dialed it and however it was found.
     pub fn connected(&mut self, rung: Rung, dial: Option<DialId>, now: Instant) {
         self.dials.retain(|other| Some(other.id) != dial);
+        if rung == Rung::Fallback && dial.is_some() {
+            // Whether UDP is blocked here or was only lost with everything else a moment ago shows soon.
+            self.retries = 0;
+        }
         self.stands[rung.index()] = Some(now);
         self.failures = 0;
         if rung == Rung::Direct {
@@ -428,8 +435,15 @@ impl Ladder {
             .iter()
             .filter(|rung| better(rung))
             .any(|rung| !self.addresses[rung.index()].is_empty());
+        let wait = if self.best() == Some(Rung::Fallback) && self.retries < RETRIES_SOON {
+            self.retries += 1;
+            let bound = RETRY_FIRST * (1 << (self.retries - 1));
+            bound.mul_f64(self.rng.random_range(0.5..1.0))
+        } else {
+            self.rng.random_range(UPGRADE_EVERY)
+        };
         self.next = if any {
-            Next::Upgrade(now + self.rng.random_range(UPGRADE_EVERY))
+            Next::Upgrade(now + wait)
         } else {
             Next::Rest
         };
@@ -507,6 +521,10 @@ const OFFER_LEAD: Duration = Duration::from_millis(300);
 const DIRECT_LEAD: Duration = Duration::from_millis(200);
 /// How often something better is tried while something worse stands.
 const UPGRADE_EVERY: std::ops::Range<Duration> = Duration::from_secs(30)..Duration::from_secs(60);
+/// QUIC is first tried again so long after the fallback came to stand, at the latest, then after twice as long, ...
+const RETRY_FIRST: Duration = Duration::from_secs(4);
+/// ... so often: up to 16 s, when [`UPGRADE_EVERY`] takes over.
+const RETRIES_SOON: u32 = 3;
 /// A QUIC handshake over 600 ms with two lost packets.
 const DIAL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long QUIC may take beside the fallback before the network counts as one that blocks UDP.
@@ -615,23 +633,36 @@ mod tests {
     }
 
     #[test]
-    fn on_the_fallback_quic_is_tried_again_every_half_to_whole_minute() {
+    fn on_the_fallback_quic_is_tried_again_within_seconds_and_then_every_half_to_whole_minute() {
         let mut peer = climbing(&[V4, FALLBACK]);
         let dialed = peer.dials_until(Duration::from_millis(400));
         peer.ladder.connected(Rung::Fallback, Some(dialed[1].0), peer.now);
         peer.ladder.dial_failed(dialed[0].0, peer.now);
         let began = peer.now;
         let mut at = Vec::new();
-        for (id, ms, address) in peer.dials_until(Duration::from_secs(600)) {
-            assert_eq!(address, V4);
-            at.push(ms);
-            peer.ladder.dial_failed(id, peer.now);
+        while peer.now < began + Duration::from_secs(600) {
+            if let LadderAction::Dial { id, address } = peer.next() {
+                assert_eq!(address.to_string(), V4);
+                at.push((peer.now - began).as_millis());
+                peer.now += Duration::from_secs(2);
+                peer.ladder.dial_failed(id, peer.now);
+            }
         }
-        assert!(peer.now - began >= Duration::from_secs(590));
-        assert!((9..=20).contains(&at.len()), "{at:?}");
-        for pair in at.windows(2) {
+        for (pair, wait) in [0].iter().chain(&at).zip(&at).zip([4_000, 8_000, 16_000]) {
+            assert!((wait / 2..=wait).contains(&(pair.1 - pair.0)), "{at:?}");
+        }
+        for pair in at[2..].windows(2) {
             assert!((30_000..=60_000).contains(&(pair[1] - pair[0])), "{at:?}");
         }
+    }
+
+    #[test]
+    fn who_was_reached_over_the_fallback_does_not_dial_back_in_a_hurry() {
+        let mut peer = climbing(&[V4]);
+        let dialed = peer.dials_until(Duration::ZERO);
+        peer.ladder.connected(Rung::Fallback, None, peer.now);
+        peer.ladder.dial_failed(dialed[0].0, peer.now);
+        assert!(peer.dials_until(Duration::from_secs(29)).is_empty());
     }
 
     #[test]
