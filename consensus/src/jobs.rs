@@ -186,13 +186,12 @@ fn is_evaluable(job: &JobView, round: Round) -> bool {
     round > recorded && round <= closed
 }
 
-/// Pairs and those alone are in order, and nobody is in two places, where each has one partner at most.
+/// Pairs and those alone are in order, and nobody is in two places, where each has one partner at most. Who serves the
+/// others may train too, and then is among both.
 fn check_participants(plan: &RoundPlan, one_partner: bool) -> Result<(), RefusedReason> {
-    check_count(
-        "participants",
-        plan.participants().take(MEMBERS_MAX + 1).count(),
-        MEMBERS_MAX,
-    )?;
+    // On a ring there are as many pairs as nodes, and never more.
+    check_count("pairs", plan.pairs.len(), MEMBERS_MAX)?;
+    check_count("participants", plan.alone.len(), MEMBERS_MAX)?;
     let malformed = |kind| Err(RefusedReason::Malformed(kind));
     let mut seen = BTreeSet::new();
     let mut last: Option<Pair> = None;
@@ -212,10 +211,12 @@ fn check_participants(plan: &RoundPlan, one_partner: bool) -> Result<(), Refused
         }
     }
     for node in &plan.alone {
-        if !seen.insert(*node) {
+        let serves = matches!(plan.kind, RoundKind::Served { server } if server == *node);
+        if !seen.insert(*node) && !serves {
             return malformed(Malformed::Repeated(*node));
         }
     }
+    check_count("participants", seen.len(), MEMBERS_MAX)?;
     if seen.is_empty() {
         return malformed(Malformed::Empty);
     }
@@ -270,12 +271,6 @@ fn check_spec(spec: &JobSpec) -> Result<(), RefusedReason> {
     }
     if spec.data.is_empty() || spec.data.len() > TEXT_LENGTH_MAX {
         return bad("data", "a name of 1 to 256 bytes");
-    }
-    if matches!(spec.algorithm.meeting(), Meeting::All | Meeting::Server) {
-        return bad(
-            "algorithm",
-            "one whose nodes meet partners, or `local`: the others are for `lapwing simulate`",
-        );
     }
     if spec.rounds == 0 {
         return bad("rounds", "at least 1");

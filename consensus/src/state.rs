@@ -502,11 +502,21 @@ mod tests {
                 "{refused:?}"
             );
         }
+        // Only who serves the others may train beside them.
+        let mut served = plan(job, 1, &[(a, b)], &[b]);
+        served.kind = RoundKind::Served { server: a };
+        let refused = log.apply(Command::PlanRound(served.clone()));
+        assert!(
+            matches!(refused, Applied::Refused(RefusedReason::Malformed(_))),
+            "{refused:?}"
+        );
         let stranger = log.apply(Command::PlanRound(plan(job, 1, &[], &[NodeId(77)])));
         assert_eq!(
             stranger,
             Applied::Refused(RefusedReason::UnknownMember(NodeId(77)))
         );
+        served.kind = RoundKind::Served { server: b };
+        assert_eq!(log.apply(Command::PlanRound(served)), Applied::Done);
     }
 
     #[test]

@@ -243,9 +243,31 @@ async fn a_leader_that_is_killed_in_a_round_loses_no_round() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_whose_every_node_is_killed_goes_on_from_its_checkpoints() {
+    let accuracy = accuracy_after_all_were_killed(JOB, 40).await;
+    assert!(
+        accuracy > 0.85,
+        "what was learned before the crash is not lost: {accuracy}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_algorithm_keeps_beside_the_model_survives_the_death_of_all_nodes() {
+    for job in [
+        // Copies of two neighbours each.
+        "algorithm = 'choco-sgd'\nrounds = 40\nlocal_steps = 20\ncompression = 4\nevaluate_every = 20",
+        // The model of all, and the outer momentum.
+        "algorithm = 'diloco'\nrounds = 40\nlocal_steps = 20\nevaluate_every = 20",
+    ] {
+        let accuracy = accuracy_after_all_were_killed(job, 40).await;
+        assert!(accuracy > 0.85, "{job}: {accuracy}");
+    }
+}
+
+/// Has three nodes work on a job, kills them and the gateway in its eighth round, and starts the nodes again.
+async fn accuracy_after_all_were_killed(job: &'static str, rounds: usize) -> f64 {
     let mut processes = Processes::of(3).await;
     let before = processes.formed(3, 3).await;
-    let job = processes.submit(0, JOB).await;
+    let job = processes.submit(0, job).await;
     let document = processes.reached(1, &job, 8).await;
     let round = document["round"].as_u64().unwrap();
     // The gateway too: nobody is there to ask.
@@ -262,8 +284,8 @@ async fn a_cluster_whose_every_node_is_killed_goes_on_from_its_checkpoints() {
         processes.up(place).await;
     }
     let document = processes.finished(2, &job).await;
-    let rounds = document["history"].as_array().unwrap();
-    assert_eq!(rounds.len(), 40, "rounds go on where they were, at {round}");
+    let history = document["history"].as_array().unwrap();
+    assert_eq!(history.len(), rounds, "rounds go on where they were, at {round}");
     let after = processes.formed(3, 3).await;
     let ids = |members: &Value| -> Vec<String> {
         members["members"]
@@ -274,11 +296,6 @@ async fn a_cluster_whose_every_node_is_killed_goes_on_from_its_checkpoints() {
             .collect()
     };
     assert_eq!(ids(&before), ids(&after), "the same members");
-    let accuracy = document["evaluations"].as_array().unwrap().last().unwrap()["averaged_accuracy"]
-        .as_f64()
-        .unwrap();
-    assert!(
-        accuracy > 0.85,
-        "what was learned before the crash is not lost: {accuracy}"
-    );
+    let last = document["evaluations"].as_array().unwrap().last().unwrap();
+    last["averaged_accuracy"].as_f64().unwrap()
 }

@@ -153,6 +153,76 @@ async fn algorithms_whose_nodes_meet_partners_run_as_they_are_simulated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn algorithms_whose_nodes_make_a_mean_together_run_as_they_are_simulated() {
+    let cluster = Cluster::of(3).await;
+    cluster.formed(3, 3).await;
+    for (algorithm, settings) in [
+        ("all-reduce", "rounds = 40\nlr = 0.1"),
+        ("diloco", "rounds = 5\nlocal_steps = 10"),
+        ("fedavg", "rounds = 5\nlocal_steps = 10"),
+        ("s-fedavg", "rounds = 8\nlocal_steps = 10\ncompression = 2"),
+    ] {
+        let job = format!("algorithm = \"{algorithm}\"\n{settings}\nevaluate_every = 0");
+        let job = cluster.submit(0, &job).await;
+        let document = cluster.finished(0, &job).await;
+        let rounds = document["history"].as_array().unwrap();
+        let is_merged = |round: &&Value| {
+            round["merged"] == round["pairs"] && !round["pairs"].as_array().unwrap().is_empty()
+        };
+        // A round that a busy machine does not end in time is merged by nobody.
+        let merged = rounds.iter().filter(is_merged).count();
+        assert!(merged * 2 > rounds.len(), "{algorithm}: {merged} of {rounds:?}");
+        let bytes = document["parameters"].as_u64().unwrap() * 4;
+        for node in rounds.iter().rfind(is_merged).unwrap()["nodes"]
+            .as_array()
+            .unwrap()
+        {
+            let sent = node["sent_bytes"].as_u64().unwrap();
+            assert!(sent > bytes / 3, "{algorithm}: {node}");
+        }
+        let last = document["evaluations"].as_array().unwrap().last().unwrap();
+        assert!(
+            last["averaged_accuracy"].as_f64().unwrap() > 0.3,
+            "{algorithm}: {last}"
+        );
+        if algorithm == "all-reduce" {
+            all_are_as_good(last, 3);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_an_all_reduce_late_has_the_same_model_as_all_others() {
+    let mut cluster = Cluster::of(2).await;
+    cluster.formed(2, 2).await;
+    let job = cluster
+        .submit(
+            0,
+            "algorithm = \"all-reduce\"\nrounds = 150\nlr = 0.1\nevaluate_every = 0",
+        )
+        .await;
+    let late = cluster
+        .add(|config| config.data = Some("digits#partition=iid,seed=1,part=1/2".to_owned()))
+        .await;
+    let document = cluster.finished(late, &job).await;
+    let rounds = document["history"].as_array().unwrap();
+    assert_eq!(rounds.last().unwrap()["nodes"].as_array().unwrap().len(), 3);
+    all_are_as_good(document["evaluations"].as_array().unwrap().last().unwrap(), 3);
+}
+
+/// Models that are bit-identical have the same accuracy.
+fn all_are_as_good(evaluation: &Value, nodes: usize) {
+    let local: Vec<f64> = evaluation["local"]
+        .as_object()
+        .unwrap()
+        .values()
+        .filter_map(Value::as_f64)
+        .collect();
+    let same = local.iter().all(|accuracy| *accuracy == local[0]);
+    assert!(local.len() == nodes && same, "{evaluation}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn saps_as_published_can_be_chosen() {
     let cluster = Cluster::of(2).await;
     cluster.formed(2, 2).await;

@@ -8,7 +8,7 @@
 use crate::planner::{Knobs, PlanInput, is_dense_next, plan_round};
 use lapwing_base::{
     Bandwidth, Bandwidths, Evaluation, JobId, JobPhase, JobView, LinkSpeed, Manifest, MemberState, NodeId,
-    Ppm, Report, Roster, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, RoundReport,
+    Pair, Ppm, Report, Roster, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, RoundReport,
 };
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -429,10 +429,15 @@ impl Coordinator {
             let [a, b] = pair.nodes();
             has_received(a, b) && has_received(b, a)
         });
+        let mut merged: Vec<Pair> = merged.collect();
+        if plan.kind == RoundKind::Reduced && merged.len() < plan.pairs.len() {
+            // What some have and others do not is a mean of nobody.
+            merged.clear();
+        }
         let outcome = RoundOutcome {
             job: job.id,
             round: plan.round,
-            merged: merged.collect(),
+            merged,
             nodes: reports.values().map(|report| report.outcome.clone()).collect(),
             took_ms: u32::try_from((now - seen_at).as_millis()).unwrap_or(u32::MAX),
         };
@@ -658,7 +663,14 @@ fn has_changed(committed: Option<Bandwidth>, speed: Bandwidth) -> bool {
 
 /// An evaluation by one of those who reported in the round, another one each time.
 fn evaluator(roster: &Roster, job: &JobView, failed: Option<NodeId>) -> Option<NodeId> {
-    let outcome = job.rounds.back()?.outcome.as_ref()?;
+    let record = job.rounds.back()?;
+    let outcome = record.outcome.as_ref()?;
+    if let RoundKind::Served { server } = record.plan.kind
+        && is_active(roster, server)
+    {
+        // Its model is everybody's.
+        return Some(server);
+    }
     let reporters = outcome.nodes.iter().map(|done| done.node);
     let mut candidates: Vec<NodeId> = reporters.filter(|&node| is_active(roster, node)).collect();
     if candidates.is_empty() {
@@ -1155,6 +1167,55 @@ mod tests {
     }
 
     /// A cluster whose log applies every decision that the story applies to it.
+    #[test]
+    fn a_pair_merges_only_when_each_names_the_other() {
+        let mut story = Story::new(2);
+        story.expect_plan();
+        let mut elsewhere = story.round_report(1, true);
+        elsewhere.received = vec![NodeId(1), NodeId(3), NodeId(77)];
+        story.coordinator.on_report(Report::Round(elsewhere), story.now);
+        story.report(2, true);
+        assert_eq!(story.expect_close().merged, []);
+    }
+
+    #[test]
+    fn on_a_ring_each_edge_merges_by_itself_and_a_mean_of_all_counts_for_all_or_nobody() {
+        for (algorithm, merged) in [(Algorithm::DPsgd, 2), (Algorithm::DiLoCo, 0)] {
+            let mut story = Story::new(4);
+            story.job.spec.algorithm = algorithm;
+            let plan = story.expect_plan();
+            assert_eq!(plan.pairs.len(), 4);
+            for node in 1..=4 {
+                story.report(node, node != 2);
+            }
+            assert_eq!(story.expect_close().merged.len(), merged, "{algorithm}");
+            let plan = story.expect_plan();
+            story.finish_round(Duration::from_millis(1));
+            let outcome = story.job.rounds.back().unwrap().outcome.as_ref().unwrap();
+            assert_eq!(outcome.merged, plan.pairs, "{algorithm}");
+        }
+    }
+
+    #[test]
+    fn whoever_serves_evaluates_too() {
+        let mut story = Story::new(4);
+        story.job.spec.algorithm = Algorithm::FedAvg;
+        story.job.spec.evaluate_every = 1;
+        for round in 1..4 {
+            let plan = story.expect_plan();
+            let RoundKind::Served { server } = plan.kind else {
+                panic!("{plan:?}");
+            };
+            story.finish_round(Duration::from_millis(1));
+            assert_eq!(story.expect_assigned(), (Round(round), server));
+            story.evaluate(Round(round), 1);
+            assert!(matches!(
+                story.poll_applied(),
+                Some(Decision::RecordEvaluation { .. })
+            ));
+        }
+    }
+
     struct Story {
         coordinator: Coordinator,
         roster: Roster,

@@ -8,21 +8,26 @@
 //! Shutdown: the loop stops first, then what it had under way is dropped, then the training thread ends
 //! after the computation in hand.
 
+mod reduction;
 mod reporting;
 mod tasks;
 
+use self::reduction::Reduction;
 use self::reporting::{changed_links, report};
 use self::tasks::Averaged;
 use crate::compute::{Compute, ComputeHandle, ComputeStopped};
 use crate::data::DataSpec;
 use crate::exchange::{self, EXCHANGE, ExchangeError, Offered, Opening};
 use crate::models::{self, Ask, FetchError, Held, MODEL, Which};
+use crate::quantise;
 use crate::round::{Effect, Exchanged, Input, RoundCore, Stage};
 use crate::status::{TrainingState, TrainingStatus};
 use crate::steps::Trained;
 use crate::worker::{Opened, Worker, WorkerError};
+use bytes::Bytes;
 use lapwing_base::{
-    Bandwidth, JobId, JobView, LinkSpeed, MemberState, NodeId, PeerId, Ppm, Report, Roster, Round,
+    Bandwidth, JobId, JobView, LinkSpeed, Meeting, MemberState, NodeId, PeerId, Ppm, Report, Roster, Round,
+    RoundKind, RoundPlan, Values,
 };
 use lapwing_net::{Channel, Network};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -195,9 +200,15 @@ struct OpenJob {
     /// `None` when the job cannot be computed here: the node then reports each round empty-handed, so that
     /// nobody waits for it.
     parameters: Option<usize>,
+    /// Values of what a node that joins takes from a peer.
+    shared: usize,
+    /// The model with which this node begins a round for those that it serves.
+    start: Option<(Round, Bytes)>,
     problem: Option<String>,
     /// One for each partner of the round in hand that has not ended.
     exchanges: Vec<UnderWay>,
+    /// The round whose mean is going around; the exchanges are then the two ends of one task.
+    reducing: Option<Round>,
     parked: BTreeMap<(Round, PeerId), Offered>,
     /// Partners that have said that they take no part in a round that is not exchanged here yet.
     withdrawn: BTreeSet<(Round, PeerId)>,
@@ -226,7 +237,9 @@ struct UnderWay {
 enum Event {
     Opened(JobId, Result<Opened, String>),
     Trained(JobId, Result<Trained, String>, Duration),
+    Begun(JobId, Round, Result<Bytes, String>),
     Exchanged(JobId, Round, NodeId, Exchanged, Option<LinkSpeed>),
+    Reduced(JobId, Round, Exchanged),
     Held(JobId, Result<bool, String>),
     Snapshot(JobId, Result<Held, String>),
     CaughtUp(JobId, Result<(), String>),
@@ -354,8 +367,23 @@ impl Driver {
             let partner = applied.roster.by_peer(&exchange.partner);
             partner.is_none_or(|partner| partner.state == MemberState::Suspected)
         };
-        let lost: Vec<UnderWay> = open.exchanges.extract_if(.., is_lost).collect();
         let mut effects = Vec::new();
+        if let Some(round) = open.reducing
+            && applied
+                .job
+                .as_ref()
+                .and_then(|view| view.record(round))
+                .is_some_and(|record| {
+                    record.plan.participants().any(|node| {
+                        let member = applied.roster.members.get(&node);
+                        member.is_none_or(|member| member.state == MemberState::Suspected)
+                    })
+                })
+        {
+            info!(%round, "somebody on the ring does not answer; giving up the mean");
+            effects.extend(open.end_reduction(round, Exchanged::default()));
+        }
+        let lost: Vec<UnderWay> = open.exchanges.extract_if(.., is_lost).collect();
         for exchange in lost {
             info!(round = %exchange.round, partner = %exchange.partner, "the partner does not answer; giving up the exchange");
             exchange.task.abort();
@@ -394,18 +422,51 @@ impl Driver {
             match effect {
                 Effect::Train(plan) if able => {
                     debug!(round = %plan.round, steps = plan.local_steps, "training");
-                    self.running.spawn(tasks::train(id, &compute, plan));
+                    let values = applied.job.as_ref().map(|view| view.spec.values);
+                    match plan.kind {
+                        RoundKind::Served { server } if server != self.config.me => {
+                            let peer = applied.roster.members.get(&server).map(|member| member.peer);
+                            let bytes = open.start_bytes(values);
+                            match peer {
+                                Some(peer) => {
+                                    let network = self.network.clone();
+                                    self.running
+                                        .spawn(tasks::follow(id, compute, network, peer, plan, bytes));
+                                }
+                                None => {
+                                    let left = "the server has left".to_owned();
+                                    self.running
+                                        .spawn(async move { Event::Trained(id, Err(left), Duration::ZERO) });
+                                }
+                            }
+                        }
+                        RoundKind::Served { .. } => {
+                            self.running
+                                .spawn(tasks::begin_serving(id, &compute, plan.clone()));
+                            self.running.spawn(tasks::train(id, &compute, plan));
+                        }
+                        RoundKind::Sparse | RoundKind::Dense | RoundKind::Reduced => {
+                            self.running.spawn(tasks::train(id, &compute, plan));
+                        }
+                    }
                 }
                 Effect::Train(_) => {
-                    let nothing = Trained {
-                        loss: 0.0,
-                        samples: 0,
-                    };
                     self.running
-                        .spawn(async move { Event::Trained(id, Ok(nothing), Duration::ZERO) });
+                        .spawn(async move { Event::Trained(id, Ok(Trained::NOTHING), Duration::ZERO) });
+                }
+                Effect::Exchange(plan) if able && plan.kind == RoundKind::Reduced => {
+                    let (running, network) = (&mut self.running, &self.network);
+                    open.reduce(running, compute, network, self.config.me, &plan, &applied.roster);
                 }
                 Effect::Exchange(plan) => {
                     let round = plan.round;
+                    let values = applied.job.as_ref().map(|view| view.spec.values);
+                    let start_bytes = open.start_bytes(values) as u64;
+                    let before = match plan.kind {
+                        RoundKind::Served { server } if server == self.config.me => (start_bytes, 0),
+                        RoundKind::Served { .. } => (0, start_bytes),
+                        RoundKind::Sparse | RoundKind::Dense | RoundKind::Reduced => (0, 0),
+                    };
                     for partner in plan.partners_of(self.config.me) {
                         let network = self.network.clone();
                         let peer = applied.roster.members.get(&partner).map(|member| member.peer);
@@ -419,6 +480,7 @@ impl Driver {
                                     plan: (*plan).clone(),
                                     partner,
                                     peer,
+                                    before,
                                     arrived,
                                 };
                                 let under_way = start_exchange(&mut self.running, &mut open.parked, exchange);
@@ -439,6 +501,7 @@ impl Driver {
                     }
                 }
                 Effect::Abandon => {
+                    open.reducing = None;
                     for exchange in open.exchanges.drain(..) {
                         debug!(round = %exchange.round, "exchange abandoned: the round has closed");
                         exchange.task.abort();
@@ -472,14 +535,25 @@ impl Driver {
                         .spawn(tasks::settle(id, &compute, round, merged, snapshot));
                 }
                 Effect::CatchUp { round } => {
-                    let peers = answering(&applied.roster, self.config.me);
-                    let (network, parameters) = (self.network.clone(), open.parameters);
+                    let meeting = applied.job.as_ref().map(|view| view.spec.algorithm.meeting());
+                    // The server's model is all that counts: nobody has a better one than it has itself.
+                    let keeps = meeting == Some(Meeting::Server) && open.core.settled() > Round(0);
+                    let wanted = tasks::CatchUp {
+                        peers: if keeps {
+                            Vec::new()
+                        } else {
+                            answering(&applied.roster, self.config.me)
+                        },
+                        round,
+                        shared: open.shared,
+                        exactly: meeting == Some(Meeting::All),
+                    };
+                    let network = self.network.clone();
                     self.running.spawn(async move {
-                        let caught_up = match parameters {
-                            Some(parameters) => {
-                                tasks::catch_up(compute, network, peers, id, round, parameters).await
-                            }
-                            None => Ok(()),
+                        let caught_up = if able {
+                            tasks::catch_up(compute, network, id, wanted).await
+                        } else {
+                            Ok(())
                         };
                         Event::CaughtUp(id, caught_up)
                     });
@@ -505,10 +579,7 @@ impl Driver {
                     Err(error) => {
                         warn!(error, "the local steps failed");
                         open.problem = Some(error);
-                        Trained {
-                            loss: 0.0,
-                            samples: 0,
-                        }
+                        Trained::NOTHING
                     }
                 };
                 let loss_micro = (f64::from(trained.loss) * 1e6).clamp(0.0, f64::from(u32::MAX)) as u32;
@@ -538,6 +609,22 @@ impl Driver {
                 if let Some(link) = link.filter(|link| link.from != me) {
                     open.links.push(link);
                 }
+                self.status.send_modify(|status| {
+                    status.sent.0 += exchanged.sent_bytes;
+                    status.received.0 += exchanged.received_bytes;
+                });
+                self.follow_up(effects);
+            }
+            Event::Begun(id, round, start) => {
+                let Some(open) = self.open_job(id) else { return };
+                match start {
+                    Ok(start) => open.start = Some((round, start)),
+                    Err(error) => warn!(error, %round, "the round could not be begun"),
+                }
+            }
+            Event::Reduced(id, round, exchanged) => {
+                let Some(open) = self.open_job(id) else { return };
+                let effects = open.end_reduction(round, exchanged);
                 self.status.send_modify(|status| {
                     status.sent.0 += exchanged.sent_bytes;
                     status.received.0 += exchanged.received_bytes;
@@ -619,26 +706,35 @@ impl Driver {
             return;
         }
         let me = self.config.me;
-        let (core, parameters, consensus, problem) = match opened {
+        let (core, parameters, shared, consensus, problem) = match opened {
             Ok(opened) => {
                 info!(job = %id, round = %opened.settled, parameters = opened.parameters, "job opened");
                 let core = match opened.held {
                     Some(held) => RoundCore::resume(me, opened.settled, held),
                     None => RoundCore::new(me, opened.settled),
                 };
-                (core, Some(opened.parameters), opened.consensus, None)
+                (
+                    core,
+                    Some(opened.parameters),
+                    opened.shared,
+                    opened.consensus,
+                    None,
+                )
             }
             Err(error) => {
                 warn!(error, job = %id, "this node cannot work on the job; it tells its partners so");
-                (RoundCore::new(me, Round(0)), None, None, Some(error))
+                (RoundCore::new(me, Round(0)), None, 0, None, Some(error))
             }
         };
         self.job = Job::Open(Box::new(OpenJob {
             id,
             core,
             parameters,
+            shared,
+            start: None,
             problem,
             exchanges: Vec::new(),
+            reducing: None,
             parked: BTreeMap::new(),
             withdrawn: BTreeSet::new(),
             snapshots: VecDeque::new(),
@@ -684,6 +780,12 @@ impl Driver {
         let Some(open) = self.open_job(job) else { return };
         let expects = |exchange: &UnderWay| exchange.round == round && exchange.partner == peer;
         if let Some(place) = open.exchanges.iter().position(expects) {
+            if open.reducing == Some(round) {
+                info!(%round, %peer, "a neighbour takes no part in this round");
+                let effects = open.end_reduction(round, Exchanged::default());
+                self.follow_up(effects);
+                return;
+            }
             let exchange = open.exchanges.swap_remove(place);
             exchange.task.abort();
             info!(%round, %peer, "the partner takes no part in this round");
@@ -735,15 +837,20 @@ impl Driver {
         let peer = channel.peer();
         let found = match &self.job {
             Job::Open(open) if open.id == ask.job && open.parameters.is_some() => match ask.which {
+                Which::Start(round) => match &open.start {
+                    Some((begun, start)) if *begun == round => Found::Start(start.clone()),
+                    _ if open.core.settled() >= round => Found::RoundOver,
+                    _ => Found::Nothing,
+                },
                 Which::After(round) => match open.snapshots.iter().find(|held| held.round == round) {
                     Some(held) => Found::Held(held.clone()),
                     // Started again since: the model on disk is still that of the round.
                     None if open.core.settled() == round && *open.core.stage() == Stage::Waiting => {
-                        Found::Computed
+                        Found::Computed(Worker::current)
                     }
                     None => Found::Nothing,
                 },
-                Which::Current => Found::Computed,
+                Which::Current => Found::Computed(Worker::shared),
                 Which::Consensus => open.consensus.clone().map_or(Found::Nothing, Found::Held),
             },
             Job::None | Job::Opening(_) | Job::Open(_) => Found::NoJob,
@@ -753,9 +860,11 @@ impl Driver {
             let given = tokio::time::timeout(MODEL_PATIENCE, async {
                 match found {
                     Found::Held(held) => models::give(channel, held).await,
-                    Found::Computed => {
+                    Found::Start(start) => models::give_start(channel, start).await,
+                    Found::RoundOver => models::decline(channel, models::Decline::RoundOver).await,
+                    Found::Computed(which) => {
                         let permit = asked.acquire().await;
-                        let computed = compute.run(move |slot| current(slot, ask.job)).await;
+                        let computed = compute.run(move |slot| of_job(slot, ask.job).map(which)).await;
                         drop(permit);
                         match computed {
                             Ok(Some(held)) => models::give(channel, held).await,
@@ -794,6 +903,12 @@ impl Driver {
             return;
         };
         open.averaged = Some(round);
+        let kind = view.record(round).map(|record| record.plan.kind);
+        let peers = match kind {
+            // What those whom this node serves have is theirs for a round.
+            Some(RoundKind::Served { server }) if server == me => Vec::new(),
+            _ => answering(roster, me),
+        };
         let is_final = round >= view.last_round();
         let task = tasks::Averaging {
             network: self.network.clone(),
@@ -801,7 +916,7 @@ impl Driver {
             job: open.id,
             round,
             own: (me, own.clone()),
-            peers: answering(roster, me),
+            peers,
             parameters,
             is_final,
         };
@@ -888,9 +1003,99 @@ impl Driver {
     }
 }
 
+impl OpenJob {
+    /// Starts to make the mean of a round with all the others.
+    fn reduce(
+        &mut self,
+        running: &mut JoinSet<Event>,
+        compute: ComputeHandle,
+        network: &Network,
+        me: NodeId,
+        plan: &RoundPlan,
+        roster: &Roster,
+    ) {
+        let (id, round) = (self.id, plan.round);
+        let peer_of = |node: NodeId| roster.members.get(&node).map(|member| member.peer);
+        self.reducing = Some(round);
+        let ends = reduction::neighbours(plan, me).and_then(|(order, before, next)| {
+            let peers = (peer_of(before)?, peer_of(next)?);
+            let is_there = |peer| !self.withdrawn.contains(&(round, peer));
+            (is_there(peers.0) && is_there(peers.1)).then_some((order, (before, next), peers))
+        });
+        let Some((order, (before, next), (peer_before, peer_next))) = ends else {
+            // Somebody has left, or takes no part: there is no mean.
+            running.spawn(async move { Event::Reduced(id, round, Exchanged::default()) });
+            return;
+        };
+        let (arrival, arrived) = oneshot::channel();
+        let mut arrival = Some(arrival);
+        if let Some(offered) = self.parked.remove(&(round, peer_before))
+            && let Some(arrival) = arrival.take()
+        {
+            // The receiving end is here, so this cannot fail.
+            let _ = arrival.send(offered);
+        }
+        let reduction = Reduction {
+            job: id,
+            compute,
+            network: network.clone(),
+            plan: plan.clone(),
+            order,
+            next: peer_next,
+            arrived,
+        };
+        let task = running.spawn(reduction.run());
+        self.exchanges.push(UnderWay {
+            round,
+            node: before,
+            partner: peer_before,
+            task: task.clone(),
+            arrival,
+        });
+        if next != before {
+            self.exchanges.push(UnderWay {
+                round,
+                node: next,
+                partner: peer_next,
+                task,
+                arrival: None,
+            });
+        }
+    }
+
+    /// Bytes of the model with which a server begins a round.
+    fn start_bytes(&self, values: Option<Values>) -> usize {
+        let parameters = self.parameters.unwrap_or_default();
+        values.map_or(0, |values| quantise::encoded_len(parameters, values))
+    }
+
+    /// Ends the round's mean, well or not: what both neighbours were waited for.
+    fn end_reduction(&mut self, round: Round, exchanged: Exchanged) -> Vec<Effect> {
+        if self.reducing != Some(round) {
+            // What is left of an earlier round tells nothing of this one.
+            return Vec::new();
+        }
+        self.reducing = None;
+        self.exchanges.drain(..).for_each(|end| end.task.abort());
+        let Stage::Exchanging(_) = self.core.stage() else {
+            return Vec::new();
+        };
+        let mut effects = Vec::new();
+        let mut told = exchanged;
+        for node in self.core.awaited().to_vec() {
+            effects.extend(self.core.handle(Input::Exchanged(node, told)));
+            // Its bytes count once.
+            (told.sent_bytes, told.received_bytes) = (0, 0);
+        }
+        effects
+    }
+}
+
 enum Found {
     Held(Held),
-    Computed,
+    Computed(fn(&Worker) -> Held),
+    Start(Bytes),
+    RoundOver,
     Nothing,
     NoJob,
 }
@@ -919,11 +1124,9 @@ fn start_exchange(
     }
 }
 
-/// The model of a job as it is now, if that job is open.
-fn current(slot: &Option<Worker>, job: JobId) -> Option<Held> {
-    slot.as_ref()
-        .filter(|worker| worker.job() == job)
-        .map(Worker::current)
+/// The worker, if it works on that job.
+fn of_job(slot: &Option<Worker>, job: JobId) -> Option<&Worker> {
+    slot.as_ref().filter(|worker| worker.job() == job)
 }
 
 /// Every other member that answers, by number.

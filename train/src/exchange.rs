@@ -5,11 +5,15 @@
 //!
 //! On the channel, in each direction: one [`Greeting`], then, after an offer, the message in frames
 //! of at most 64 KiB. The partner with the smaller number opens the channel.
+//!
+//! On a ring every node opens one to the next: the greetings are the same, of no message, and then come the pieces of the
+//! mean in that direction alone (`ring.rs`).
 
 use crate::payload::{self, CHUNK_BYTES, PayloadError};
+use crate::ring::RingError;
 use bytes::Bytes;
 use lapwing_base::{ByteSize, Class, JobId, Round, RoundPlan};
-use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, OpenError};
+use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, OpenError, ReceiveHalf, SendHalf};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -186,6 +190,40 @@ pub(crate) async fn swap_as_acceptor(
     Ok(received)
 }
 
+/// Agrees with the next one on a ring that this side will send it pieces, over a channel that this side opened.
+pub(crate) async fn join_as_opener(
+    mut channel: Channel,
+    mine: &Offer,
+) -> Result<(SendHalf, ReceiveHalf), ExchangeError> {
+    channel
+        .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
+        .await?;
+    match greeting(channel.receive().await?)? {
+        Greeting::Offer(theirs) => check(mine, &theirs, 0)?,
+        Greeting::Declined(reason) => return Err(ExchangeError::Declined(reason)),
+        Greeting::Withdrawn { .. } => return Err(ExchangeError::Declined(Decline::Unable)),
+    };
+    Ok(channel.split())
+}
+
+/// Agrees with the one before on a ring that this side will take its pieces, over the channel that it opened.
+pub(crate) async fn join_as_acceptor(
+    Offered {
+        mut channel,
+        offer: theirs,
+    }: Offered,
+    mine: &Offer,
+) -> Result<(SendHalf, ReceiveHalf), ExchangeError> {
+    if let Err(error) = check(mine, &theirs, 0) {
+        decline(channel, Decline::AnotherPlan).await?;
+        return Err(error);
+    }
+    channel
+        .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
+        .await?;
+    Ok(channel.split())
+}
+
 /// Both must mean the same round and plan, and the partner's message be one that it allows. Returns its bytes.
 fn check(mine: &Offer, theirs: &Offer, bytes_max: usize) -> Result<usize, ExchangeError> {
     if (theirs.job, theirs.round, theirs.plan) != (mine.job, mine.round, mine.plan) {
@@ -230,6 +268,8 @@ pub(crate) enum ExchangeError {
     Payload(#[source] PayloadError),
     #[error("the values cannot be used")]
     Values(#[source] crate::worker::WorkerError),
+    #[error("a piece of the mean cannot be used")]
+    Ring(#[from] RingError),
     #[error("the trainer is stopping")]
     Stopped,
 }

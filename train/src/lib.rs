@@ -22,6 +22,7 @@ mod model;
 mod planner;
 pub mod privacy;
 pub mod quantise;
+mod ring;
 mod round;
 pub mod simulate;
 mod status;
@@ -58,6 +59,7 @@ pub use mask::{DeltaError, Mask, Runs, round_seed};
 pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
 pub use model::{BYTES, Extent, InputKind, InputShape, Layer, Model, ModelError, NORM_EPSILON, shortcut};
 pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};
+pub use ring::RingError;
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
 pub use status::{TrainingState, TrainingStatus};
 

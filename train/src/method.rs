@@ -11,22 +11,25 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 mod all_reduce;
-mod averaging;
+pub(crate) mod averaging;
 mod choco_sgd;
+pub(crate) mod contribution;
 mod copies;
 mod d_psgd;
 mod dcd_psgd;
 mod diloco;
 mod fed_avg;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+mod methods;
 mod noloco;
 mod sparse;
 mod values;
 
-pub(crate) use self::averaging::Averaging;
+pub(crate) use self::methods::Methods;
 
 use self::all_reduce::AllReduce;
+use self::averaging::Averaging;
 use self::choco_sgd::ChocoSgd;
 use self::d_psgd::DPsgd;
 use self::dcd_psgd::DcdPsgd;
@@ -120,6 +123,9 @@ pub trait Collective: Debug + Send {
         done: Done<'_>,
         vector: &mut Vec<f32>,
     ) -> Result<u64, MethodError>;
+
+    /// Values of what a node adds in this round, and so of the mean.
+    fn length(&self, plan: &RoundPlan) -> usize;
 
     /// Ends the round with the mean of what all contributed.
     ///

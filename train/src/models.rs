@@ -28,10 +28,12 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) enum Which {
     /// The peer's own model as it was after this round.
     After(Round),
-    /// The peer's own model as it is now.
+    /// The peer's own model as it is now, and what all who take part have in common beside it.
     Current,
     /// The consensus model.
     Consensus,
+    /// The model with which the peer begins this round for those that it serves, in the job's encoding.
+    Start(Round),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,8 @@ pub(crate) struct Header {
 pub(crate) enum Answer {
     Model(Header),
     Declined(Decline),
+    /// Encoded bytes follow, with this BLAKE3 hash.
+    Start([u8; 32]),
 }
 
 /// Why a peer has no model to give.
@@ -68,6 +72,8 @@ pub(crate) enum Decline {
     NotHere,
     #[error("the peer serves as many models as it can")]
     Busy,
+    #[error("the round is over at the peer")]
+    RoundOver,
 }
 
 /// A model that can be handed out, shared and not copied.
@@ -98,6 +104,16 @@ pub(crate) async fn give(channel: Channel, held: Held) -> Result<(), FetchError>
     let (mut sender, _receiver) = channel.split();
     sender.send(&lapwing_net::encode(&Answer::Model(header))).await?;
     payload::send(&mut sender, bytes).await?;
+    sender.finish().await?;
+    Ok(())
+}
+
+/// Answers with the model with which a round begins.
+pub(crate) async fn give_start(channel: Channel, start: Bytes) -> Result<(), FetchError> {
+    let (mut sender, _receiver) = channel.split();
+    let answer = Answer::Start(*blake3::hash(&start).as_bytes());
+    sender.send(&lapwing_net::encode(&answer)).await?;
+    payload::send(&mut sender, start).await?;
     sender.finish().await?;
     Ok(())
 }
@@ -135,6 +151,47 @@ pub(crate) async fn fetch(
     .map_err(|_| FetchError::Late)?
 }
 
+/// Fetches the model with which a peer begins a round, `bytes` long, within `patience` in all.
+pub(crate) async fn fetch_start(
+    network: &Network,
+    peer: PeerId,
+    job: JobId,
+    round: Round,
+    bytes: usize,
+    patience: Duration,
+) -> Result<Vec<u8>, FetchError> {
+    let ask = Ask {
+        job,
+        which: Which::Start(round),
+    };
+    let fetched = async {
+        let (answer, channel) = ask_for(network, peer, ask, patience).await?;
+        let hash = match answer {
+            Answer::Start(hash) => hash,
+            Answer::Declined(reason) => return Err(FetchError::Declined(reason)),
+            Answer::Model(_) => return Err(FetchError::Unasked),
+        };
+        let (_sender, mut receiver) = channel.split();
+        Ok(payload::receive(&mut receiver, bytes, &hash).await?.bytes)
+    };
+    tokio::time::timeout(patience, fetched)
+        .await
+        .map_err(|_| FetchError::Late)?
+}
+
+async fn ask_for(
+    network: &Network,
+    peer: PeerId,
+    ask: Ask,
+    patience: Duration,
+) -> Result<(Answer, Channel), FetchError> {
+    let mut channel = network.open(peer, MODEL, patience.min(OPEN_PATIENCE)).await?;
+    channel.send(&lapwing_net::encode(&ask)).await?;
+    channel.finish().await?;
+    let frame = channel.receive().await?.ok_or(FetchError::Silent)?;
+    Ok((lapwing_net::decode(&frame)?, channel))
+}
+
 async fn fetch_patiently(
     network: &Network,
     peer: PeerId,
@@ -142,13 +199,11 @@ async fn fetch_patiently(
     parameters: usize,
     patience: Duration,
 ) -> Result<Fetched, FetchError> {
-    let mut channel = network.open(peer, MODEL, patience.min(OPEN_PATIENCE)).await?;
-    channel.send(&lapwing_net::encode(&ask)).await?;
-    channel.finish().await?;
-    let frame = channel.receive().await?.ok_or(FetchError::Silent)?;
-    let header = match lapwing_net::decode(&frame)? {
+    let (answer, channel) = ask_for(network, peer, ask, patience).await?;
+    let header = match answer {
         Answer::Model(header) => header,
         Answer::Declined(reason) => return Err(FetchError::Declined(reason)),
+        Answer::Start(_) => return Err(FetchError::Unasked),
     };
     if header.parameters != parameters as u64 {
         return Err(FetchError::AnotherModel {
@@ -196,6 +251,8 @@ pub(crate) enum FetchError {
     Late,
     #[error("{0}")]
     Declined(Decline),
+    #[error("the peer answers what was not asked")]
+    Unasked,
     #[error("the peer sent something that cannot be read")]
     Unreadable(#[from] DecodeError),
     #[error("the peer's model has {theirs} parameters, ours {ours}")]

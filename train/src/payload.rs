@@ -38,9 +38,35 @@ pub(crate) async fn receive(
     expected: usize,
     hash: &[u8; 32],
 ) -> Result<Received, PayloadError> {
-    let mut bytes = Vec::with_capacity(expected);
     // Hashed frame by frame, while the next one is on its way and this one still in the cache.
     let mut hasher = blake3::Hasher::new();
+    let received = gather(channel, expected, |frame| {
+        hasher.update(frame);
+    })
+    .await?;
+    if hasher.finalize().as_bytes() != hash {
+        return Err(PayloadError::Damaged);
+    }
+    Ok(received)
+}
+
+/// Receives exactly `expected` bytes of which no hash was announced: the channel itself keeps them from damage.
+///
+/// # Errors
+/// As for [`receive`].
+pub(crate) async fn receive_piece(
+    channel: &mut ReceiveHalf,
+    expected: usize,
+) -> Result<Vec<u8>, PayloadError> {
+    Ok(gather(channel, expected, |_| ()).await?.bytes)
+}
+
+async fn gather(
+    channel: &mut ReceiveHalf,
+    expected: usize,
+    mut note: impl FnMut(&[u8]),
+) -> Result<Received, PayloadError> {
+    let mut bytes = Vec::with_capacity(expected);
     let mut first: Option<(Instant, usize)> = None;
     let mut last = None;
     while bytes.len() < expected {
@@ -55,11 +81,8 @@ pub(crate) async fn receive(
         if frame.is_empty() || frame.len() > expected - bytes.len() {
             return Err(PayloadError::Long { expected });
         }
-        hasher.update(&frame);
+        note(&frame);
         bytes.extend_from_slice(&frame);
-    }
-    if hasher.finalize().as_bytes() != hash {
-        return Err(PayloadError::Damaged);
     }
     let (took, timed_bytes) = match (first, last) {
         (Some((first, first_len)), Some(last)) => {

@@ -6,7 +6,7 @@
 //! (both partners report receipt, the leader's `CloseRound` names the pair), so an exchange that went well
 //! here is only *held* until the round's outcome is applied.
 
-use lapwing_base::{ByteSize, JobView, NodeId, NodeOutcome, Round, RoundPlan, RoundReport};
+use lapwing_base::{ByteSize, JobView, NodeId, NodeOutcome, Round, RoundKind, RoundPlan, RoundReport};
 use std::time::Duration;
 
 /// Follows the rounds of one job for one node.
@@ -136,6 +136,11 @@ impl RoundCore {
         &self.stage
     }
 
+    /// The partners of the round in hand whose exchange has not ended.
+    pub fn awaited(&self) -> &[NodeId] {
+        &self.waiting
+    }
+
     /// The newest round that is dealt with.
     pub fn settled(&self) -> Round {
         self.settled
@@ -220,10 +225,11 @@ impl RoundCore {
         let was_away = first_kept > self.settled.next();
         let lost_a_merge = job.rounds.iter().any(|record| {
             record.plan.round > self.settled
-                && record
-                    .outcome
-                    .as_ref()
-                    .is_some_and(|outcome| outcome.has_merged(self.me))
+                && record.outcome.as_ref().is_some_and(|outcome| {
+                    // Where all move together, whoever is left out is left behind.
+                    let all_merged = record.plan.kind == RoundKind::Reduced && !outcome.merged.is_empty();
+                    all_merged || outcome.has_merged(self.me)
+                })
         });
         if is_new || was_away || lost_a_merge {
             self.stage = Stage::CatchingUp(newest);
@@ -333,7 +339,7 @@ fn millis(took: Duration) -> u32 {
 mod tests {
     use super::*;
     use crate::jobfile::defaults;
-    use lapwing_base::{Algorithm, JobId, JobSpec, Pair, RoundKind, RoundOutcome, RoundRecord};
+    use lapwing_base::{Algorithm, JobId, JobSpec, Pair, RoundOutcome, RoundRecord};
 
     const ME: NodeId = NodeId(1);
     const PARTNER: NodeId = NodeId(2);
@@ -596,6 +602,23 @@ mod tests {
                 ..Exchanged::default()
             },
         )
+    }
+
+    #[test]
+    fn who_was_left_out_of_a_mean_of_all_takes_the_model_from_a_peer_and_of_a_pair_it_does_not() {
+        for (kind, is_behind) in [(RoundKind::Reduced, true), (RoundKind::Sparse, false)] {
+            let mut core = RoundCore::new(ME, Round(1));
+            let mut job = job();
+            plan(&mut job, 2);
+            let record = &mut job.rounds[0];
+            record.plan.kind = kind;
+            record.plan.pairs = Pair::new(PARTNER, NodeId(3)).into_iter().collect();
+            record.plan.alone.clear();
+            close(&mut job, true);
+            let effects = core.handle(Input::Applied(&job));
+            let catches_up = matches!(effects[..], [Effect::CatchUp { round: Round(2) }]);
+            assert_eq!(catches_up, is_behind, "{kind:?}: {effects:?}");
+        }
     }
 
     fn job() -> JobView {

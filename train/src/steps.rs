@@ -4,6 +4,7 @@
 
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Part};
+use crate::quantise::are_finite;
 use lapwing_base::RoundPlan;
 
 /// The result of a round's local steps.
@@ -41,6 +42,35 @@ pub(crate) fn take_steps(
         loss: loss / steps,
         samples,
     })
+}
+
+/// The gradient of the batch of the step with the number `step`, which is not taken; the next one is the next batch's.
+///
+/// # Errors
+///
+/// When the samples do not fit the model, or training diverged.
+pub(crate) fn gradient(
+    backend: &mut dyn Backend,
+    batches: &mut Batches,
+    part: Part<'_>,
+    step: &mut u64,
+) -> Result<(Trained, Vec<f32>), BackendError> {
+    let batch = batches.at(part, *step);
+    let samples = batch.labels.len() as u32;
+    let (loss, gradient) = backend.gradient(&batch)?;
+    if !loss.is_finite() || !are_finite(&gradient) {
+        return Err(BackendError::Diverged { loss });
+    }
+    *step += 1;
+    Ok((Trained { loss, samples }, gradient))
+}
+
+impl Trained {
+    /// Nothing was to be done.
+    pub(crate) const NOTHING: Self = Self {
+        loss: 0.0,
+        samples: 0,
+    };
 }
 
 /// The learning rate of a plan as backends take it.

@@ -7,13 +7,15 @@ use crate::backend::{Backend, BackendError, backend};
 use crate::checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 use crate::data::{self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Share};
 use crate::driver::TrainerConfig;
-use crate::method::{Averaging, Gossip, Method, MethodError, method};
+use crate::method::{Done, Learnt, MethodError, Methods, contribution};
 use crate::model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
 use crate::models::Held;
-use crate::steps::{Trained, take_steps};
+use crate::quantise;
+use crate::ring::Ring;
+use crate::steps::{self, Trained, learning_rate, take_steps};
 use bytes::Bytes;
 use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundKind, RoundPlan, RoundReport};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,9 +33,7 @@ pub(crate) struct Worker {
     step: u64,
     /// Every round up to this one is merged or dropped.
     settled: Round,
-    method: Method,
-    /// What dense rounds do, whichever the algorithm.
-    averaging: Averaging,
+    methods: Methods,
     /// The round in hand.
     open: Option<Open>,
     checkpoint_file: PathBuf,
@@ -43,13 +43,30 @@ pub(crate) struct Worker {
 /// A round whose local steps are taken and that is not settled.
 struct Open {
     plan: RoundPlan,
+    /// Where the work is one; otherwise empty.
+    gradient: Vec<f32>,
     /// What partners told, of those that have.
     received: Vec<(NodeId, Bytes)>,
+    /// What went around the ring, where the round has one.
+    mean: Option<Vec<f32>>,
+}
+
+impl Open {
+    fn new(plan: RoundPlan) -> Self {
+        Self {
+            plan,
+            gradient: Vec::new(),
+            received: Vec::new(),
+            mean: None,
+        }
+    }
 }
 
 /// What a job looks like when it has been opened.
 pub(crate) struct Opened {
     pub(crate) parameters: usize,
+    /// Values of what a node that joins takes: [`Worker::shared`].
+    pub(crate) shared: usize,
     pub(crate) settled: Round,
     /// The report of a round that was on disk, but not settled, when the node stopped.
     pub(crate) held: Option<RoundReport>,
@@ -94,8 +111,7 @@ impl Worker {
             me: config.me,
             job: view.id,
             batches: Batches::of_part(spec.seed, part, spec.batch),
-            method: method(&spec, &initial),
-            averaging: Averaging::new(&spec, parameters),
+            methods: Methods::new(&spec, &initial),
             spec,
             backend,
             data,
@@ -109,6 +125,7 @@ impl Worker {
         let consensus = worker.stored_consensus()?;
         let opened = Opened {
             parameters,
+            shared: parameters * (1 + worker.methods.commons()),
             settled: worker.settled,
             held,
             consensus,
@@ -135,17 +152,14 @@ impl Worker {
         self.backend.set_optimiser_state(&checkpoint.optimiser)?;
         self.step = checkpoint.step;
         self.settled = checkpoint.round;
-        self.restore_kept(checkpoint.kept)?;
+        self.methods.restore(checkpoint.kept)?;
         let held = checkpoint.held.filter(|held| held.round > self.settled);
         // Without its plan a round cannot be settled; then so many have passed that the node catches up from a peer.
         if let Some(held) = &held
             && let Some(plan) = view.record(held.round).map(|record| record.plan.clone())
         {
             let pending = checkpoint.pending.filter(|pending| pending.plan == plan.digest());
-            self.open = Some(Open {
-                plan,
-                received: Vec::new(),
-            });
+            self.open = Some(Open::new(plan));
             if let Some(pending) = pending
                 && let Err(error) = self.replay(held.round, pending)
                 && let Some(open) = &mut self.open
@@ -156,12 +170,13 @@ impl Worker {
             }
         }
         Ok(held.map(|mut held| {
-            let open = self.open.iter().filter(|open| open.plan.round == held.round);
-            let here: Vec<NodeId> = open
-                .flat_map(|open| &open.received)
-                .map(|(node, _)| *node)
-                .collect();
-            held.received.retain(|node| here.contains(node));
+            let open = self.open.as_ref().filter(|open| open.plan.round == held.round);
+            let is_here = |partner: &NodeId| {
+                open.is_some_and(|open| {
+                    open.mean.is_some() || open.received.iter().any(|(node, _)| node == partner)
+                })
+            };
+            held.received.retain(is_here);
             held
         }))
     }
@@ -169,6 +184,13 @@ impl Worker {
     /// Brings the exchanges of the round in hand to where they were before a restart, from the same model.
     fn replay(&mut self, round: Round, pending: Pending) -> Result<(), WorkerError> {
         let open = self.open.as_ref().ok_or(WorkerError::NotInHand { round })?;
+        if open.plan.kind == RoundKind::Reduced {
+            let mut received = pending.received.into_iter();
+            return match received.next() {
+                Some((_, mean)) => self.keep_mean(round, floats(&mean)),
+                None => Ok(()),
+            };
+        }
         let partners: Vec<NodeId> = open.plan.partners_of(self.me).collect();
         for partner in partners {
             self.offer(round, partner)?;
@@ -177,39 +199,6 @@ impl Worker {
             self.accept(round, partner, &Bytes::from(received))?;
         }
         Ok(())
-    }
-
-    /// What the algorithm keeps beside the model, by names that tell dense rounds from the others.
-    fn kept(&self) -> Vec<(String, Vec<f32>)> {
-        let of_method = match &self.method {
-            Method::Gossip(method) => method.state(),
-            Method::Collective(method) => method.state(),
-            Method::Local => Vec::new(),
-        };
-        let named = |prefix: &'static str| {
-            move |(name, vector): (String, &[f32])| (format!("{prefix}{name}"), vector.to_vec())
-        };
-        let of_method = of_method.into_iter().map(named(OF_METHOD));
-        of_method
-            .chain(self.averaging.state().into_iter().map(named(OF_DENSE)))
-            .collect()
-    }
-
-    fn restore_kept(&mut self, kept: Vec<(String, Vec<f32>)>) -> Result<(), MethodError> {
-        let (mut of_method, mut of_dense) = (Vec::new(), Vec::new());
-        for (name, vector) in kept {
-            if let Some(name) = name.strip_prefix(OF_METHOD) {
-                of_method.push((name.to_owned(), vector));
-            } else if let Some(name) = name.strip_prefix(OF_DENSE) {
-                of_dense.push((name.to_owned(), vector));
-            }
-        }
-        match &mut self.method {
-            Method::Gossip(method) => method.restore(of_method)?,
-            Method::Collective(method) => method.restore(of_method)?,
-            Method::Local => (),
-        }
-        self.averaging.restore(of_dense)
     }
 
     fn stored_consensus(&self) -> Result<Option<Held>, WorkerError> {
@@ -221,19 +210,50 @@ impl Worker {
         }))
     }
 
-    /// Takes the plan's local steps.
+    /// Notes the model from which a round's work starts, and encodes it for those that this node serves.
+    pub(crate) fn begin_serving(&mut self, plan: &RoundPlan) -> Result<Bytes, WorkerError> {
+        let mut flat = Vec::new();
+        self.backend.read(&mut flat);
+        let mut message = Vec::new();
+        quantise::encode(&flat, self.spec.values, &mut message);
+        if let Some(collective) = self.methods.collective(plan) {
+            collective.begin(plan, &flat);
+        }
+        Ok(message.into())
+    }
+
+    /// Goes on from the server's model, without a momentum of its own.
+    pub(crate) fn follow(&mut self, started: &[u8]) -> Result<(), WorkerError> {
+        let parameters = self.backend.layout().parameters();
+        let mut flat = Vec::new();
+        quantise::decode(started, self.spec.values, parameters, &mut flat).map_err(MethodError::Decode)?;
+        self.backend.write(&flat)?;
+        self.backend.set_optimiser_state(&vec![0.0; parameters])?;
+        Ok(())
+    }
+
+    /// Does the plan's local work.
     pub(crate) fn train(&mut self, plan: &RoundPlan) -> Result<Trained, WorkerError> {
-        self.open = Some(Open {
-            plan: plan.clone(),
-            received: Vec::new(),
-        });
-        let trained = take_steps(
-            &mut *self.backend,
-            &mut self.batches,
-            (&self.data.train).into(),
-            &mut self.step,
-            plan,
-        )?;
+        let mut open = Open::new(plan.clone());
+        if let Some(collective) = self.methods.collective(plan) {
+            let mut flat = Vec::new();
+            self.backend.read(&mut flat);
+            collective.begin(plan, &flat);
+        }
+        let part = (&self.data.train).into();
+        let (backend, step) = (&mut *self.backend, &mut self.step);
+        let is_idle = matches!(plan.kind, RoundKind::Served { server } if server == self.me)
+            && !plan.alone.contains(&self.me);
+        let trained = if is_idle || plan.local_steps == 0 {
+            Trained::NOTHING
+        } else if self.methods.works_on_gradient(plan) {
+            let (trained, gradient) = steps::gradient(backend, &mut self.batches, part, step)?;
+            open.gradient = gradient;
+            trained
+        } else {
+            take_steps(backend, &mut self.batches, part, step, plan)?
+        };
+        self.open = Some(open);
         Ok(trained)
     }
 
@@ -241,12 +261,22 @@ impl Worker {
     pub(crate) fn offer(&mut self, round: Round, partner: NodeId) -> Result<(Bytes, usize), WorkerError> {
         let not_in_hand = || WorkerError::NotInHand { round };
         let open = self.open.as_ref().filter(|open| open.plan.round == round);
-        let open = open.ok_or_else(not_in_hand)?;
+        let plan = open.ok_or_else(not_in_hand)?.plan.clone();
+        let values = self.spec.values;
+        if let RoundKind::Served { server } = plan.kind {
+            // Whoever is served has had the model before its steps.
+            if server == self.me {
+                let collective = self.methods.collective(&plan).ok_or_else(not_in_hand)?;
+                let bytes_max = contribution::message_bytes(collective.length(&plan), values);
+                return Ok((Bytes::new(), bytes_max));
+            }
+            return Ok((self.contribution(round)?, 0));
+        }
         let (mut flat, mut message) = (Vec::new(), Vec::new());
         self.backend.read(&mut flat);
-        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or_else(not_in_hand)?;
-        gossip.offer(&open.plan, partner, &flat, &mut message)?;
-        Ok((message.into(), gossip.message_bytes_max(&open.plan)))
+        let gossip = self.methods.gossip(&plan).ok_or_else(not_in_hand)?;
+        gossip.offer(&plan, partner, &flat, &mut message)?;
+        Ok((message.into(), gossip.message_bytes_max(&plan)))
     }
 
     /// Takes what the partner told, if it can be merged.
@@ -259,9 +289,74 @@ impl Worker {
         let not_in_hand = || WorkerError::NotInHand { round };
         let open = self.open.as_mut().filter(|open| open.plan.round == round);
         let open = open.ok_or_else(not_in_hand)?;
-        let gossip = gossip(&mut self.method, &mut self.averaging, &open.plan).ok_or_else(not_in_hand)?;
-        gossip.accept(&open.plan, partner, message)?;
+        match open.plan.kind {
+            RoundKind::Served { server } if server == self.me => {
+                let collective = self.methods.collective(&open.plan).ok_or_else(not_in_hand)?;
+                let length = collective.length(&open.plan);
+                contribution::read(message, self.spec.values, length, &mut Vec::new())?;
+            }
+            // The server's word that it has what this node has learnt.
+            RoundKind::Served { .. } => (),
+            RoundKind::Sparse | RoundKind::Dense | RoundKind::Reduced => {
+                let gossip = self.methods.gossip(&open.plan).ok_or_else(not_in_hand)?;
+                gossip.accept(&open.plan, partner, message)?;
+            }
+        }
         open.received.push((partner, message.clone()));
+        Ok(())
+    }
+
+    /// Replaces the contents of `vector` by what this node adds to a round's mean, and returns its weight.
+    fn contribute(&mut self, open: &Open, vector: &mut Vec<f32>) -> Result<u64, WorkerError> {
+        let round = open.plan.round;
+        let collective = self.methods.collective(&open.plan);
+        let collective = collective.ok_or(WorkerError::NotInHand { round })?;
+        let mut model = Vec::new();
+        self.backend.read(&mut model);
+        let done = Done {
+            model: &model,
+            gradient: &open.gradient,
+            samples: self.data.train.len() as u64,
+        };
+        Ok(collective.contribute(&open.plan, done, vector)?)
+    }
+
+    /// What this node adds to the mean of the round in hand, as it travels.
+    fn contribution(&mut self, round: Round) -> Result<Bytes, WorkerError> {
+        let open = self.open.take_if(|open| open.plan.round == round);
+        let open = open.ok_or(WorkerError::NotInHand { round })?;
+        let (mut vector, mut message) = (Vec::new(), Vec::new());
+        let weight = self.contribute(&open, &mut vector);
+        self.open = Some(open);
+        contribution::write(&vector, weight?, self.spec.values, &mut message);
+        Ok(message.into())
+    }
+
+    /// This node's part of the mean that goes around in the round in hand, which must be `round`.
+    pub(crate) fn ring(&mut self, round: Round, order: &[NodeId]) -> Result<Ring, WorkerError> {
+        let place = order.iter().position(|node| *node == self.me);
+        let place = place.ok_or(WorkerError::NotInHand { round })?;
+        let open = self.open.take_if(|open| open.plan.round == round);
+        let open = open.ok_or(WorkerError::NotInHand { round })?;
+        let mut vector = Vec::new();
+        let weight = self.contribute(&open, &mut vector);
+        self.open = Some(open);
+        Ok(Ring::new(vector, weight?, place, order.len(), self.spec.values))
+    }
+
+    /// Keeps the mean that went around, until the log says whether it counts.
+    pub(crate) fn keep_mean(&mut self, round: Round, mean: Vec<f32>) -> Result<(), WorkerError> {
+        let not_in_hand = || WorkerError::NotInHand { round };
+        let open = self.open.as_mut().filter(|open| open.plan.round == round);
+        let open = open.ok_or_else(not_in_hand)?;
+        let collective = self.methods.collective(&open.plan).ok_or_else(not_in_hand)?;
+        if mean.len() != collective.length(&open.plan) || !quantise::are_finite(&mean) {
+            return Err(MethodError::Malformed {
+                why: "the mean is of another length, or not finite",
+            }
+            .into());
+        }
+        open.mean = Some(mean);
         Ok(())
     }
 
@@ -282,13 +377,18 @@ impl Worker {
         let mut model = Vec::new();
         self.backend.read(&mut model);
         let open = self.open.as_ref().filter(|_| held.is_some());
-        let pending = open.filter(|open| !open.received.is_empty()).map(|open| Pending {
+        let pending = open.filter(|open| !open.received.is_empty() || open.mean.is_some());
+        let pending = pending.map(|open| Pending {
             plan: open.plan.digest(),
-            received: open
-                .received
-                .iter()
-                .map(|(partner, message)| (*partner, message.to_vec()))
-                .collect(),
+            received: match &open.mean {
+                Some(mean) => vec![(self.me, mean.iter().flat_map(|x| x.to_le_bytes()).collect())],
+                None => {
+                    let received = open.received.iter();
+                    received
+                        .map(|(partner, message)| (*partner, message.to_vec()))
+                        .collect()
+                }
+            },
         });
         let checkpoint = Checkpoint {
             job: self.job,
@@ -297,7 +397,7 @@ impl Worker {
             step: self.step,
             model,
             optimiser: self.backend.optimiser_state(),
-            kept: self.kept(),
+            kept: self.methods.state(),
             held: held.cloned(),
             pending,
         };
@@ -305,30 +405,108 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends a round: merges what those partners told, and drops the rest.
+    /// Ends a round: merges what those partners told, or learns the mean that was made with them, and drops the rest.
     pub(crate) fn settle(&mut self, round: Round, merged: &[NodeId]) -> Result<(), WorkerError> {
         self.settled = round;
         let open = self.open.take_if(|open| open.plan.round <= round);
-        let Some(Open { plan, .. }) = open.filter(|open| open.plan.round == round) else {
+        let Some(mut open) = open.filter(|open| open.plan.round == round) else {
             return match merged {
                 [] => Ok(()),
                 _ => Err(WorkerError::NotInHand { round }),
             };
         };
-        let Some(gossip) = gossip(&mut self.method, &mut self.averaging, &plan) else {
+        match open.plan.kind {
+            RoundKind::Sparse | RoundKind::Dense => {
+                let Some(gossip) = self.methods.gossip(&open.plan) else {
+                    return Ok(());
+                };
+                let mut flat = Vec::new();
+                self.backend.read(&mut flat);
+                gossip.settle(&open.plan, merged, &mut flat)?;
+                self.backend.write(&flat)?;
+                Ok(())
+            }
+            RoundKind::Reduced if merged.is_empty() && !open.plan.pairs.is_empty() => Ok(()),
+            RoundKind::Reduced => {
+                let mean = match open.mean.take() {
+                    Some(mean) => mean,
+                    // Alone, a node is its own mean.
+                    None if open.plan.pairs.is_empty() => {
+                        let mut own = Vec::new();
+                        self.contribute(&open, &mut own)?;
+                        own
+                    }
+                    None => return Err(WorkerError::NotInHand { round }),
+                };
+                self.learn(&open.plan, &mean)
+            }
+            RoundKind::Served { server } if server == self.me => self.serve(open, merged),
+            RoundKind::Served { .. } => Ok(()),
+        }
+    }
+
+    /// Learns the mean of what those whom this node served have learnt, in the order of their numbers.
+    fn serve(&mut self, open: Open, merged: &[NodeId]) -> Result<(), WorkerError> {
+        let values = self.spec.values;
+        let told = open.received.iter().filter(|(node, _)| merged.contains(node));
+        let mut messages: BTreeMap<NodeId, Bytes> = told.cloned().collect();
+        if messages.len() < merged.len() {
+            let round = open.plan.round;
+            return Err(WorkerError::NotInHand { round });
+        }
+        let mut vector = Vec::new();
+        if open.plan.alone.contains(&self.me) {
+            let weight = self.contribute(&open, &mut vector)?;
+            let mut message = Vec::new();
+            // As all others' travel, so that what it learns does not depend on who serves.
+            contribution::write(&vector, weight, values, &mut message);
+            messages.insert(self.me, message.into());
+        }
+        let plan = open.plan;
+        let collective = self.methods.collective(&plan);
+        let length = collective.map_or(0, |method| method.length(&plan));
+        let mut mean = contribution::Mean::default();
+        for message in messages.values() {
+            let weight = contribution::read(message, values, length, &mut vector)?;
+            mean.add(&vector, weight);
+        }
+        match mean.into_mean() {
+            Some(mean) => self.learn(&plan, &mean),
+            None => Ok(()),
+        }
+    }
+
+    fn learn(&mut self, plan: &RoundPlan, mean: &[f32]) -> Result<(), WorkerError> {
+        let Some(collective) = self.methods.collective(plan) else {
             return Ok(());
         };
         let mut flat = Vec::new();
         self.backend.read(&mut flat);
-        gossip.settle(&plan, merged, &mut flat)?;
-        self.backend.write(&flat)?;
+        match collective.settle(plan, mean, &mut flat)? {
+            Learnt::Model => self.backend.write(&flat)?,
+            Learnt::Gradient => self.backend.descend(mean, learning_rate(plan))?,
+        }
         Ok(())
     }
 
-    /// The model as it is now, for a peer that catches up.
+    /// The model as it is now.
     pub(crate) fn current(&self) -> Held {
         let mut flat = Vec::new();
         self.backend.read(&mut flat);
+        Held {
+            round: self.settled,
+            accuracy: None,
+            flat: Arc::new(flat),
+        }
+    }
+
+    /// What a peer that catches up takes: the model as it is now, and after it what all who take part have in common.
+    pub(crate) fn shared(&self) -> Held {
+        let mut flat = Vec::new();
+        self.backend.read(&mut flat);
+        for vector in self.methods.common(self.backend.optimiser_state()) {
+            flat.extend(vector);
+        }
         Held {
             round: self.settled,
             accuracy: None,
@@ -355,14 +533,16 @@ impl Worker {
         Ok(score?.accuracy())
     }
 
-    /// Goes on from a peer's model.
-    pub(crate) fn replace(&mut self, model: &[f32], round: Round) -> Result<(), WorkerError> {
-        self.backend.write(model)?;
-        // The momentum of another model would push this one off its course.
+    /// Goes on from what a peer has [`shared`](Self::shared).
+    pub(crate) fn replace(&mut self, shared: &[f32], round: Round) -> Result<(), WorkerError> {
         let parameters = self.backend.layout().parameters();
-        self.backend.set_optimiser_state(&vec![0.0; parameters])?;
-        self.method = method(&self.spec, model);
-        self.averaging = Averaging::new(&self.spec, parameters);
+        let mut vectors = shared.chunks(parameters.max(1)).map(<[f32]>::to_vec);
+        let model = vectors.next().unwrap_or_default();
+        self.backend.write(&model)?;
+        let momentum = self.methods.join(&self.spec, &model, vectors.collect())?;
+        // The momentum of another model would push this one off its course.
+        let momentum = momentum.unwrap_or_else(|| vec![0.0; parameters]);
+        self.backend.set_optimiser_state(&momentum)?;
         self.keep_own(round)
     }
 
@@ -400,22 +580,11 @@ impl Worker {
     }
 }
 
-/// What tells partners in a round, if the round is one of telling partners.
-fn gossip<'a>(
-    method: &'a mut Method,
-    averaging: &'a mut Averaging,
-    plan: &RoundPlan,
-) -> Option<&'a mut dyn Gossip> {
-    match (method, plan.kind) {
-        (_, RoundKind::Dense) => Some(averaging),
-        (Method::Gossip(method), RoundKind::Sparse) => Some(&mut **method),
-        _ => None,
-    }
+/// The length is a multiple of four, unless the file is damaged: then it is not as long as a mean.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let chunks = bytes.as_chunks::<4>().0.iter();
+    chunks.map(|chunk| f32::from_le_bytes(*chunk)).collect()
 }
-
-/// What precedes the names of what is kept.
-const OF_METHOD: &str = "method/";
-const OF_DENSE: &str = "dense/";
 
 /// This node's part of the job's data: its own `--data`, or an equal share by its place among the members.
 fn data_spec(spec: &JobSpec, roster: &Roster, config: &TrainerConfig) -> Result<DataSpec, WorkerError> {

@@ -77,6 +77,8 @@ pub(super) struct Exchange {
     pub(super) plan: RoundPlan,
     pub(super) partner: NodeId,
     pub(super) peer: PeerId,
+    /// Bytes of the round's model that this node has sent the partner before, or the partner this node.
+    pub(super) before: (u64, u64),
     /// Where the partner's channel comes from, if it is the partner that opens.
     pub(super) arrived: oneshot::Receiver<Offered>,
 }
@@ -85,6 +87,7 @@ impl Exchange {
     /// Swaps values within the round's deadline.
     pub(super) async fn run(self) -> Event {
         let (job, round, me, partner) = (self.job, self.plan.round, self.me, self.partner);
+        let (sent_before, received_before) = self.before;
         let started = now();
         let swapped = tokio::time::timeout(self.plan.deadline(), self.swap())
             .await
@@ -104,8 +107,8 @@ impl Exchange {
                 });
                 let exchanged = Exchanged {
                     received: true,
-                    sent_bytes,
-                    received_bytes,
+                    sent_bytes: sent_bytes + sent_before,
+                    received_bytes: received_bytes + received_before,
                     took,
                 };
                 Event::Exchanged(job, round, partner, exchanged, link)
@@ -135,6 +138,7 @@ impl Exchange {
             plan,
             partner,
             peer,
+            before: _,
             arrived,
         } = self;
         let round = plan.round;
@@ -197,6 +201,40 @@ pub(super) async fn withdraw(
     Event::Exchanged(job, round, partner, Exchanged::default(), None)
 }
 
+/// Attempts at what needs a peer that may not be as far as we are.
+pub(super) struct Attempts {
+    peer: PeerId,
+    pause: Duration,
+}
+
+impl Attempts {
+    pub(super) const fn new(peer: PeerId) -> Self {
+        Self {
+            peer,
+            pause: PAUSE_MIN,
+        }
+    }
+
+    /// Waits before the next attempt, or returns the error after which there is none.
+    pub(super) async fn again(&mut self, error: ExchangeError) -> Result<(), ExchangeError> {
+        match error {
+            ExchangeError::Declined(
+                exchange::Decline::RoundOver | exchange::Decline::AnotherPlan | exchange::Decline::Unable,
+            )
+            | ExchangeError::Mismatch { .. }
+            | ExchangeError::TooLong { .. } => return Err(error),
+            error => debug!(peer = %self.peer, %error, "the partner is not ready; trying again"),
+        }
+        self.pause().await;
+        Ok(())
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+}
+
 /// Opens, and opens again while the partner is not reachable or not as far as we are.
 async fn swap_by_opening(
     network: &Network,
@@ -206,7 +244,7 @@ async fn swap_by_opening(
     bytes_max: usize,
     patience: Duration,
 ) -> Result<crate::payload::Received, ExchangeError> {
-    let mut pause = Duration::from_millis(50);
+    let mut attempts = Attempts::new(peer);
     loop {
         let swapped = async {
             let channel = network.open(peer, EXCHANGE, patience).await?;
@@ -214,45 +252,126 @@ async fn swap_by_opening(
         };
         match swapped.await {
             Ok(received) => return Ok(received),
-            Err(
-                error @ (ExchangeError::Declined(
-                    exchange::Decline::RoundOver | exchange::Decline::AnotherPlan | exchange::Decline::Unable,
-                )
-                | ExchangeError::Mismatch { .. }
-                | ExchangeError::TooLong { .. }),
-            ) => return Err(error),
-            Err(error) => debug!(%peer, %error, "the partner is not ready; trying again"),
+            Err(error) => attempts.again(error).await?,
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
     }
+}
+
+/// Between two attempts to have from a peer what it does not have yet: doubling, since a commit takes milliseconds and a
+/// restart seconds.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Takes the model with which the server begins the round, and trains it.
+pub(super) async fn follow(
+    job: JobId,
+    compute: ComputeHandle,
+    network: Network,
+    server: PeerId,
+    plan: Box<RoundPlan>,
+    bytes: usize,
+) -> Event {
+    let patience = plan.deadline();
+    let started = tokio::time::timeout(patience, fetch_start(&network, server, &plan, bytes, patience))
+        .await
+        .unwrap_or(Err(FetchError::Late));
+    let since = now();
+    let trained = match started {
+        Ok(start) => {
+            let trained = compute.run(move |slot| {
+                with(slot, job, |worker| {
+                    worker.follow(&start)?;
+                    worker.train(&plan)
+                })
+            });
+            flatten(trained.await)
+        }
+        Err(error) => Err(format!("the server's model could not be had: {}", chain(&error))),
+    };
+    Event::Trained(job, trained, now().duration_since(since))
+}
+
+/// Asks again until the server has begun the round.
+async fn fetch_start(
+    network: &Network,
+    server: PeerId,
+    plan: &RoundPlan,
+    bytes: usize,
+    patience: Duration,
+) -> Result<Vec<u8>, FetchError> {
+    let mut attempts = Attempts::new(server);
+    loop {
+        match models::fetch_start(network, server, plan.job, plan.round, bytes, patience).await {
+            Ok(start) => return Ok(start),
+            Err(error @ FetchError::Declined(models::Decline::RoundOver)) => return Err(error),
+            Err(error) => debug!(peer = %server, %error, "the server has not begun the round; asking again"),
+        }
+        attempts.pause().await;
+    }
+}
+
+/// Notes the model with which this node begins a round for those that it serves; goes to the training thread at once,
+/// before the steps of the same round.
+pub(super) fn begin_serving(
+    id: JobId,
+    compute: &ComputeHandle,
+    plan: Box<RoundPlan>,
+) -> impl Future<Output = Event> + use<> {
+    let round = plan.round;
+    let begun = compute.run(move |slot| with(slot, id, |worker| worker.begin_serving(&plan)));
+    async move { Event::Begun(id, round, flatten(begun.await)) }
+}
+
+/// Whom a node that is behind may ask, and what it has to get.
+pub(super) struct CatchUp {
+    pub(super) peers: Vec<(NodeId, PeerId)>,
+    /// The newest closed round.
+    pub(super) round: Round,
+    /// Values of what peers give.
+    pub(super) shared: usize,
+    /// Whether nothing older than that round will do, since all move together.
+    pub(super) exactly: bool,
 }
 
 pub(super) async fn catch_up(
     compute: ComputeHandle,
     network: Network,
-    peers: Vec<(NodeId, PeerId)>,
     job: JobId,
-    round: Round,
-    parameters: usize,
+    wanted: CatchUp,
 ) -> Result<(), String> {
+    let CatchUp {
+        peers,
+        round,
+        shared,
+        exactly,
+    } = wanted;
     let mut last = "there is no other member".to_owned();
-    for (node, peer) in peers {
-        let ask = Ask {
-            job,
-            which: Which::Current,
-        };
-        match models::fetch(&network, peer, ask, parameters, MODEL_PATIENCE).await {
-            // A peer that lost its own model has nothing to teach.
-            Ok(fetched) if fetched.header.round.0 > 0 => {
-                let replaced = compute
-                    .run(move |slot| with(slot, job, |worker| worker.replace(&fetched.flat, round)))
-                    .await;
-                return flatten(replaced);
+    let least = if exactly { round } else { Round(1) };
+    let (began, mut pause) = (now(), PAUSE_MIN);
+    loop {
+        for (node, peer) in &peers {
+            let ask = Ask {
+                job,
+                which: Which::Current,
+            };
+            match models::fetch(&network, *peer, ask, shared, MODEL_PATIENCE).await {
+                // A peer that lost its own model has nothing to teach.
+                Ok(fetched) if fetched.header.round >= least => {
+                    let replaced = compute
+                        .run(move |slot| with(slot, job, |worker| worker.replace(&fetched.flat, round)))
+                        .await;
+                    return flatten(replaced);
+                }
+                Ok(_) => last = format!("{node} has no model of a later round either"),
+                Err(error) => last = format!("{node}: {}", chain(&error)),
             }
-            Ok(_) => last = format!("{node} has no model of a later round either"),
-            Err(error) => last = format!("{node}: {}", chain(&error)),
         }
+        if !exactly || peers.is_empty() || now().duration_since(began) > MODEL_PATIENCE {
+            break;
+        }
+        // They have not settled the round yet.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
     let kept = compute
         .run(move |slot| with(slot, job, |worker| worker.keep_own(round)))
@@ -427,6 +546,6 @@ pub(super) fn flatten<R>(result: Result<Result<R, WorkerError>, ComputeStopped>)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the driver times what it does")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }

@@ -42,6 +42,10 @@ impl Collective for AllReduce {
         Ok(1)
     }
 
+    fn length(&self, _plan: &RoundPlan) -> usize {
+        self.parameters
+    }
+
     fn settle(&mut self, _plan: &RoundPlan, mean: &[f32], model: &mut [f32]) -> Result<Learnt, MethodError> {
         check_mean(mean, self.parameters)?;
         check_length(model, self.parameters)?;

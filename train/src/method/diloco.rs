@@ -66,6 +66,10 @@ impl Collective for DiLoCo {
         Ok(1)
     }
 
+    fn length(&self, _plan: &RoundPlan) -> usize {
+        self.common.len()
+    }
+
     fn settle(&mut self, _plan: &RoundPlan, mean: &[f32], model: &mut [f32]) -> Result<Learnt, MethodError> {
         check_mean(mean, self.common.len())?;
         check_length(model, self.common.len())?;

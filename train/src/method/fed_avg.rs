@@ -81,6 +81,10 @@ impl Collective for FedAvg {
         Ok(done.samples)
     }
 
+    fn length(&self, plan: &RoundPlan) -> usize {
+        self.mask(plan).len()
+    }
+
     fn settle(&mut self, plan: &RoundPlan, mean: &[f32], model: &mut [f32]) -> Result<Learnt, MethodError> {
         if self.begun != Some(plan.round) {
             return Err(MethodError::NotBegun { round: plan.round });

@@ -22,13 +22,13 @@ fn place(node: NodeId) -> usize {
 }
 
 /// The edges of a ring, the smaller place first.
-pub(super) fn ring_edges(n: usize) -> Vec<[usize; 2]> {
+pub(crate) fn ring_edges(n: usize) -> Vec<[usize; 2]> {
     let mut edges: Vec<[usize; 2]> = (0..n).map(|a| [a.min((a + 1) % n), a.max((a + 1) % n)]).collect();
     edges.sort_unstable();
     edges
 }
 
-pub(super) fn plan(round: u64, kind: RoundKind, edges: &[[usize; 2]], compression: u32) -> RoundPlan {
+pub(crate) fn plan(round: u64, kind: RoundKind, edges: &[[usize; 2]], compression: u32) -> RoundPlan {
     RoundPlan {
         job: JobId(1),
         round: Round(round),

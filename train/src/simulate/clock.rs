@@ -24,22 +24,17 @@ pub(super) fn exchange(bandwidths: &Bandwidths, pair: Pair, bytes: [u64; 2]) -> 
     transfer(bandwidths, a, b, bytes[0]).max(transfer(bandwidths, b, a, bytes[1]))
 }
 
-/// What each of `nodes` sends, and receives, to learn a sum of `bytes` on a ring: every piece, a part for each node,
-/// passes through all of it twice.
-pub(super) fn ring_bytes(nodes: usize, bytes: u64) -> u64 {
-    ring_steps(nodes) * bytes.div_ceil((nodes as u64).max(1))
-}
-
-/// A ring all-reduce over these links: in each of its steps everybody passes a part of the bytes on, and the slowest
-/// link, in its slower direction, holds up all.
-pub(super) fn ring(bandwidths: &Bandwidths, links: &[Pair], nodes: usize, bytes: u64) -> f64 {
-    let part = bytes.div_ceil((nodes as u64).max(1));
-    let step = links.iter().map(|link| exchange(bandwidths, *link, [part, part]));
-    step.fold(0.0, f64::max) * ring_steps(nodes) as f64
-}
-
-fn ring_steps(nodes: usize) -> u64 {
-    2 * (nodes as u64).saturating_sub(1)
+/// A ring all-reduce in which everybody sends so many bytes to the next one, piece by piece: the slowest link holds up
+/// all.
+pub(super) fn ring(bandwidths: &Bandwidths, order: &[NodeId], bytes: u64) -> f64 {
+    if order.len() < 2 {
+        return 0.0;
+    }
+    let next = order.iter().cycle().skip(1);
+    let links = order.iter().zip(next);
+    links
+        .map(|(from, to)| transfer(bandwidths, *from, *to, bytes))
+        .fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -68,14 +63,12 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_of_four_passes_a_quarter_on_six_times_over_its_slowest_link() {
-        // All at 8 Mbit/s but 3 -> 4, which has 2.
-        let bandwidths = matrix("0,8,8,8\n8,0,8,8\n8,8,0,2\n8,8,8,0");
-        let links = [pair(1, 2), pair(2, 3), pair(3, 4), pair(1, 4)];
-        // A quarter of a million bytes at 2 Mbit/s is a second, six times.
-        let seconds = ring(&bandwidths, &links, 4, 1_000_000);
+    fn a_ring_takes_as_long_as_its_slowest_link_in_the_direction_in_which_pieces_go() {
+        // All at 8 Mbit/s but 3 -> 4, which has 2, and 1 -> 4, which has 1.
+        let bandwidths = matrix("0,8,8,1\n8,0,8,8\n8,8,0,2\n8,8,8,0");
+        let order = [1, 2, 3, 4].map(NodeId);
+        let seconds = ring(&bandwidths, &order, 1_500_000);
         assert!((seconds - 6.0).abs() < 1e-12, "{seconds}");
-        assert_eq!(ring_bytes(4, 1_000_000), 1_500_000);
-        assert_eq!((ring_bytes(1, 1000), ring(&bandwidths, &[], 1, 1000)), (0, 0.0));
+        assert_eq!(ring(&bandwidths, &order[..1], 1000), 0.0);
     }
 }

@@ -6,14 +6,15 @@
 use super::clock;
 use super::crew::Crew;
 use super::event::Event;
-use super::node::{Giving, LearnError, Node};
+use super::node::{LearnError, Node};
 use super::run::{Ended, Point, Progress, Run};
 use super::setting::{Every, Setting, epochs_of_rounds};
 use crate::backend::{BackendError, backend};
 use crate::data::{Dataset, PartitionError};
-use crate::method::{Done, MethodError};
+use crate::method::{MethodError, contribution};
 use crate::planner::{PlanInput, plan_round};
 use crate::quantise::{self, DecodeError};
+use crate::ring::{self, Ring, RingError};
 use crate::steps::Trained;
 use lapwing_base::{
     ByteSize, Evaluation, JobId, JobPhase, JobView, NodeId, NodeOutcome, Pair, Ppm, RoundKind, RoundOutcome,
@@ -265,9 +266,9 @@ impl<'a> Simulation<'a> {
             let source = others.max_by_key(|node| (bandwidths.get(*node, joiner), std::cmp::Reverse(*node)));
             let source = source.ok_or(SimulateError::NobodyLeft { round })?;
             let source = self.node(source);
-            let (model, state) = (source.model.clone(), source.state());
+            let (model, common) = (source.model.clone(), source.common());
             let spec = &self.setting.job;
-            self.node_mut(joiner).replace(spec, &model, state)?;
+            self.node_mut(joiner).join(spec, &model, common)?;
         }
         Ok(())
     }
@@ -323,7 +324,7 @@ impl<'a> Simulation<'a> {
         }
         let accepted = self.crew.each(working(&mut self.nodes, &who), |_, node| {
             let (id, partners) = (node.id, plan.partners_of(node.id));
-            let Some(gossip) = node.gossip(plan) else {
+            let Some(gossip) = node.methods.gossip(plan) else {
                 return Vec::new();
             };
             let told = partners.filter_map(|partner| Some((partner, messages.get(&(partner, id))?)));
@@ -386,16 +387,20 @@ impl<'a> Simulation<'a> {
                 seconds,
             });
         }
-        let (mean, bytes) = self.mean(plan, &who)?;
+        let Some(order) = ring::order(plan) else {
+            return Ok(Played {
+                merged: Vec::new(),
+                done,
+                seconds,
+            });
+        };
+        let (mean, bytes) = self.ring_mean(plan, &who, &order)?;
         let learnt = self.crew.each(working(&mut self.nodes, &who), |backend, node| {
             node.learn(backend, plan, &mean)
         });
         learnt.into_iter().collect::<Result<Vec<()>, _>>()?;
-        // What all gave is equally long, so that any of them tells the size of a part.
-        let bytes = bytes.values().copied().max().unwrap_or_default();
-        let each = clock::ring_bytes(who.len(), bytes);
-        who.iter().for_each(|node| count(&mut done, *node, each, each));
-        seconds += clock::ring(&self.setting.network.bandwidths, &plan.pairs, who.len(), bytes);
+        who.iter().for_each(|node| count(&mut done, *node, bytes, bytes));
+        seconds += clock::ring(&self.setting.network.bandwidths, &order, bytes);
         Ok(Played {
             merged: plan.pairs.clone(),
             done,
@@ -433,19 +438,17 @@ impl<'a> Simulation<'a> {
         })?;
         if !trains.contains(&server) {
             self.node_mut(server).begin(plan);
-            let idle = Trained {
-                loss: 0.0,
-                samples: 0,
-            };
-            done.insert(server, outcome(server, idle));
+            done.insert(server, outcome(server, Trained::NOTHING));
         }
         let (mean, bytes) = self.mean(plan, &trains)?;
         let only_server = BTreeSet::from([server]);
-        let learnt = self
-            .crew
-            .each(working(&mut self.nodes, &only_server), |backend, node| {
-                node.learn(backend, plan, &mean)
-            });
+        let learnt = self.crew.each(
+            working(&mut self.nodes, &only_server),
+            |backend, node| match &mean {
+                Some(mean) => node.learn(backend, plan, mean),
+                None => Ok(()),
+            },
+        );
         learnt.into_iter().collect::<Result<Vec<()>, _>>()?;
         let bandwidths = &self.setting.network.bandwidths;
         let mut seconds = compute
@@ -477,58 +480,78 @@ impl<'a> Simulation<'a> {
         })
     }
 
-    /// The weighted mean of what some give, as it is after having travelled, and the bytes of what each gave.
+    /// The mean of what all give, and the bytes that each sends, and receives, for it.
+    fn ring_mean(
+        &mut self,
+        plan: &RoundPlan,
+        who: &BTreeSet<NodeId>,
+        order: &[NodeId],
+    ) -> Result<(Vec<f32>, u64), SimulateError> {
+        let values = self.setting.job.values;
+        let given = self.crew.each(working(&mut self.nodes, who), |_, node| {
+            let id = node.id;
+            let (mut vector, mut weight) = (Vec::new(), 0);
+            if let Some(giving) = node.collective(plan) {
+                weight = giving.contribute(plan, &mut vector)?;
+            }
+            Ok::<_, SimulateError>((id, (vector, weight)))
+        });
+        let mut given = given.into_iter().collect::<Result<BTreeMap<_, _>, _>>()?;
+        let places = order.iter().enumerate();
+        let mut rings: Vec<Ring> = places
+            .filter_map(|(place, node)| {
+                let (vector, weight) = given.remove(node)?;
+                Some(Ring::new(vector, weight, place, order.len(), values))
+            })
+            .collect();
+        let mut sent = 0;
+        let mut messages = vec![Vec::new(); rings.len()];
+        while rings.iter().any(|ring| !ring.is_done()) {
+            rings
+                .iter_mut()
+                .zip(&mut messages)
+                .for_each(|(ring, message)| ring.outgoing(message));
+            // Pieces differ by a value at most.
+            sent += messages.iter().map(Vec::len).max().unwrap_or_default() as u64;
+            let last = messages.len() - 1;
+            rings
+                .iter_mut()
+                .enumerate()
+                .try_for_each(|(place, ring)| ring.incoming(&messages[(place + last) % (last + 1)]))?;
+        }
+        // All are alike.
+        Ok((rings.pop().map(Ring::into_mean).unwrap_or_default(), sent))
+    }
+
+    /// The weighted mean of what some give, as it is after having travelled, and the bytes of what each gave; no mean
+    /// where nobody gives.
     fn mean(
         &mut self,
         plan: &RoundPlan,
         who: &BTreeSet<NodeId>,
-    ) -> Result<(Vec<f32>, BTreeMap<NodeId, u64>), SimulateError> {
+    ) -> Result<(Option<Vec<f32>>, BTreeMap<NodeId, u64>), SimulateError> {
         let values = self.setting.job.values;
         let given = self.crew.each(working(&mut self.nodes, who), |_, node| {
             let id = node.id;
-            let Some(Giving {
-                method,
-                model,
-                gradient,
-                samples,
-            }) = node.collective()
-            else {
+            let Some(giving) = node.collective(plan) else {
                 return Ok(None);
             };
-            let mut vector = Vec::new();
-            let done = Done {
-                model,
-                gradient,
-                samples,
-            };
-            let weight = method.contribute(plan, done, &mut vector)?;
-            let mut bytes = Vec::new();
-            quantise::encode(&vector, values, &mut bytes);
-            quantise::decode(&bytes, values, vector.len(), &mut vector)?;
-            Ok::<_, SimulateError>(Some((id, weight, vector, bytes.len() as u64)))
+            let (mut vector, mut message) = (Vec::new(), Vec::new());
+            let weight = giving.contribute(plan, &mut vector)?;
+            contribution::write(&vector, weight, values, &mut message);
+            let length = vector.len();
+            let weight = contribution::read(&message, values, length, &mut vector)?;
+            Ok::<_, SimulateError>(Some((id, weight, vector, message.len() as u64)))
         });
-        let (mut sum, mut weights) = (Vec::new(), 0);
+        let mut mean = contribution::Mean::default();
         let mut bytes = BTreeMap::new();
         for given in given {
-            let Some((id, weight, vector, length)) = given? else {
-                continue;
-            };
-            sum.resize(vector.len(), 0.0_f64);
-            sum.iter_mut()
-                .zip(&vector)
-                .for_each(|(sum, value)| *sum += f64::from(*value) * weight as f64);
-            weights += weight;
-            bytes.insert(id, length);
+            if let Some((id, weight, vector, length)) = given? {
+                mean.add(&vector, weight);
+                bytes.insert(id, length);
+            }
         }
-        let weights = weights.max(1) as f64;
-        let mut mean: Vec<f32> = sum.into_iter().map(|sum| (sum / weights) as f32).collect();
-        if plan.kind == RoundKind::Reduced {
-            // What comes around on the ring is encoded too.
-            let mut encoded = Vec::new();
-            quantise::encode(&mean, values, &mut encoded);
-            quantise::decode(&encoded, values, mean.len(), &mut mean)?;
-        }
-        Ok((mean, bytes))
+        Ok((mean.into_mean(), bytes))
     }
 
     /// Does what the log does with a round's outcome.
@@ -746,6 +769,9 @@ pub enum SimulateError {
     /// A message cannot be read by who wrote it: the model has values that its encoding cannot hold.
     #[error("what was encoded cannot be decoded")]
     Decode(#[from] DecodeError),
+    /// The same, of a piece on a ring.
+    #[error("what was passed on cannot be taken")]
+    Ring(#[from] RingError),
 }
 
 impl SimulateError {
@@ -774,7 +800,8 @@ mod tests {
     use super::*;
     use crate::data::{Batches, DataSpec, Partition, load};
     use crate::jobfile;
-    use crate::method::{Averaging, Gossip as _};
+    use crate::method::Gossip as _;
+    use crate::method::averaging::Averaging;
     use crate::planner::Knobs;
     use crate::simulate::Network;
     use crate::steps::take_steps;

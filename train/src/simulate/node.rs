@@ -5,9 +5,9 @@
 
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Part, Samples};
-use crate::method::{Averaging, Collective, Gossip, Learnt, Method, MethodError, Work, method};
-use crate::steps::{Trained, learning_rate, take_steps};
-use lapwing_base::{JobSpec, NodeId, RoundKind, RoundPlan};
+use crate::method::{Collective, Done, Learnt, MethodError, Methods};
+use crate::steps::{self, Trained, learning_rate, take_steps};
+use lapwing_base::{JobSpec, NodeId, RoundPlan};
 
 /// One of the nodes of a simulation.
 #[derive(Debug)]
@@ -22,9 +22,7 @@ pub(super) struct Node {
     batches: Batches,
     /// Local steps taken since the start.
     step: u64,
-    method: Method,
-    /// What dense rounds do, whichever the algorithm.
-    averaging: Averaging,
+    pub(super) methods: Methods,
     /// What it tells whom in the round in hand.
     pub(super) told: Vec<(NodeId, Vec<u8>)>,
     pub(super) totals: Totals,
@@ -49,41 +47,30 @@ impl Node {
             part,
             batches: Batches::of_part(spec.seed, place, spec.batch),
             step: 0,
-            method: method(spec, model),
-            averaging: Averaging::new(spec, model.len()),
+            methods: Methods::new(spec, model),
             told: Vec::new(),
             totals: Totals::default(),
         }
     }
 
-    /// Goes on from another's model and what its algorithm kept beside it.
-    pub(super) fn replace(
+    /// Goes on from another's model and from what all have in common beside it.
+    pub(super) fn join(
         &mut self,
         spec: &JobSpec,
         model: &[f32],
-        state: Vec<(String, Vec<f32>)>,
+        common: Vec<Vec<f32>>,
     ) -> Result<(), MethodError> {
+        let momentum = self.methods.join(spec, model, common)?;
         self.model.clear();
         self.model.extend_from_slice(model);
         // The momentum of another model would push this one off its course.
-        self.momentum.fill(0.0);
-        self.method = method(spec, model);
-        match &mut self.method {
-            Method::Collective(method) => method.restore(state),
-            // What is kept about partners is begun anew with each of them.
-            Method::Gossip(_) | Method::Local => Ok(()),
-        }
+        self.momentum = momentum.unwrap_or_else(|| vec![0.0; model.len()]);
+        Ok(())
     }
 
-    /// What is common to all who take part in an algorithm that has such; otherwise nothing.
-    pub(super) fn state(&self) -> Vec<(String, Vec<f32>)> {
-        match &self.method {
-            Method::Collective(method) => {
-                let state = method.state().into_iter();
-                state.map(|(name, vector)| (name, vector.to_vec())).collect()
-            }
-            Method::Gossip(_) | Method::Local => Vec::new(),
-        }
+    /// What whoever joins needs beside the model.
+    pub(super) fn common(&self) -> Vec<Vec<f32>> {
+        self.methods.common(self.momentum.clone())
     }
 
     /// Does the round's local work.
@@ -94,24 +81,13 @@ impl Node {
         plan: &RoundPlan,
     ) -> Result<Trained, BackendError> {
         let part = Part::new(data, &self.part);
-        let works_on_gradient =
-            matches!(&self.method, Method::Collective(method) if method.work() == Work::Gradient);
         let trained = if plan.local_steps == 0 {
-            Trained {
-                loss: 0.0,
-                samples: 0,
-            }
-        } else if works_on_gradient && plan.kind == RoundKind::Reduced {
+            Trained::NOTHING
+        } else if self.methods.works_on_gradient(plan) {
             backend.write(&self.model)?;
-            let batch = self.batches.at(part, self.step);
-            let samples = batch.labels.len() as u32;
-            let (loss, gradient) = backend.gradient(&batch)?;
-            if !loss.is_finite() || !crate::quantise::are_finite(&gradient) {
-                return Err(BackendError::Diverged { loss });
-            }
+            let (trained, gradient) = steps::gradient(backend, &mut self.batches, part, &mut self.step)?;
             self.gradient = gradient;
-            self.step += 1;
-            Trained { loss, samples }
+            trained
         } else {
             backend.write(&self.model)?;
             backend.set_optimiser_state(&self.momentum)?;
@@ -131,15 +107,6 @@ impl Node {
         self.momentum.fill(0.0);
     }
 
-    /// What partners are told in this round, if the round is one of telling partners.
-    pub(super) fn gossip(&mut self, plan: &RoundPlan) -> Option<&mut dyn Gossip> {
-        match (&mut self.method, plan.kind) {
-            (_, RoundKind::Dense) => Some(&mut self.averaging),
-            (Method::Gossip(method), RoundKind::Sparse) => Some(&mut **method),
-            _ => None,
-        }
-    }
-
     /// Writes what each partner is told, into `told`.
     pub(super) fn offer(&mut self, plan: &RoundPlan) -> Result<(), MethodError> {
         let partners: Vec<NodeId> = plan.partners_of(self.id).collect();
@@ -147,7 +114,7 @@ impl Node {
         told.truncate(partners.len());
         told.resize_with(partners.len(), || (self.id, Vec::new()));
         let model = std::mem::take(&mut self.model);
-        let offered = match self.gossip(plan) {
+        let offered = match self.methods.gossip(plan) {
             Some(gossip) => told
                 .iter_mut()
                 .zip(&partners)
@@ -167,7 +134,7 @@ impl Node {
     /// Ends a round of telling partners.
     pub(super) fn settle(&mut self, plan: &RoundPlan, merged: &[NodeId]) -> Result<(), MethodError> {
         let mut model = std::mem::take(&mut self.model);
-        let settled = match self.gossip(plan) {
+        let settled = match self.methods.gossip(plan) {
             Some(gossip) => gossip.settle(plan, merged, &mut model),
             None => Ok(()),
         };
@@ -176,22 +143,18 @@ impl Node {
     }
 
     /// What it does where all give a vector; `None` where its algorithm is of another kind.
-    pub(super) fn collective(&mut self) -> Option<Giving<'_>> {
-        let samples = self.part.len() as u64;
-        match &mut self.method {
-            Method::Collective(method) => Some(Giving {
-                method: &mut **method,
-                model: &mut self.model,
-                gradient: &self.gradient,
-                samples,
-            }),
-            _ => None,
-        }
+    pub(super) fn collective(&mut self, plan: &RoundPlan) -> Option<Giving<'_>> {
+        Some(Giving {
+            method: self.methods.collective(plan)?,
+            model: &mut self.model,
+            gradient: &self.gradient,
+            samples: self.part.len() as u64,
+        })
     }
 
     /// Takes note of the model from which a round's work starts.
     pub(super) fn begin(&mut self, plan: &RoundPlan) {
-        if let Some(Giving { method, model, .. }) = self.collective() {
+        if let Some(Giving { method, model, .. }) = self.collective(plan) {
             method.begin(plan, model);
         }
     }
@@ -203,7 +166,7 @@ impl Node {
         plan: &RoundPlan,
         mean: &[f32],
     ) -> Result<(), LearnError> {
-        let Some(Giving { method, model, .. }) = self.collective() else {
+        let Some(Giving { method, model, .. }) = self.collective(plan) else {
             return Ok(());
         };
         if method.settle(plan, mean, model)? == Learnt::Gradient {
@@ -225,6 +188,18 @@ pub(super) struct Giving<'a> {
     pub(super) gradient: &'a [f32],
     /// Of its part of the data.
     pub(super) samples: u64,
+}
+
+impl Giving<'_> {
+    /// Replaces the contents of `vector` by what the node adds to the mean, and returns its weight.
+    pub(super) fn contribute(self, plan: &RoundPlan, vector: &mut Vec<f32>) -> Result<u64, MethodError> {
+        let done = Done {
+            model: self.model,
+            gradient: self.gradient,
+            samples: self.samples,
+        };
+        self.method.contribute(plan, done, vector)
+    }
 }
 
 /// Why a mean was not followed.
