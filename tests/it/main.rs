@@ -9,6 +9,7 @@
 mod cluster;
 mod processes;
 mod refusals;
+mod simulated;
 mod support;
 mod telling;
 mod training;

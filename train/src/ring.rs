@@ -143,7 +143,7 @@ impl Ring {
     }
 
     /// Writes what the next node gets in the step at hand into `message`, whatever was in it.
-    pub(crate) fn outgoing(&mut self, message: &mut Vec<u8>) {
+    pub(crate) fn outgoing(&self, message: &mut Vec<u8>) {
         if self.grows() {
             let piece = self.piece(self.place);
             quantise::encode(&self.vector[piece], self.values, message);
@@ -254,7 +254,7 @@ mod tests {
         let mut sent = vec![0; nodes];
         while !rings[0].is_done() {
             let messages: Vec<Vec<u8>> = rings
-                .iter_mut()
+                .iter()
                 .map(|ring| {
                     let mut message = vec![7];
                     ring.outgoing(&mut message);

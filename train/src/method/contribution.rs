@@ -31,7 +31,7 @@ pub(crate) fn read(
     let malformed = |why| MethodError::Malformed { why };
     let (weight, encoded) = message
         .split_first_chunk::<WEIGHT_BYTES>()
-        .ok_or(malformed("it has no weight"))?;
+        .ok_or_else(|| malformed("it has no weight"))?;
     let weight = u64::from_le_bytes(*weight);
     if weight > WEIGHT_MAX {
         return Err(malformed("it weighs more than all samples there are"));

@@ -24,6 +24,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+/// What some have given to a mean.
+struct Given {
+    /// By their weights; `None` where nobody gave anything.
+    mean: Option<Vec<f32>>,
+    /// Of the message of each.
+    bytes: BTreeMap<NodeId, u64>,
+}
+
 /// A run under way.
 #[derive(Debug)]
 pub struct Simulation<'a> {
@@ -440,7 +448,7 @@ impl<'a> Simulation<'a> {
             self.node_mut(server).begin(plan);
             done.insert(server, outcome(server, Trained::NOTHING));
         }
-        let (mean, bytes) = self.mean(plan, &trains)?;
+        let Given { mean, bytes } = self.mean(plan, &trains)?;
         let only_server = BTreeSet::from([server]);
         let learnt = self.crew.each(
             working(&mut self.nodes, &only_server),
@@ -508,7 +516,7 @@ impl<'a> Simulation<'a> {
         let mut messages = vec![Vec::new(); rings.len()];
         while rings.iter().any(|ring| !ring.is_done()) {
             rings
-                .iter_mut()
+                .iter()
                 .zip(&mut messages)
                 .for_each(|(ring, message)| ring.outgoing(message));
             // Pieces differ by a value at most.
@@ -523,13 +531,8 @@ impl<'a> Simulation<'a> {
         Ok((rings.pop().map(Ring::into_mean).unwrap_or_default(), sent))
     }
 
-    /// The weighted mean of what some give, as it is after having travelled, and the bytes of what each gave; no mean
-    /// where nobody gives.
-    fn mean(
-        &mut self,
-        plan: &RoundPlan,
-        who: &BTreeSet<NodeId>,
-    ) -> Result<(Option<Vec<f32>>, BTreeMap<NodeId, u64>), SimulateError> {
+    /// What some give to the one that serves them, as it is after having travelled.
+    fn mean(&mut self, plan: &RoundPlan, who: &BTreeSet<NodeId>) -> Result<Given, SimulateError> {
         let values = self.setting.job.values;
         let given = self.crew.each(working(&mut self.nodes, who), |_, node| {
             let id = node.id;
@@ -551,7 +554,10 @@ impl<'a> Simulation<'a> {
                 bytes.insert(id, length);
             }
         }
-        Ok((mean.into_mean(), bytes))
+        Ok(Given {
+            mean: mean.into_mean(),
+            bytes,
+        })
     }
 
     /// Does what the log does with a round's outcome.

@@ -1,0 +1,106 @@
+//! What nodes in a cluster compute is what the simulation says.
+
+use crate::support::Cluster;
+use lapwing_train::simulate::{Every, Network, Setting, Simulation};
+use lapwing_train::{Dataset, Knobs, Partition, backend, import_safetensors, jobfile, load};
+use serde_json::Value;
+
+/// The planners of these jobs look at no bandwidth, which a cluster measures and a simulation is given.
+const JOBS: [(&str, usize); 4] = [
+    // Eight: after its three dense rounds all hold the mean of all.
+    (
+        "planner = 'exponential'\nrounds = 12\nlocal_steps = 3\nfinal_dense_rounds = 3",
+        8,
+    ),
+    ("algorithm = 'all-reduce'\nrounds = 20", 3),
+    (
+        "algorithm = 'diloco'\nrounds = 4\nlocal_steps = 5\nvalues = 'int8'",
+        3,
+    ),
+    ("algorithm = 'choco-sgd'\nrounds = 8\nlocal_steps = 3", 3),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_in_a_cluster_gives_the_same_model_bit_by_bit_as_its_simulation() {
+    for (job, nodes) in JOBS {
+        let job = format!("{job}\nseed = 1\nevaluate_every = 0");
+        // Without data of their own, nodes have parts by their numbers, as virtual nodes do.
+        let mut cluster = Cluster::empty().await;
+        for _ in 0..nodes {
+            cluster.add(|_| ()).await;
+        }
+        cluster.formed(nodes, 3).await;
+        let real = loop {
+            let id = cluster.submit(0, &job).await;
+            let document = cluster.finished(0, &id).await;
+            if all_merged(&document) {
+                let model = cluster.try_get(0, &format!("/v1/jobs/{id}/model")).await.unwrap();
+                break parameters(&job, &model.bytes().await.unwrap());
+            }
+            println!(
+                "a round was cut short on this busy machine, so that there is nothing to compare: once more"
+            );
+        };
+        let simulated = simulate(&job, nodes);
+        assert_eq!(real.len(), simulated.len(), "{job}");
+        let differ = real
+            .iter()
+            .zip(&simulated)
+            .filter(|(real, simulated)| real != simulated);
+        assert_eq!(differ.count(), 0, "{job}");
+    }
+}
+
+fn all_merged(document: &Value) -> bool {
+    let rounds = document["history"].as_array().unwrap();
+    rounds.iter().all(|round| round["merged"] == round["pairs"])
+}
+
+/// The mean of the virtual nodes' models after the last round.
+fn simulate(job: &str, nodes: usize) -> Vec<f32> {
+    let nodes = nodes as u64;
+    let job = jobfile::parse(job).unwrap();
+    let data = digits();
+    let setting = Setting {
+        network: Network::equal(nodes, 1000),
+        partition: Partition::Iid,
+        knobs: Knobs::default(),
+        step_seconds: 0.0,
+        overhead_seconds: 0.0,
+        every: Every::Rounds(0),
+        events: Vec::new(),
+        backend: "plain".to_owned(),
+        trains: true,
+        job,
+    };
+    let mut simulation = Simulation::new(&setting, &data, 1).unwrap();
+    for _ in 0..setting.job.rounds {
+        simulation.round().unwrap();
+    }
+    let models: Vec<&[f32]> = simulation.models().map(|(_, model)| model).collect();
+    let length = models[0].len();
+    let mean = |at: usize| models.iter().map(|model| f64::from(model[at])).sum::<f64>() / models.len() as f64;
+    (0..length).map(|at| mean(at) as f32).collect()
+}
+
+/// The model in a safetensors file, in the order of its layout.
+fn parameters(job: &str, file: &[u8]) -> Vec<f32> {
+    let (job, data) = (jobfile::parse(job).unwrap(), digits());
+    let backend = backend(
+        "plain",
+        &job.model,
+        data.shape,
+        data.classes,
+        job.seed,
+        &job.tuning,
+    )
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    std::fs::write(&path, file).unwrap();
+    import_safetensors(backend.layout(), &path).unwrap().unwrap()
+}
+
+fn digits() -> Dataset {
+    load(&"digits".parse().unwrap()).unwrap()
+}
