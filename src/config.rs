@@ -59,7 +59,7 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "LAPWING_DATA_SPEC", value_name = "SPEC")]
     pub(crate) data: Option<String>,
 
-    /// What computes the training: plain or burn [default: plain]
+    /// What computes the training: plain, burn, or tch where it was built in [default: plain]
     #[arg(long, env = "LAPWING_BACKEND", value_name = "NAME")]
     pub(crate) backend: Option<String>,
 

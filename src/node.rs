@@ -16,7 +16,7 @@ use lapwing_base::{JobView, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
-use lapwing_train::{DataError, DataSpec, ParseDataSpecError, TrainingStatus};
+use lapwing_train::{BackendError, DataError, DataSpec, ParseDataSpecError, TrainingStatus};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -113,8 +113,8 @@ pub enum StartError {
         source: DataError,
     },
     /// The backend is not in this build.
-    #[error("there is no backend `{0}` in this build; known: {known}", known = lapwing_train::BACKENDS.join(", "))]
-    Backend(String),
+    #[error(transparent)]
+    Backend(BackendError),
     /// The admin address is in use.
     #[error(
         "the admin address {addr} cannot be used; give another one as --admin, or port 0 for any free one"
@@ -162,9 +162,7 @@ impl Node {
         if config.bootstrap && !config.gateways.is_empty() {
             return Err(StartError::BootstrapBesideGateway);
         }
-        if !lapwing_train::BACKENDS.contains(&config.backend.as_str()) {
-            return Err(StartError::Backend(config.backend));
-        }
+        lapwing_train::check_backend(&config.backend).map_err(StartError::Backend)?;
         let data = config
             .data
             .as_ref()

@@ -4,7 +4,7 @@
 //! Time is the thread's processor time, as Linux counts it, so that a busy machine disturbs little. Memory is the
 //! process' peak, less what it had before it made the model; each line is a process of its own. Samples are noise.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use lapwing_base::Algorithm;
 use lapwing_train::{BACKENDS, BYTES, Batch, InputKind, InputShape, Model, backend};
@@ -17,19 +17,32 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match &arguments[..] {
         [] => {
             println!("backend  model        parameters  batch  samples per CPU second  peak memory");
-            for model in Model::names() {
-                for backend in BACKENDS {
-                    Command::new(std::env::current_exe()?)
-                        .args([backend, model])
-                        .status()?;
-                }
-            }
-            Ok(())
+            Model::names().try_for_each(compare)
         }
         [backend, model] => measure(backend, model, 64),
         [backend, model, batch] => measure(backend, model, batch.parse()?),
         _ => Err("usage: throughput [BACKEND MODEL [BATCH]]".into()),
     }
+}
+
+/// A line for each backend, and how many times the default's samples it trains.
+fn compare(model: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut first = None;
+    for backend in BACKENDS {
+        let output = Command::new(std::env::current_exe()?)
+            .args([*backend, model])
+            .stderr(Stdio::inherit())
+            .output()?;
+        let line = String::from_utf8(output.stdout)?;
+        let rate = line
+            .split_whitespace()
+            .nth(4)
+            .ok_or("a backend measured nothing")?;
+        let rate: f64 = rate.parse()?;
+        let times = rate / *first.get_or_insert(rate);
+        println!("{}, {times:.2} x the rate of {}", line.trim_end(), BACKENDS[0]);
+    }
+    Ok(())
 }
 
 fn measure(backend_name: &str, model: &str, samples: usize) -> Result<(), Box<dyn std::error::Error>> {

@@ -5,6 +5,7 @@
 
 use crate::data::{ParseDataSpecError, Source};
 use crate::model::Model;
+use crate::script::ScriptModel;
 use lapwing_base::{Algorithm, JobSpec, Meeting, Planner, Ppm, Tuning, Values, nearest};
 use std::fmt::{self, Write as _};
 use toml::Spanned;
@@ -280,13 +281,16 @@ fn read(text: &str, another: Option<Algorithm>) -> Result<JobSpec, JobFileError>
     }
     let mut spec = defaults(algorithm);
     if let Some((model, line)) = file.string("model")? {
-        if !Model::names().any(|known| known == model) {
+        if !Model::names().any(|known| known == model) && ScriptModel::named(model).is_none() {
             let names: Vec<String> = Model::names().map(|name| format!("`{name}`")).collect();
             return Err(bad_value(
                 line,
                 "model",
                 model,
-                &format!("one of {}", names.join(", ")),
+                &format!(
+                    "one of {}, or `torchscript:FILE#HASH` with the file's BLAKE3, as `b3sum FILE` prints it",
+                    names.join(", ")
+                ),
             ));
         }
         spec.model = model.to_owned();

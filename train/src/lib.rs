@@ -24,6 +24,7 @@ pub mod privacy;
 pub mod quantise;
 mod ring;
 mod round;
+mod script;
 pub mod simulate;
 mod status;
 
@@ -61,10 +62,11 @@ pub use model::{BYTES, Extent, InputKind, InputShape, Layer, Model, ModelError, 
 pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};
 pub use ring::RingError;
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
+pub use script::ScriptModel;
 pub use status::{TrainingState, TrainingStatus};
 
 #[cfg(feature = "driver")]
-pub use backend::{BACKENDS, Backend, BackendError, Score, StepReport, backend};
+pub use backend::{BACKENDS, Backend, BackendError, Score, StepReport, backend, check_backend};
 #[cfg(feature = "driver")]
 pub use checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 #[cfg(feature = "driver")]

@@ -36,22 +36,25 @@ fn gradients_of_every_kind_of_layer_are_those_of_the_reference() {
             let all: f64 = slopes[before..].iter().map(|(_, slope)| slope.abs()).sum();
             assert!(all > 1e-4, "{case}, {}: nothing is tested", parameter.name);
         }
-        for mut backend in [plain_of(&model), burn_of(&model)] {
+        for (name, mut backend) in every(&model) {
             assert_eq!(perturbed(&mut *backend), flat);
             let (loss, gradient) = backend.gradient(&batch.batch()).unwrap();
             assert!(
                 (f64::from(loss) - expected).abs() < 1e-5,
-                "{case}: {loss} {expected}"
+                "{case} on {name}: {loss} {expected}"
             );
             let score = backend.evaluate(&batch.samples).unwrap();
-            assert!((score.loss - loss).abs() < 1e-5, "{case}: {score:?} {loss}");
+            assert!(
+                (score.loss - loss).abs() < 1e-5,
+                "{case} on {name}: {score:?} {loss}"
+            );
             let largest = gradient.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
             for (coordinate, slope) in &slopes {
                 let here = gradient[*coordinate];
                 let error = (slope - f64::from(here)).abs();
                 assert!(
                     error < 2e-5 * f64::from(largest),
-                    "{case} at {coordinate}: {slope} but {here}"
+                    "{case} on {name} at {coordinate}: {slope} but {here}"
                 );
             }
         }
@@ -77,17 +80,22 @@ fn every_built_in_model_has_the_same_gradient_on_all_backends() {
             ..batch.batch()
         };
         let (loss, one) = plain_of(&model).gradient(&batch).unwrap();
-        let (other_loss, other) = burn_of(&model).gradient(&batch).unwrap();
-        assert!(
-            (loss / other_loss - 1.0).abs() < 1e-5,
-            "{name}: {loss} {other_loss}"
-        );
-        let norm = |flat: &[f32]| flat.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        let difference: Vec<f32> = one.iter().zip(&other).map(|(a, b)| a - b).collect();
-        let ratio = norm(&difference) / norm(&one);
-        // A ReLU whose input is nothing but rounding opens here and not there, and the ResNet has a million.
-        let allowed = if name == "resnet20" { 2e-3 } else { 1e-4 };
-        assert!(ratio < allowed, "{name}: the gradients differ by {ratio}");
+        for (backend, mut other) in every(&model) {
+            let (other_loss, other) = other.gradient(&batch).unwrap();
+            assert!(
+                (loss / other_loss - 1.0).abs() < 1e-5,
+                "{name} on {backend}: {loss} {other_loss}"
+            );
+            let norm = |flat: &[f32]| flat.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            let difference: Vec<f32> = one.iter().zip(&other).map(|(a, b)| a - b).collect();
+            let ratio = norm(&difference) / norm(&one);
+            // A ReLU whose input is nothing but rounding opens here and not there, and the ResNet has a million.
+            let allowed = if name == "resnet20" { 2e-3 } else { 1e-4 };
+            assert!(
+                ratio < allowed,
+                "{name} on {backend}: the gradients differ by {ratio}"
+            );
+        }
     }
 }
 
@@ -96,7 +104,7 @@ fn a_batch_of_several_slices_has_the_mean_of_their_gradients() {
     let input = InputShape::image(1, 28, 28);
     let model = Model::named("lenet", input, 10).unwrap();
     let all = Sampled::new(input, 10, 150);
-    for mut backend in [plain_of(&model), burn_of(&model)] {
+    for (_, mut backend) in every(&model) {
         let (loss, gradient) = backend.gradient(&all.batch()).unwrap();
         let mut mean = vec![0.0; gradient.len()];
         let mut mean_loss = 0.0;
@@ -122,7 +130,7 @@ fn of_equally_large_numbers_in_a_pool_the_first_gets_the_slope() {
     let model = Model::of(layers, InputShape::image(2, 2, 2), 2).unwrap();
     let features = vec![0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0];
     let samples = Samples::new(features, vec![0], 8).unwrap();
-    for mut backend in [plain_of(&model), burn_of(&model)] {
+    for (_, mut backend) in every(&model) {
         // The convolution's weights and bias, the dense layer's two weights and biases.
         backend.write(&[1.0, 1.0, 0.0, 1.0, -1.0, 0.0, 0.0]).unwrap();
         let (_, gradient) = backend.gradient(&samples.as_batch()).unwrap();
@@ -245,8 +253,15 @@ fn plain_of(model: &Model) -> Box<dyn Backend> {
     Box::new(plain::Plain::new(model.clone(), 5, &Algorithm::Default.tuning()))
 }
 
-fn burn_of(model: &Model) -> Box<dyn Backend> {
-    Box::new(burn::Burn::new(model.clone(), 5, &Algorithm::Default.tuning()))
+/// The model on each backend of this build.
+fn every(model: &Model) -> Vec<(&'static str, Box<dyn Backend>)> {
+    let tuning = Algorithm::Default.tuning();
+    vec![
+        ("plain", plain_of(model)),
+        ("burn", Box::new(burn::Burn::new(model.clone(), 5, &tuning))),
+        #[cfg(feature = "tch")]
+        ("tch", Box::new(tch::Tch::new(model.clone(), 5, &tuning).unwrap())),
+    ]
 }
 
 /// Away from zero biases and scales of one, which hide mistakes.

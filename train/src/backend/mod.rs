@@ -10,10 +10,13 @@ mod optimiser;
 mod plain;
 mod prior;
 mod score;
+#[cfg(feature = "tch")]
+mod tch;
 
 pub use score::Score;
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
 use lapwing_base::{Tuning, nearest};
 
@@ -21,6 +24,7 @@ use crate::data::{Batch, Samples};
 use crate::layout::Layout;
 use crate::model::{InputKind, InputShape, Model, ModelError};
 use crate::quantise::are_finite;
+use crate::script::ScriptModel;
 
 /// A model with its parameters and its optimiser, on some tensor library.
 pub trait Backend: Send {
@@ -59,7 +63,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     ///
-    /// When the batch does not fit the model.
+    /// When the batch does not fit the model, or, where the backend looks for that, training diverged.
     fn gradient(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<f32>), BackendError>;
 
     /// How good the model is on these samples. Changes nothing.
@@ -92,6 +96,11 @@ pub struct StepReport {
 /// Why a backend did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
+    /// The backend on libtorch, which is not in this build.
+    #[error(
+        "the backend `tch` is not in this build; build lapwing with `--features tch` and libtorch, as docs/models.md says"
+    )]
+    WithoutTch,
     /// No backend has this name.
     #[error("there is no backend `{name}` in this build; {}", hint(*.nearest))]
     Unknown {
@@ -99,6 +108,19 @@ pub enum BackendError {
         name: String,
         /// The known name that was probably meant.
         nearest: Option<&'static str>,
+    },
+    /// A model file, and a backend that cannot train it.
+    #[error(
+        "the model is a TorchScript file, which only the backend `tch` trains; start the node with `--backend tch`, as docs/models.md says"
+    )]
+    Script,
+    /// A model file that cannot be trained.
+    #[error("the model file {} cannot be trained: {reason}", file.display())]
+    ScriptFile {
+        /// Which.
+        file: PathBuf,
+        /// Why, and what would help.
+        reason: String,
     },
     /// There is no such model.
     #[error(transparent)]
@@ -163,8 +185,14 @@ pub enum BackendError {
 /// The backends of this build, the default first.
 ///
 /// `plain` is our own loops and the default: it trains the built-in models several times faster than `burn`, and
-/// holds fewer copies of their parameters (`docs/models.md`, `examples/throughput.rs`). `burn` is the tensor library of that name.
-pub const BACKENDS: [&str; 2] = ["plain", "burn"];
+/// holds fewer copies of their parameters (`docs/models.md`, `examples/throughput.rs`). `burn` is the tensor library of that
+/// name. `tch` is PyTorch's libtorch, where the feature of that name is on.
+pub const BACKENDS: &[&str] = &[
+    "plain",
+    "burn",
+    #[cfg(feature = "tch")]
+    "tch",
+];
 
 fn hint(nearest: Option<&'static str>) -> String {
     match nearest {
@@ -173,11 +201,27 @@ fn hint(nearest: Option<&'static str>) -> String {
     }
 }
 
-/// A backend by name, holding a built-in model with its first parameters.
+/// Checks that a backend is in this build.
 ///
 /// # Errors
 ///
-/// When there is no such backend in this build, or no such model.
+/// When it is not; the error says what would help.
+pub fn check_backend(name: &str) -> Result<(), BackendError> {
+    match name {
+        _ if BACKENDS.contains(&name) => Ok(()),
+        "tch" => Err(BackendError::WithoutTch),
+        _ => Err(BackendError::Unknown {
+            name: name.chars().take(64).collect(),
+            nearest: nearest(name, BACKENDS.iter().copied()),
+        }),
+    }
+}
+
+/// A backend by name, holding a built-in model with its first parameters, or a [`ScriptModel`] with those of its file.
+///
+/// # Errors
+///
+/// When there is no such backend in this build, or no such model, or the tensor library cannot hold it.
 pub fn backend(
     name: &str,
     model: &str,
@@ -186,15 +230,23 @@ pub fn backend(
     seed: u64,
     tuning: &Tuning,
 ) -> Result<Box<dyn Backend>, BackendError> {
-    let model = Model::named(model, shape, classes)?;
-    match name {
-        "plain" => Ok(Box::new(plain::Plain::new(model, seed, tuning))),
-        "burn" => Ok(Box::new(burn::Burn::new(model, seed, tuning))),
-        _ => Err(BackendError::Unknown {
-            name: name.chars().take(64).collect(),
-            nearest: nearest(name, BACKENDS),
-        }),
+    check_backend(name)?;
+    #[cfg(feature = "tch")]
+    if name == "tch"
+        && let Some(script) = ScriptModel::named(model)
+    {
+        return Ok(Box::new(tch::Tch::of_script(&script, shape, classes, tuning)?));
     }
+    if ScriptModel::named(model).is_some() {
+        return Err(BackendError::Script);
+    }
+    let model = Model::named(model, shape, classes)?;
+    Ok(match name {
+        #[cfg(feature = "tch")]
+        "tch" => Box::new(tch::Tch::new(model, seed, tuning)?),
+        "burn" => Box::new(burn::Burn::new(model, seed, tuning)),
+        _ => Box::new(plain::Plain::new(model, seed, tuning)),
+    })
 }
 
 /// Checks that a flat vector may become a model's parameters or momentum.
@@ -445,5 +497,13 @@ mod tests {
             error,
             "there is no backend `bur` in this build; did you mean `burn`?"
         );
+    }
+
+    #[test]
+    fn a_build_without_libtorch_says_how_to_get_one_with_it() {
+        match check_backend("tch") {
+            Ok(()) => assert!(cfg!(feature = "tch")),
+            Err(error) => assert!(error.to_string().contains("`--features tch`"), "{error}"),
+        }
     }
 }
