@@ -16,6 +16,7 @@ use axum::{Json, Router};
 use lapwing_base::{JobId, NodeId, PeerId, Round, chain};
 use lapwing_consensus::State as ClusterState;
 use lapwing_consensus::{Applied, Command, ProposeError, ReadError};
+use lapwing_train::ExternalModel;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -200,13 +201,25 @@ async fn job(
 }
 
 async fn submit(State(shared): State<Arc<Shared>>, body: String) -> Result<Json<Value>, Failure> {
-    let spec =
+    let mut spec =
         lapwing_train::jobfile::parse(&body).map_err(|error| Failure::of(StatusCode::BAD_REQUEST, &error))?;
     let member = shared.member()?;
+    if ExternalModel::named(&spec.model).is_some_and(|model| !model.is_exact()) {
+        // All nodes must mean the same one: that of the node which was asked.
+        let own = shared.trained.ok_or_else(no_trainer)?;
+        spec.model = own.to_string();
+    }
     match member.consensus.propose(Command::SubmitJob(spec)).await? {
         Applied::Submitted(id) => Ok(Json(json!({ "id": id.to_string() }))),
         other => Err(unexpected(other)),
     }
+}
+
+fn no_trainer() -> Failure {
+    let text = "this node has no trainer, and cannot tell which `external` model is meant";
+    Failure::new(StatusCode::CONFLICT, text).hint(
+        "submit the job at a node that was started with --trainer, or name the model in full, as such a node's log does",
+    )
 }
 
 async fn stop_job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {

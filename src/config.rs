@@ -63,6 +63,10 @@ pub(crate) struct NodeFlags {
     #[arg(long, env = "LAPWING_BACKEND", value_name = "NAME")]
     pub(crate) backend: Option<String>,
 
+    /// Command of a program of your own that trains jobs with model = "external"; see docs/trainer-protocol.md
+    #[arg(long, env = "LAPWING_TRAINER", value_name = "COMMAND")]
+    pub(crate) trainer: Option<String>,
+
     /// Found a cluster without asking a gateway
     #[arg(
         long,
@@ -181,7 +185,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 const SETTINGS_SIZE_MAX: u64 = 64 * 1024;
 
 /// The keys of the settings file, as [`FileSettings`] reads them.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "gateway",
     "data_dir",
     "listen",
@@ -192,6 +196,7 @@ const KEYS: [&str; 14] = [
     "tls_key",
     "data",
     "backend",
+    "trainer",
     "bootstrap",
     "max_upload",
     "max_download",
@@ -211,6 +216,7 @@ struct FileSettings {
     tls_key: Option<PathBuf>,
     data: Option<String>,
     backend: Option<String>,
+    trainer: Option<String>,
     bootstrap: Option<bool>,
     max_upload: Option<OneOrMany>,
     max_download: Option<OneOrMany>,
@@ -287,6 +293,7 @@ impl NodeFlags {
                 .backend
                 .or(file.backend)
                 .unwrap_or_else(|| lapwing_train::BACKENDS[0].to_owned()),
+            trainer: self.trainer.or(file.trainer),
             bootstrap: self.bootstrap.or(file.bootstrap).unwrap_or(false),
             max_upload,
             max_download,

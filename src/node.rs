@@ -16,7 +16,10 @@ use lapwing_base::{JobView, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
-use lapwing_train::{BackendError, DataError, DataSpec, ParseDataSpecError, TrainingStatus};
+use lapwing_train::{
+    BackendError, ChildError, DataError, DataSpec, ExternalModel, Introduced, ParseDataSpecError,
+    TrainingStatus,
+};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -54,6 +57,8 @@ pub struct NodeConfig {
     pub data: Option<String>,
     /// What computes; `burn` is built in.
     pub backend: String,
+    /// The command of a program that trains models of its own, for jobs that ask for one.
+    pub trainer: Option<String>,
     /// Founds a cluster without a gateway.
     pub bootstrap: bool,
     /// What is kept to when sending. Default: nothing.
@@ -111,6 +116,15 @@ pub enum StartError {
         /// Why.
         #[source]
         source: DataError,
+    },
+    /// The program that `--trainer` names.
+    #[error("the trainer `{command}` cannot be used")]
+    Trainer {
+        /// As given.
+        command: String,
+        /// Why.
+        #[source]
+        source: ChildError,
     },
     /// The backend is not in this build.
     #[error(transparent)]
@@ -177,7 +191,12 @@ impl Node {
         let keypair = load_or_create_identity(&dir.identity())?;
         // What is damaged or another's is told before anybody hears of this node.
         check_membership(&dir, keypair.public().to_peer_id(), &config)?;
-        if let Some(spec) = &data {
+        let trainer = match &config.trainer {
+            Some(command) => Some(introduced(command).await?),
+            None => None,
+        };
+        // A program of its own reads the data itself.
+        if let Some(spec) = data.as_ref().filter(|_| trainer.is_none()) {
             check_samples(spec).await?;
         }
         let (gate, gate_receiver) = watch::channel(Gate::default());
@@ -214,6 +233,7 @@ impl Node {
         let shared = Arc::new(Shared {
             name: config.name.clone(),
             started: now(),
+            trained: trainer.map(|trainer| trainer.model),
             network,
             phase: watch::Sender::new(Phase::default()),
             stop: CancellationToken::new(),
@@ -302,6 +322,8 @@ impl Drop for NodeHandle {
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) started: Instant,
+    /// The model of this node's own program, if it has one.
+    pub(crate) trained: Option<ExternalModel>,
     pub(crate) network: Network,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) stop: CancellationToken,
@@ -488,6 +510,22 @@ fn check_membership(dir: &DataDir, ours: PeerId, config: &NodeConfig) -> Result<
         None if config.gateways.is_empty() && !config.bootstrap => Err(StartError::NobodyToAsk),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Starts the program of `--trainer` once: what is wrong with it is told before anybody hears of this node.
+async fn introduced(command: &str) -> Result<Introduced, StartError> {
+    let failed = |source| StartError::Trainer {
+        command: command.to_owned(),
+        source,
+    };
+    let (text, stop) = (command.to_owned(), CancellationToken::new());
+    // Whoever gives up waiting for the node ends the program.
+    let ended = stop.clone().drop_guard();
+    let asked = tokio::task::spawn_blocking(move || lapwing_train::introduce(&text, &stop)).await;
+    drop(ended);
+    let introduced = asked.unwrap_or(Err(ChildError::Stopped)).map_err(failed)?;
+    info!(model = %introduced.model, parameters = introduced.parameters, name = introduced.name, "trainer found");
+    Ok(introduced)
 }
 
 /// Reads the node's samples once, so that a set that is missing or cut is told now, and not when a job comes.

@@ -71,6 +71,7 @@ pub(crate) async fn live(
         me,
         data,
         backend: config.backend.clone(),
+        trainer: config.trainer.clone(),
         dir: dir.train(),
     };
     let trainer = match Trainer::start(trainer_config, network.clone(), applied, outbox_sender) {

@@ -7,6 +7,7 @@
 )]
 
 mod cluster;
+mod external;
 mod processes;
 mod refusals;
 mod simulated;

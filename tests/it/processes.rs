@@ -12,11 +12,17 @@ struct Processes {
     gateway: Option<Child>,
     gateway_url: String,
     nodes: Vec<Option<Child>>,
+    /// What every node is started with beside its place.
+    arguments: Vec<String>,
     http: reqwest::Client,
 }
 
 impl Processes {
     async fn of(count: usize) -> Self {
+        Self::with(count, &[]).await
+    }
+
+    async fn with(count: usize, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let gateway = lapwing(&dir.path().join("gateway.log"))
             .args(["gateway", "--host", "127.0.0.1", "--port", "0", "--data-dir"])
@@ -29,6 +35,7 @@ impl Processes {
             gateway: Some(gateway),
             gateway_url,
             nodes: Vec::new(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             http: http(),
         };
         for place in 0..count {
@@ -56,6 +63,7 @@ impl Processes {
                 &self.gateway_url,
             ])
             .args(["--name", &format!("node-{place}")])
+            .args(&self.arguments)
             .args([
                 "--data",
                 &format!("digits#partition=iid,seed=1,part={}/{count}", place + 1),
@@ -298,4 +306,108 @@ async fn accuracy_after_all_were_killed(job: &'static str, rounds: usize) -> f64
     assert_eq!(ids(&before), ids(&after), "the same members");
     let last = document["evaluations"].as_array().unwrap().last().unwrap();
     last["averaged_accuracy"].as_f64().unwrap()
+}
+
+/// The processes that a process has started, and theirs, as the kernel lists them now.
+fn descendants(of: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            Some((pid, parent(pid)?))
+        })
+        .collect();
+    let mut found = vec![of];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(pid, _)| *pid),
+        );
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// The parent of a process; `None` when it is gone, or dead and only not waited for.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    fields
+        .next()?
+        .parse()
+        .ok()
+        .filter(|_| state != "Z" && state != "X")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs python3"]
+async fn a_python_trainer_is_trained_by_gossip_and_dies_with_its_node() {
+    let python = Command::new("python3").arg("--version").output();
+    assert!(
+        python.is_ok_and(|python| python.status.success()),
+        "install python3 to run this test"
+    );
+    let root = env!("CARGO_MANIFEST_DIR");
+    let trainer = format!(
+        "PYTHONPATH='{root}/python' python3 '{root}/python/examples/softmax.py' '{root}/train/data/digits.csv.gz'"
+    );
+    let mut processes = Processes::with(3, &["--trainer", &trainer]).await;
+    processes.formed(3, 3).await;
+    let job = processes
+        .submit(
+            0,
+            "model = 'external'\nrounds = 40\nlocal_steps = 5\ncompression = 4\nlr = 0.2\nfinal_dense_rounds = 3\nevaluate_every = 20",
+        )
+        .await;
+    processes.reached(0, &job, 5).await;
+    // A trainer that is killed is started again, and so is one whose node is.
+    let trainers = descendants(processes.nodes[1].as_ref().unwrap().id());
+    assert!(!trainers.is_empty(), "node 1 has a trainer");
+    for trainer in &trainers {
+        let _ = Command::new("kill")
+            .args(["-KILL", &trainer.to_string()])
+            .status();
+    }
+    processes.reached(0, &job, 8).await;
+    let orphans = descendants(processes.nodes[2].as_ref().unwrap().id());
+    processes.kill(2);
+    wait_for("the end of the trainer of a node that was killed", async || {
+        let left: Vec<u32> = orphans
+            .iter()
+            .copied()
+            .filter(|orphan| parent(*orphan).is_some())
+            .collect();
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })
+    .await;
+    processes.start(2, 3);
+    processes.up(2).await;
+    let document = processes.finished(0, &job).await;
+    let accuracy = document["evaluations"].as_array().unwrap().last().unwrap()["averaged_accuracy"]
+        .as_f64()
+        .unwrap();
+    // One node alone, with a third of the digits, comes to 0.90.
+    assert!(accuracy > 0.85, "{accuracy}");
+    for place in 0..3 {
+        let status = processes.get(place, "/v1/status").await.unwrap();
+        assert_eq!(status["training"]["problem"], Value::Null, "node {place}");
+    }
+    let admin = std::fs::read_to_string(processes.data_dir(0).join("admin.addr")).unwrap();
+    let model = processes.http.get(format!("http://{admin}/v1/jobs/{job}/model"));
+    let model = model.send().await.unwrap().bytes().await.unwrap();
+    let header = String::from_utf8_lossy(&model[8..model.len() - 650 * 4]);
+    assert!(
+        header.contains("\"weight\":{\"dtype\":\"F32\",\"shape\":[10,64]"),
+        "{header}"
+    );
 }

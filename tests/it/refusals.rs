@@ -389,6 +389,7 @@ fn alone(data_dir: &Path) -> NodeConfig {
         name: "alone".to_owned(),
         data: None,
         backend: "plain".to_owned(),
+        trainer: None,
         bootstrap: true,
         max_upload: RateRules::default(),
         max_download: RateRules::default(),

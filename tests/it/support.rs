@@ -71,6 +71,7 @@ impl Cluster {
             name: format!("node-{place}"),
             data: None,
             backend: "plain".to_owned(),
+            trainer: None,
             bootstrap: false,
             max_upload: RateRules::default(),
             max_download: RateRules::default(),

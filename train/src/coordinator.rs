@@ -601,14 +601,9 @@ impl Coordinator {
         let (_, seen_at) = self.manifest?;
         let until = seen_at + self.config.holding_timeout;
         // A member that never trained, since it cannot work on the job, has no use for its model either.
-        let has_trained = |member: &NodeId| {
-            let done = job.rounds.iter().filter_map(|record| record.outcome.as_ref());
-            done.flat_map(|outcome| &outcome.nodes)
-                .any(|done| done.node == *member && done.samples > 0)
-        };
         let all_hold = active_members(committed.roster)
             .iter()
-            .all(|member| manifest.holders.contains(member) || !has_trained(member));
+            .all(|member| manifest.holders.contains(member) || !has_trained(job, *member));
         if !all_hold && now < until {
             self.wake(until);
             return None;
@@ -661,6 +656,13 @@ fn has_changed(committed: Option<Bandwidth>, speed: Bandwidth) -> bool {
     committed.is_none_or(|known| known.kbit_s.abs_diff(speed.kbit_s) > known.kbit_s / 10)
 }
 
+/// Whether a member has trained in a round that the log still has.
+fn has_trained(job: &JobView, member: NodeId) -> bool {
+    let done = job.rounds.iter().filter_map(|record| record.outcome.as_ref());
+    done.flat_map(|outcome| &outcome.nodes)
+        .any(|done| done.node == member && done.samples > 0)
+}
+
 /// An evaluation by one of those who reported in the round, another one each time.
 fn evaluator(roster: &Roster, job: &JobView, failed: Option<NodeId>) -> Option<NodeId> {
     let record = job.rounds.back()?;
@@ -673,6 +675,10 @@ fn evaluator(roster: &Roster, job: &JobView, failed: Option<NodeId>) -> Option<N
     }
     let reporters = outcome.nodes.iter().map(|done| done.node);
     let mut candidates: Vec<NodeId> = reporters.filter(|&node| is_active(roster, node)).collect();
+    // Who cannot work on the job reports too, and would be waited for in vain.
+    if candidates.iter().any(|&node| has_trained(job, node)) {
+        candidates.retain(|&node| has_trained(job, node));
+    }
     if candidates.is_empty() {
         candidates = active_members(roster);
     }

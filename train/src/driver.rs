@@ -71,6 +71,8 @@ pub struct TrainerConfig {
     pub data: Option<DataSpec>,
     /// What computes, such as `burn`.
     pub backend: String,
+    /// The command of the program that has the model, for jobs whose model is not built in.
+    pub trainer: Option<String>,
     /// Where checkpoints and consensus models are kept.
     pub dir: PathBuf,
 }
@@ -129,6 +131,7 @@ impl Trainer {
             asked: Arc::new(Semaphore::new(ASKED_MAX)),
             serving: JoinSet::new(),
             speeds: BTreeMap::new(),
+            stop: stop.clone(),
         };
         let mut tasks = JoinSet::new();
         let token = stop.clone();
@@ -184,6 +187,8 @@ struct Driver {
     serving: JoinSet<Served>,
     /// What was last reported of our links.
     speeds: BTreeMap<NodeId, Bandwidth>,
+    /// Ends what the training thread waits for.
+    stop: CancellationToken,
 }
 
 enum Job {
@@ -345,13 +350,13 @@ impl Driver {
         };
         self.job = Job::Opening(view.id);
         let (view, roster, config) = (view.clone(), applied.roster.clone(), self.config.clone());
-        let compute = self.compute.clone();
+        let (compute, stop) = (self.compute.clone(), self.stop.clone());
         self.running.spawn(async move {
             let id = view.id;
             let opened = compute
                 .run(move |slot| {
                     *slot = None;
-                    let (worker, opened) = Worker::open(&view, &roster, &config)?;
+                    let (worker, opened) = Worker::open(&view, &roster, &config, &stop)?;
                     *slot = Some(worker);
                     Ok::<_, WorkerError>(opened)
                 })

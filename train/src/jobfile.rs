@@ -4,6 +4,7 @@
 //! nodes that train can say.
 
 use crate::data::{ParseDataSpecError, Source};
+use crate::external::ExternalModel;
 use crate::model::Model;
 use crate::script::ScriptModel;
 use lapwing_base::{Algorithm, JobSpec, Meeting, Planner, Ppm, Tuning, Values, nearest};
@@ -281,8 +282,14 @@ fn read(text: &str, another: Option<Algorithm>) -> Result<JobSpec, JobFileError>
     }
     let mut spec = defaults(algorithm);
     if let Some((model, line)) = file.string("model")? {
-        if !Model::names().any(|known| known == model) && ScriptModel::named(model).is_none() {
-            let names: Vec<String> = Model::names().map(|name| format!("`{name}`")).collect();
+        let is_known = Model::names().any(|known| known == model)
+            || ScriptModel::named(model).is_some()
+            || ExternalModel::named(model).is_some();
+        if !is_known {
+            let names: Vec<String> = Model::names()
+                .chain(["external"])
+                .map(|name| format!("`{name}`"))
+                .collect();
             return Err(bad_value(
                 line,
                 "model",
@@ -381,6 +388,11 @@ const DATA_BYTES_MAX: usize = 256;
 const FINAL_DENSE_ROUNDS_MAX: u32 = 32;
 
 fn check_together(file: &File<'_, '_>, spec: &mut JobSpec) -> Result<(), JobFileError> {
+    if spec.algorithm == Algorithm::AllReduce && ExternalModel::named(&spec.model).is_some() {
+        return Err(JobFileError::Contradiction(
+            "`all-reduce` sums gradients, and a trainer of `external` models tells parameters only",
+        ));
+    }
     if spec.final_dense_rounds >= spec.rounds {
         if file.table.contains_key("final_dense_rounds") {
             return Err(JobFileError::Contradiction(
@@ -616,6 +628,19 @@ mod tests {
     fn an_empty_file_is_the_default_job() {
         assert_eq!(parse(""), Ok(defaults(Algorithm::Default)));
         assert_eq!(parse("# nothing\n").map(|spec| spec.values), Ok(Values::Int8));
+    }
+
+    #[test]
+    fn a_model_of_the_users_own_is_named_alone_or_with_its_layout() {
+        for model in ["external", "external:91c2a0d7e45b3f68"] {
+            let spec = parse(&format!("model = '{model}'")).unwrap();
+            assert_eq!(spec.model, model);
+            assert_eq!(parse(&to_toml(&spec)), Ok(spec));
+        }
+        let error = parse("model = 'external:mine'").unwrap_err().to_string();
+        assert!(error.contains("`external`"), "{error}");
+        let error = parse("model = 'external'\nalgorithm = 'all-reduce'").unwrap_err();
+        assert!(matches!(error, JobFileError::Contradiction(text) if text.contains("gradients")));
     }
 
     #[test]

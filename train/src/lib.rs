@@ -10,6 +10,7 @@ mod cities;
 mod coordinator;
 mod data;
 mod draws;
+mod external;
 mod guard;
 pub mod jobfile;
 mod lanes;
@@ -47,6 +48,8 @@ mod payload;
 #[cfg(feature = "driver")]
 mod steps;
 #[cfg(feature = "driver")]
+mod trainee;
+#[cfg(feature = "driver")]
 mod worker;
 
 pub use cities::{CITIES, CITY_KBIT_S, city_bandwidths};
@@ -55,6 +58,7 @@ pub use data::{
     Batch, Batches, DataSpec, Dataset, ParseDataSpecError, ParsePartitionError, Part, Partition,
     PartitionError, SAMPLES_MIN, Samples, Scaling, Share, Source,
 };
+pub use external::ExternalModel;
 pub use layout::{Layout, LayoutError, PARAMETERS_MAX, Parameter, model_hash};
 pub use mask::{DeltaError, Mask, Runs, round_seed};
 pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
@@ -65,6 +69,8 @@ pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
 pub use script::ScriptModel;
 pub use status::{TrainingState, TrainingStatus};
 
+#[cfg(feature = "driver")]
+pub use backend::child::{ChildError, Introduced, MessageError, VectorsError, introduce};
 #[cfg(feature = "driver")]
 pub use backend::{BACKENDS, Backend, BackendError, Score, StepReport, backend, check_backend};
 #[cfg(feature = "driver")]

@@ -3,22 +3,26 @@
 //! Synchronous; runs on the training thread (`compute.rs`). It knows no peer and no log: what to do, and
 //! whether a merge counts, comes from the driver.
 
-use crate::backend::{Backend, BackendError, backend};
+use crate::backend::child::{Child, Opening};
+use crate::backend::{BackendError, backend};
 use crate::checkpoint::{Checkpoint, LoadError, Pending, SaveError};
-use crate::data::{self, Batches, DataError, DataSpec, Dataset, ParseDataSpecError, Share};
+use crate::data::{self, Batches, DataError, DataSpec, ParseDataSpecError, Share};
 use crate::driver::TrainerConfig;
+use crate::external::ExternalModel;
 use crate::method::{Done, Learnt, MethodError, Methods, contribution};
 use crate::model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
 use crate::models::Held;
 use crate::quantise;
 use crate::ring::Ring;
-use crate::steps::{self, Trained, learning_rate, take_steps};
+use crate::steps::{Trained, learning_rate};
+use crate::trainee::{BuiltIn, Trainee, TraineeError};
 use bytes::Bytes;
 use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundKind, RoundPlan, RoundReport};
 use std::collections::{BTreeMap, HashMap};
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// The state of one job on this node.
@@ -26,9 +30,7 @@ pub(crate) struct Worker {
     me: NodeId,
     job: JobId,
     spec: JobSpec,
-    backend: Box<dyn Backend>,
-    data: Dataset,
-    batches: Batches,
+    trainee: Box<dyn Trainee>,
     /// Local steps taken since the job began.
     step: u64,
     /// Every round up to this one is merged or dropped.
@@ -90,31 +92,20 @@ impl Worker {
         view: &JobView,
         roster: &Roster,
         config: &TrainerConfig,
+        stop: &CancellationToken,
     ) -> Result<(Self, Opened), WorkerError> {
         let spec = view.spec.clone();
-        let data_spec = data_spec(&spec, roster, config)?;
-        let part = data_spec.share.map_or(0, |share| share.part);
-        let data = data::load(&data_spec)?;
-        let backend = backend(
-            &config.backend,
-            &spec.model,
-            data.shape,
-            data.classes,
-            spec.seed,
-            &spec.tuning,
-        )?;
-        let parameters = backend.layout().parameters();
+        let trainee = trainee(view, roster, config, stop)?;
+        let parameters = trainee.layout().parameters();
         // All nodes of a job begin with the same one.
         let mut initial = Vec::new();
-        backend.read(&mut initial);
+        trainee.read(&mut initial);
         let mut worker = Self {
             me: config.me,
             job: view.id,
-            batches: Batches::of_part(spec.seed, part, spec.batch),
             methods: Methods::new(&spec, &initial),
             spec,
-            backend,
-            data,
+            trainee,
             step: 0,
             settled: Round(0),
             open: None,
@@ -143,13 +134,13 @@ impl Worker {
         let Some(checkpoint) = Checkpoint::load(&self.checkpoint_file)? else {
             return Ok(None);
         };
-        if checkpoint.job != self.job || checkpoint.layout != self.backend.layout().hash() {
+        if checkpoint.job != self.job || checkpoint.layout != self.trainee.layout().hash() {
             return Err(WorkerError::AnotherModel {
                 file: self.checkpoint_file.clone(),
             });
         }
-        self.backend.write(&checkpoint.model)?;
-        self.backend.set_optimiser_state(&checkpoint.optimiser)?;
+        self.trainee.write(&checkpoint.model)?;
+        self.trainee.set_optimiser_state(&checkpoint.optimiser)?;
         self.step = checkpoint.step;
         self.settled = checkpoint.round;
         self.methods.restore(checkpoint.kept)?;
@@ -202,7 +193,7 @@ impl Worker {
     }
 
     fn stored_consensus(&self) -> Result<Option<Held>, WorkerError> {
-        let flat = import_safetensors(self.backend.layout(), &self.consensus_file)?;
+        let flat = import_safetensors(self.trainee.layout(), &self.consensus_file)?;
         Ok(flat.map(|flat| Held {
             round: self.settled,
             accuracy: None,
@@ -213,7 +204,7 @@ impl Worker {
     /// Notes the model from which a round's work starts, and encodes it for those that this node serves.
     pub(crate) fn begin_serving(&mut self, plan: &RoundPlan) -> Result<Bytes, WorkerError> {
         let mut flat = Vec::new();
-        self.backend.read(&mut flat);
+        self.trainee.read(&mut flat);
         let mut message = Vec::new();
         quantise::encode(&flat, self.spec.values, &mut message);
         if let Some(collective) = self.methods.collective(plan) {
@@ -224,11 +215,11 @@ impl Worker {
 
     /// Goes on from the server's model, without a momentum of its own.
     pub(crate) fn follow(&mut self, started: &[u8]) -> Result<(), WorkerError> {
-        let parameters = self.backend.layout().parameters();
+        let parameters = self.trainee.layout().parameters();
         let mut flat = Vec::new();
         quantise::decode(started, self.spec.values, parameters, &mut flat).map_err(MethodError::Decode)?;
-        self.backend.write(&flat)?;
-        self.backend.set_optimiser_state(&vec![0.0; parameters])?;
+        self.trainee.write(&flat)?;
+        self.trainee.forget()?;
         Ok(())
     }
 
@@ -237,21 +228,19 @@ impl Worker {
         let mut open = Open::new(plan.clone());
         if let Some(collective) = self.methods.collective(plan) {
             let mut flat = Vec::new();
-            self.backend.read(&mut flat);
+            self.trainee.read(&mut flat);
             collective.begin(plan, &flat);
         }
-        let part = (&self.data.train).into();
-        let (backend, step) = (&mut *self.backend, &mut self.step);
         let is_idle = matches!(plan.kind, RoundKind::Served { server } if server == self.me)
             && !plan.alone.contains(&self.me);
         let trained = if is_idle || plan.local_steps == 0 {
             Trained::NOTHING
         } else if self.methods.works_on_gradient(plan) {
-            let (trained, gradient) = steps::gradient(backend, &mut self.batches, part, step)?;
+            let (trained, gradient) = self.trainee.gradient(&mut self.step)?;
             open.gradient = gradient;
             trained
         } else {
-            take_steps(backend, &mut self.batches, part, step, plan)?
+            self.trainee.train(&mut self.step, plan)?
         };
         self.open = Some(open);
         Ok(trained)
@@ -273,7 +262,7 @@ impl Worker {
             return Ok((self.contribution(round)?, 0));
         }
         let (mut flat, mut message) = (Vec::new(), Vec::new());
-        self.backend.read(&mut flat);
+        self.trainee.read(&mut flat);
         let gossip = self.methods.gossip(&plan).ok_or_else(not_in_hand)?;
         gossip.offer(&plan, partner, &flat, &mut message)?;
         Ok((message.into(), gossip.message_bytes_max(&plan)))
@@ -312,11 +301,11 @@ impl Worker {
         let collective = self.methods.collective(&open.plan);
         let collective = collective.ok_or(WorkerError::NotInHand { round })?;
         let mut model = Vec::new();
-        self.backend.read(&mut model);
+        self.trainee.read(&mut model);
         let done = Done {
             model: &model,
             gradient: &open.gradient,
-            samples: self.data.train.len() as u64,
+            samples: self.trainee.samples(),
         };
         Ok(collective.contribute(&open.plan, done, vector)?)
     }
@@ -364,7 +353,7 @@ impl Worker {
     ///
     /// Returns whether what was received may be claimed: also without a checkpoint, since a node that loses
     /// it takes the current model from a peer.
-    pub(crate) fn hold(&self, report: &RoundReport) -> Result<bool, WorkerError> {
+    pub(crate) fn hold(&mut self, report: &RoundReport) -> Result<bool, WorkerError> {
         let every = u64::from(self.spec.checkpoint_every);
         if every == 0 || !report.round.0.is_multiple_of(every) {
             return Ok(true);
@@ -373,9 +362,9 @@ impl Worker {
         Ok(true)
     }
 
-    fn save(&self, held: Option<&RoundReport>) -> Result<(), WorkerError> {
+    fn save(&mut self, held: Option<&RoundReport>) -> Result<(), WorkerError> {
         let mut model = Vec::new();
-        self.backend.read(&mut model);
+        self.trainee.read(&mut model);
         let open = self.open.as_ref().filter(|_| held.is_some());
         let pending = open.filter(|open| !open.received.is_empty() || open.mean.is_some());
         let pending = pending.map(|open| Pending {
@@ -392,11 +381,11 @@ impl Worker {
         });
         let checkpoint = Checkpoint {
             job: self.job,
-            layout: self.backend.layout().hash(),
+            layout: self.trainee.layout().hash(),
             round: self.settled,
             step: self.step,
             model,
-            optimiser: self.backend.optimiser_state(),
+            optimiser: self.trainee.optimiser_state()?,
             kept: self.methods.state(),
             held: held.cloned(),
             pending,
@@ -421,9 +410,9 @@ impl Worker {
                     return Ok(());
                 };
                 let mut flat = Vec::new();
-                self.backend.read(&mut flat);
+                self.trainee.read(&mut flat);
                 gossip.settle(&open.plan, merged, &mut flat)?;
-                self.backend.write(&flat)?;
+                self.trainee.write(&flat)?;
                 Ok(())
             }
             RoundKind::Reduced if merged.is_empty() && !open.plan.pairs.is_empty() => Ok(()),
@@ -481,10 +470,10 @@ impl Worker {
             return Ok(());
         };
         let mut flat = Vec::new();
-        self.backend.read(&mut flat);
+        self.trainee.read(&mut flat);
         match collective.settle(plan, mean, &mut flat)? {
-            Learnt::Model => self.backend.write(&flat)?,
-            Learnt::Gradient => self.backend.descend(mean, learning_rate(plan))?,
+            Learnt::Model => self.trainee.write(&flat)?,
+            Learnt::Gradient => self.trainee.descend(mean, learning_rate(plan))?,
         }
         Ok(())
     }
@@ -492,7 +481,7 @@ impl Worker {
     /// The model as it is now.
     pub(crate) fn current(&self) -> Held {
         let mut flat = Vec::new();
-        self.backend.read(&mut flat);
+        self.trainee.read(&mut flat);
         Held {
             round: self.settled,
             accuracy: None,
@@ -503,8 +492,8 @@ impl Worker {
     /// What a peer that catches up takes: the model as it is now, and after it what all who take part have in common.
     pub(crate) fn shared(&self) -> Held {
         let mut flat = Vec::new();
-        self.backend.read(&mut flat);
-        for vector in self.methods.common(self.backend.optimiser_state()) {
+        self.trainee.read(&mut flat);
+        for vector in self.methods.common(self.trainee.momentum()) {
             flat.extend(vector);
         }
         Held {
@@ -516,7 +505,7 @@ impl Worker {
 
     /// The model as it is now, with its accuracy on the test set.
     pub(crate) fn snapshot(&mut self) -> Result<Held, WorkerError> {
-        let accuracy = self.backend.evaluate(&self.data.test)?.accuracy();
+        let accuracy = self.trainee.accuracy()?;
         Ok(Held {
             accuracy: Some(accuracy),
             ..self.current()
@@ -526,23 +515,25 @@ impl Worker {
     /// The accuracy of another model on the test set.
     pub(crate) fn evaluate(&mut self, other: &[f32]) -> Result<Ppm, WorkerError> {
         let mut own = Vec::new();
-        self.backend.read(&mut own);
-        self.backend.write(other)?;
-        let score = self.backend.evaluate(&self.data.test);
-        self.backend.write(&own)?;
-        Ok(score?.accuracy())
+        self.trainee.read(&mut own);
+        self.trainee.write(other)?;
+        let accuracy = self.trainee.accuracy();
+        self.trainee.write(&own)?;
+        Ok(accuracy?)
     }
 
     /// Goes on from what a peer has [`shared`](Self::shared).
     pub(crate) fn replace(&mut self, shared: &[f32], round: Round) -> Result<(), WorkerError> {
-        let parameters = self.backend.layout().parameters();
+        let parameters = self.trainee.layout().parameters();
         let mut vectors = shared.chunks(parameters.max(1)).map(<[f32]>::to_vec);
         let model = vectors.next().unwrap_or_default();
-        self.backend.write(&model)?;
+        self.trainee.write(&model)?;
         let momentum = self.methods.join(&self.spec, &model, vectors.collect())?;
-        // The momentum of another model would push this one off its course.
-        let momentum = momentum.unwrap_or_else(|| vec![0.0; parameters]);
-        self.backend.set_optimiser_state(&momentum)?;
+        match momentum {
+            Some(momentum) => self.trainee.set_optimiser_state(&momentum)?,
+            // That of another model would push this one off its course.
+            None => self.trainee.forget()?,
+        }
         self.keep_own(round)
     }
 
@@ -559,10 +550,10 @@ impl Worker {
         model: Vec<f32>,
         accuracy: Option<Ppm>,
     ) -> Result<Held, WorkerError> {
-        self.backend.write(&model)?;
+        self.trainee.write(&model)?;
         let accuracy = match accuracy {
             Some(accuracy) => accuracy,
-            None => self.backend.evaluate(&self.data.test)?.accuracy(),
+            None => self.trainee.accuracy()?,
         };
         let metadata = HashMap::from([
             ("job".to_owned(), self.job.to_string()),
@@ -571,7 +562,7 @@ impl Worker {
             ("rounds".to_owned(), self.spec.rounds.to_string()),
             ("accuracy".to_owned(), accuracy.as_f64().to_string()),
         ]);
-        export_safetensors(self.backend.layout(), &model, metadata, &self.consensus_file)?;
+        export_safetensors(self.trainee.layout(), &model, metadata, &self.consensus_file)?;
         Ok(Held {
             round: self.settled,
             accuracy: Some(accuracy),
@@ -584,6 +575,56 @@ impl Worker {
 fn floats(bytes: &[u8]) -> Vec<f32> {
     let chunks = bytes.as_chunks::<4>().0.iter();
     chunks.map(|chunk| f32::from_le_bytes(*chunk)).collect()
+}
+
+/// The job's model on this node: a built-in one with this node's data, or that of the node's own program.
+fn trainee(
+    view: &JobView,
+    roster: &Roster,
+    config: &TrainerConfig,
+    stop: &CancellationToken,
+) -> Result<Box<dyn Trainee>, WorkerError> {
+    let spec = &view.spec;
+    if let Some(model) = ExternalModel::named(&spec.model) {
+        let data = external_data(spec, roster, config)?;
+        let share = data.share;
+        let opening = Opening {
+            seed: spec.seed,
+            batch: spec.batch,
+            momentum: f64::from(spec.tuning.momentum_micro) / 1e6,
+            weight_decay: f64::from(spec.tuning.weight_decay_micro) / 1e6,
+            data: DataSpec::whole(data.source).to_string(),
+            part: share.map_or(1, |share| share.part),
+            parts: share.map_or(1, |share| share.parts),
+        };
+        let command = config.trainer.as_deref();
+        let child = Child::open(command, model, view.id, opening, &config.dir, stop);
+        return Ok(Box::new(child.map_err(TraineeError::from)?));
+    }
+    let data_spec = data_spec(spec, roster, config)?;
+    let part = data_spec.share.map_or(0, |share| share.part);
+    let data = data::load(&data_spec)?;
+    let backend = backend(
+        &config.backend,
+        &spec.model,
+        data.shape,
+        data.classes,
+        spec.seed,
+        &spec.tuning,
+    )?;
+    Ok(Box::new(BuiltIn {
+        backend,
+        data,
+        batches: Batches::of_part(spec.seed, part, spec.batch),
+    }))
+}
+
+/// What a program is told of the data, of which it takes what it likes.
+fn external_data(spec: &JobSpec, roster: &Roster, config: &TrainerConfig) -> Result<DataSpec, WorkerError> {
+    match &config.data {
+        Some(own) => Ok(own.clone()),
+        None => data_spec(spec, roster, config),
+    }
 }
 
 /// This node's part of the job's data: its own `--data`, or an equal share by its place among the members.
@@ -626,6 +667,8 @@ pub(crate) enum WorkerError {
     Data(#[from] DataError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Trainee(#[from] TraineeError),
     #[error("the checkpoint cannot be used")]
     Load(#[from] LoadError),
     #[error("the checkpoint {} is of another job or model; move it away and start the node again", file.display())]

@@ -4,6 +4,7 @@
 //! thread only: several nodes share a machine, and the driver gives training a thread of its own.
 
 mod burn;
+pub(crate) mod child;
 #[cfg(test)]
 mod layer_tests;
 mod optimiser;

@@ -1,0 +1,167 @@
+//! What a node trains: a model together with what it learns from and is measured by.
+//!
+//! The worker knows rounds, merges and checkpoints, and of the model only the flat vector. Here is a built-in model
+//! on a backend, with the node's samples; a program of the user's own brings all of that itself
+//! (`backend/child.rs`).
+
+use crate::backend::child::ChildError;
+use crate::backend::{Backend, BackendError};
+use crate::data::{Batches, Dataset};
+use crate::layout::Layout;
+use crate::steps::{self, Trained, take_steps};
+use lapwing_base::{Ppm, RoundPlan};
+
+/// A model that learns. Synchronous: it computes on the caller's thread.
+pub(crate) trait Trainee: Send {
+    /// Where each parameter lies in the flat vector.
+    fn layout(&self) -> &Layout;
+
+    /// Copies all parameters to `flat`, whatever was in it.
+    fn read(&self, flat: &mut Vec<f32>);
+
+    /// Replaces all parameters. The optimiser's state stays.
+    ///
+    /// # Errors
+    ///
+    /// When the length is not the layout's, or a value is not finite; then nothing is changed.
+    fn write(&mut self, flat: &[f32]) -> Result<(), TraineeError>;
+
+    /// Takes the plan's local steps, from the step with the number `step` on, which then is the next one's.
+    ///
+    /// # Errors
+    ///
+    /// When the samples do not fit the model, or training diverged.
+    fn train(&mut self, step: &mut u64, plan: &RoundPlan) -> Result<Trained, TraineeError>;
+
+    /// The gradient of the batch of the step with the number `step`, which is not taken; the next one is the next
+    /// batch's.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::train`], or when such a model tells no gradients.
+    fn gradient(&mut self, step: &mut u64) -> Result<(Trained, Vec<f32>), TraineeError>;
+
+    /// One step of the optimiser down a gradient that was computed elsewhere, in the layout's order.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::write`], or when such a model takes no gradients.
+    fn descend(&mut self, gradient: &[f32], lr: f32) -> Result<(), TraineeError>;
+
+    /// The optimiser's momentum, in the layout's order, of a model that tells gradients.
+    fn momentum(&self) -> Vec<f32>;
+
+    /// How many samples it trains on, by which algorithms weigh what it has learnt.
+    fn samples(&self) -> u64;
+
+    /// The accuracy on the test samples. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the samples do not fit the model.
+    fn accuracy(&mut self) -> Result<Ppm, TraineeError>;
+
+    /// What the optimiser has to know after a restart; only for [`Self::set_optimiser_state`] to make sense of.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had now.
+    fn optimiser_state(&mut self) -> Result<Vec<f32>, TraineeError>;
+
+    /// Goes on with what [`Self::optimiser_state`] gave.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another model.
+    fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), TraineeError>;
+
+    /// Brings the optimiser to where it was before the first step: the momentum of another model would push this one
+    /// off its course.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told so now.
+    fn forget(&mut self) -> Result<(), TraineeError>;
+}
+
+/// Why a model did not learn, or was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TraineeError {
+    /// A built-in model.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A program's.
+    #[error(transparent)]
+    Child(#[from] ChildError),
+}
+
+/// A built-in model and this node's samples.
+pub(crate) struct BuiltIn {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) data: Dataset,
+    pub(crate) batches: Batches,
+}
+
+impl Trainee for BuiltIn {
+    fn layout(&self) -> &Layout {
+        self.backend.layout()
+    }
+
+    fn read(&self, flat: &mut Vec<f32>) {
+        self.backend.read(flat);
+    }
+
+    fn write(&mut self, flat: &[f32]) -> Result<(), TraineeError> {
+        Ok(self.backend.write(flat)?)
+    }
+
+    fn train(&mut self, step: &mut u64, plan: &RoundPlan) -> Result<Trained, TraineeError> {
+        let part = (&self.data.train).into();
+        Ok(take_steps(
+            &mut *self.backend,
+            &mut self.batches,
+            part,
+            step,
+            plan,
+        )?)
+    }
+
+    fn gradient(&mut self, step: &mut u64) -> Result<(Trained, Vec<f32>), TraineeError> {
+        let part = (&self.data.train).into();
+        Ok(steps::gradient(
+            &mut *self.backend,
+            &mut self.batches,
+            part,
+            step,
+        )?)
+    }
+
+    fn descend(&mut self, gradient: &[f32], lr: f32) -> Result<(), TraineeError> {
+        Ok(self.backend.descend(gradient, lr)?)
+    }
+
+    fn momentum(&self) -> Vec<f32> {
+        self.backend.optimiser_state()
+    }
+
+    fn samples(&self) -> u64 {
+        self.data.train.len() as u64
+    }
+
+    fn accuracy(&mut self) -> Result<Ppm, TraineeError> {
+        Ok(self.backend.evaluate(&self.data.test)?.accuracy())
+    }
+
+    fn optimiser_state(&mut self) -> Result<Vec<f32>, TraineeError> {
+        Ok(self.backend.optimiser_state())
+    }
+
+    fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), TraineeError> {
+        Ok(self.backend.set_optimiser_state(state)?)
+    }
+
+    fn forget(&mut self) -> Result<(), TraineeError> {
+        let parameters = self.backend.layout().parameters();
+        self.set_optimiser_state(&vec![0.0; parameters])
+    }
+}
