@@ -1036,6 +1036,25 @@ mod tests {
     }
 
     #[test]
+    fn who_cannot_work_on_a_job_is_not_asked_to_evaluate_it() {
+        let mut story = Story::new(4);
+        story.job.spec.evaluate_every = 1;
+        for round in 1..=4 {
+            story.expect_plan();
+            for node in 1..=4 {
+                let mut report = story.round_report(node, node > 2);
+                report.outcome.samples = u32::from(node > 2);
+                story.coordinator.on_report(Report::Round(report), story.now);
+            }
+            story.expect_close();
+            let (_, evaluator) = story.expect_assigned();
+            assert!(evaluator > NodeId(2), "{evaluator}");
+            story.evaluate(Round(round), 500_000);
+            story.poll_applied();
+        }
+    }
+
+    #[test]
     fn a_job_ends_with_a_model_that_every_active_member_holds() {
         let mut story = Story::at_the_end(3);
         let (round, evaluator) = story.expect_assigned();

@@ -20,7 +20,7 @@ use lapwing_base::{JobId, Ppm, RoundPlan};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::message::{Answer, Expected, Hello, Init, MessageError as Wrong, PROTOCOL, Request};
+use self::message::{Answer, Expected, Hello, Init, PROTOCOL, Request};
 use self::process::{Fault, Process};
 use self::restarts::Restarts;
 use self::vectors::Vectors;
@@ -454,8 +454,8 @@ fn check_model(wanted: ExternalModel, layout: &Layout) -> Result<(), ChildError>
     }
 }
 
-fn unexpected(expected: &'static str, found: &Answer) -> Wrong {
-    Wrong::Unexpected {
+fn unexpected(expected: &'static str, found: &Answer) -> MessageError {
+    MessageError::Unexpected {
         expected,
         found: found.kind(),
     }
