@@ -109,7 +109,10 @@ impl Tch {
         tuning: &Tuning,
     ) -> Result<Self, TchError> {
         let millionths = |count: u32| (f64::from(count) / 1e6) as f32;
-        let layout = script.as_ref().map_or(model.layout(), Script::layout).clone();
+        let layout = script
+            .as_ref()
+            .map_or_else(|| model.layout(), Script::layout)
+            .clone();
         Ok(Self {
             momentum: flat.f_zeros_like()?,
             flat,
