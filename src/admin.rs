@@ -169,9 +169,10 @@ async fn members(
 ) -> Result<Json<Value>, Failure> {
     let member = shared.member()?;
     // The read index makes the roster, which is fed from the same state, as fresh as the state.
-    read.state(&member).await?;
+    let state = read.state(&member).await?;
     let roster = member.consensus.roster().borrow().clone();
-    Ok(read.mark(documents::members(&roster)))
+    let job = state.running_job().map(|job| &**job);
+    Ok(read.mark(documents::members(&roster, job)))
 }
 
 async fn jobs(State(shared): State<Arc<Shared>>, Query(read): Query<Read>) -> Result<Json<Value>, Failure> {

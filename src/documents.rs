@@ -1,6 +1,6 @@
 //! The members and the jobs of a cluster as JSON, for the admin address. Shapes only.
 
-use lapwing_base::{JobView, NodeId, Pair, Ppm, Roster, Round, RoundRecord};
+use lapwing_base::{JobView, NodeId, Pair, Ppm, Quarantine, Roster, Round, RoundRecord};
 use lapwing_consensus::State;
 use serde_json::{Value, json};
 use std::fmt::Display;
@@ -10,8 +10,8 @@ pub(crate) fn ids<T: Display>(items: impl IntoIterator<Item = T>) -> Vec<String>
     items.into_iter().map(|item| item.to_string()).collect()
 }
 
-/// Everybody in the roster.
-pub(crate) fn members(roster: &Roster) -> Value {
+/// Everybody in the roster, and which of them are in quarantine in the job that runs.
+pub(crate) fn members(roster: &Roster, job: Option<&JobView>) -> Value {
     let members: Vec<Value> = roster
         .members
         .values()
@@ -24,6 +24,9 @@ pub(crate) fn members(roster: &Roster) -> Value {
                 "state": member.state,
                 "voter": roster.voters.contains(&member.id),
                 "addrs": member.addrs,
+                "quarantine": job
+                    .and_then(|job| job.trust.quarantine(member.id, job.round().next()))
+                    .map(quarantine),
             })
         })
         .collect();
@@ -87,6 +90,11 @@ pub(crate) fn job(view: &JobView, after: Round, parameters: Option<u64>) -> Valu
             "holders": ids(&manifest.holders),
         })
     });
+    let quarantined: serde_json::Map<String, Value> = view
+        .trust
+        .in_quarantine(view.round().next())
+        .map(|(node, entry)| (node.to_string(), quarantine(entry)))
+        .collect();
     json!({
         "id": view.id.to_string(),
         "phase": view.phase,
@@ -97,6 +105,16 @@ pub(crate) fn job(view: &JobView, after: Round, parameters: Option<u64>) -> Valu
         "history": history,
         "evaluations": evaluations,
         "manifest": manifest,
+        "quarantined": quarantined,
+    })
+}
+
+fn quarantine(quarantine: &Quarantine) -> Value {
+    json!({
+        "until_round": quarantine.until,
+        "times": quarantine.times,
+        "reason": format!("sent {}", quarantine.why),
+        "refused_by": ids(&quarantine.by),
     })
 }
 

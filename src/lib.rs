@@ -18,5 +18,5 @@ pub use node::{Node, NodeConfig, NodeError, NodeHandle, StartError};
 pub use rate_rules::{RateRule, RateRuleError, RateRules};
 pub use status::{
     ConfigSection, LimitsSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection,
-    RaftSection, ReservationSection, ServiceSection, StatusDocument, TrainingSection,
+    QuarantineSection, RaftSection, ReservationSection, ServiceSection, StatusDocument, TrainingSection,
 };

@@ -143,6 +143,27 @@ pub struct TrainingSection {
     pub samples: u64,
     /// Why this node takes no useful part, when it cannot.
     pub problem: Option<String>,
+    /// Members without which the job's rounds are planned for a while.
+    pub quarantined: Vec<QuarantineSection>,
+}
+
+/// A member whose values several partners refused.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuarantineSection {
+    /// Its number.
+    pub id: String,
+    /// Its identity, while it is a member.
+    pub peer_id: Option<PeerId>,
+    /// Its name, while it is a member.
+    pub name: Option<String>,
+    /// The last round without it.
+    pub until_round: u64,
+    /// The how manieth time in this job.
+    pub times: u32,
+    /// What it sent.
+    pub reason: String,
+    /// Who refused it.
+    pub refused_by: Vec<String>,
 }
 
 /// The node's peers and addresses.
@@ -370,6 +391,22 @@ fn training_section(member: &MemberParts<'_>) -> TrainingSection {
         received_bytes: training.received,
         samples: training.samples,
         problem: training.problem.clone(),
+        quarantined: training
+            .quarantined
+            .iter()
+            .map(|(node, quarantine)| {
+                let record = member.roster.members.get(node);
+                QuarantineSection {
+                    id: node.to_string(),
+                    peer_id: record.map(|record| record.peer),
+                    name: record.map(|record| record.name.clone()),
+                    until_round: quarantine.until.0,
+                    times: quarantine.times,
+                    reason: format!("sent {}", quarantine.why),
+                    refused_by: crate::documents::ids(&quarantine.by),
+                }
+            })
+            .collect(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! A training job: what was asked for, and how far the log has brought it.
 
 use crate::{
-    Algorithm, ByteSize, JobId, NodeId, Pair, Planner, Ppm, Round, RoundKind, RoundOutcome, RoundPlan,
-    RoundReport, Tuning, Values,
+    Algorithm, ByteSize, Garbage, JobId, NodeId, Pair, Planner, Ppm, Refusal, Round, RoundKind, RoundOutcome,
+    RoundPlan, RoundReport, Trust, Tuning, Values,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -246,6 +246,18 @@ pub enum Report {
         /// The model's hash.
         hash: [u8; 32],
     },
+    /// What it refused to merge in a round: beside its report of that round, which is the same for those who refused
+    /// nothing as it always was.
+    Refused {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: Round,
+        /// Who refused.
+        node: NodeId,
+        /// Whose values, and why.
+        partners: Vec<(NodeId, Garbage)>,
+    },
 }
 
 /// The consensus model of a finished job.
@@ -261,6 +273,7 @@ pub struct Manifest {
 
 /// A job as the log has brought it so far.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(from = "JobRecord", into = "JobRecord")]
 pub struct JobView {
     /// Its number.
     pub id: JobId,
@@ -280,6 +293,78 @@ pub struct JobView {
     pub evaluations: VecDeque<Evaluation>,
     /// The consensus model, from the end of the last round on.
     pub manifest: Option<Manifest>,
+    /// Whose values partners refused, and who is left out of plans for it.
+    pub trust: Trust,
+}
+
+/// A [`JobView`] as it is written; as with a [`SpecRecord`], only its end tells an older one.
+#[derive(Serialize, Deserialize)]
+struct JobRecord {
+    id: JobId,
+    spec: JobSpec,
+    phase: JobPhase,
+    rounds: VecDeque<RoundRecord>,
+    last_matched: BTreeMap<Pair, Round>,
+    last_alone: BTreeMap<NodeId, Round>,
+    evaluating: Option<(Round, NodeId)>,
+    evaluations: VecDeque<Evaluation>,
+    end: JobEnd,
+}
+
+/// What a written job view ends with. The first two are, byte for byte, the `Option` that was all of it before anything
+/// could be refused, and still are for a job in which nothing was.
+#[derive(Serialize, Deserialize)]
+enum JobEnd {
+    Open,
+    Made(Manifest),
+    Watched {
+        manifest: Option<Manifest>,
+        trust: Trust,
+    },
+}
+
+impl From<JobView> for JobRecord {
+    fn from(view: JobView) -> Self {
+        let JobView { manifest, trust, .. } = view;
+        let end = match manifest {
+            _ if !trust.is_empty() => JobEnd::Watched { manifest, trust },
+            Some(manifest) => JobEnd::Made(manifest),
+            None => JobEnd::Open,
+        };
+        Self {
+            id: view.id,
+            spec: view.spec,
+            phase: view.phase,
+            rounds: view.rounds,
+            last_matched: view.last_matched,
+            last_alone: view.last_alone,
+            evaluating: view.evaluating,
+            evaluations: view.evaluations,
+            end,
+        }
+    }
+}
+
+impl From<JobRecord> for JobView {
+    fn from(record: JobRecord) -> Self {
+        let (manifest, trust) = match record.end {
+            JobEnd::Open => (None, Trust::default()),
+            JobEnd::Made(manifest) => (Some(manifest), Trust::default()),
+            JobEnd::Watched { manifest, trust } => (manifest, trust),
+        };
+        Self {
+            id: record.id,
+            spec: record.spec,
+            phase: record.phase,
+            rounds: record.rounds,
+            last_matched: record.last_matched,
+            last_alone: record.last_alone,
+            evaluating: record.evaluating,
+            evaluations: record.evaluations,
+            manifest,
+            trust,
+        }
+    }
 }
 
 /// How many rounds the state keeps: a node that was away for longer takes the current model from a peer.
@@ -298,6 +383,7 @@ impl JobView {
             evaluating: None,
             evaluations: VecDeque::new(),
             manifest: None,
+            trust: Trust::default(),
         }
     }
 
@@ -320,9 +406,25 @@ impl JobView {
         if let Some(record) = self.rounds.back_mut() {
             record.outcome = Some(outcome);
         }
+        self.trust.judge(&self.rounds);
         if self.is_at_its_end() {
             self.phase = JobPhase::Finishing;
         }
+    }
+
+    /// What a refusal in the open round does to the job: it counts when the round closes. That the two are partners in
+    /// it, the caller has checked.
+    pub fn refuse(&mut self, refusal: Refusal) {
+        self.trust.note(refusal);
+    }
+
+    /// A member is gone: who it met, what it was to evaluate and what was said of it means nothing any more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.last_matched
+            .retain(|pair, _| pair.partner_of(node).is_none());
+        self.last_alone.remove(&node);
+        self.evaluating = self.evaluating.filter(|(_, evaluator)| *evaluator != node);
+        self.trust.forget(node);
     }
 
     /// What a recorded evaluation does to the job.
@@ -416,6 +518,40 @@ mod tests {
                 assert_eq!(postcard::to_stdvec(&spec).unwrap(), bytes);
             }
         }
+    }
+
+    #[test]
+    fn a_job_in_which_nothing_was_refused_is_written_as_before_there_were_refusals() {
+        let spec: JobSpec = postcard::from_bytes(&older_spec()).unwrap();
+        let manifest = Manifest {
+            hash: [3; 32],
+            parameters: 7,
+            holders: vec![NodeId(1)],
+        };
+        for manifest in [None, Some(manifest)] {
+            let mut view = JobView::new(JobId(4), spec.clone());
+            view.manifest = manifest;
+            let counts = (view.id, view.spec.clone(), view.phase, view.rounds.clone());
+            let meetings = (view.last_matched.clone(), view.last_alone.clone());
+            let end = (view.evaluating, view.evaluations.clone(), view.manifest.clone());
+            let older = postcard::to_stdvec(&(counts, meetings, end)).unwrap();
+            assert_eq!(postcard::to_stdvec(&view).unwrap(), older);
+            assert_eq!(postcard::from_bytes::<JobView>(&older).as_ref(), Ok(&view));
+            view.refuse(Refusal {
+                round: Round(1),
+                of: NodeId(1),
+                by: NodeId(2),
+                why: Garbage::TooLarge,
+            });
+            let bytes = postcard::to_stdvec(&view).unwrap();
+            assert_eq!(postcard::from_bytes::<JobView>(&bytes).as_ref(), Ok(&view));
+        }
+    }
+
+    fn older_spec() -> Vec<u8> {
+        let counts = (9_u32, 3_u32, 25_u32, Values::F16, 50_000_u32, 32_u32, 7_u64);
+        let rest = (5_u32, 1_u32, 10_u32, None::<Ppm>);
+        postcard::to_stdvec(&("mlp", "digits", Algorithm::Saps, counts, rest)).unwrap()
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod nearest;
 mod roster;
 mod round;
 mod row;
+mod trust;
 mod units;
 
 pub use algorithm::{Algorithm, Meeting, Planner, Tuning, Values};
@@ -28,4 +29,5 @@ pub use nearest::nearest;
 pub use roster::{Member, MemberState, Role, Roster};
 pub use round::{NodeOutcome, Pair, RoundKind, RoundOutcome, RoundPlan, RoundReport};
 pub use row::Row;
+pub use trust::{Garbage, Quarantine, Refusal, Trust};
 pub use units::{Bandwidth, ByteSize, LogIndex, ParseUnitError, Ppm, Round, Term};

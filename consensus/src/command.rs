@@ -7,7 +7,7 @@ use std::fmt;
 
 use lapwing_base::{
     ByteSize, ClusterId, Evaluation, JobId, JobPhase, JobSpec, LinkSpeed, Manifest, Member, Multiaddr,
-    NodeId, PeerId, Role, Round, RoundOutcome, RoundPlan,
+    NodeId, PeerId, Refusal, Role, Round, RoundOutcome, RoundPlan,
 };
 use serde::{Deserialize, Serialize};
 
@@ -177,7 +177,17 @@ pub enum Command {
         /// The version whose settings are wanted.
         version: u64,
     },
+    /// What members refused to merge in the open round; before the [`Command::CloseRound`] that it counts for.
+    RecordRefusals {
+        /// The job.
+        job: JobId,
+        /// Each of the open round, between partners in it; at most [`REFUSALS_MAX`].
+        refusals: Vec<Refusal>,
+    },
 }
+
+/// Most refusals in one [`Command::RecordRefusals`]: twice as many as members, of whom each meets one or two others.
+pub const REFUSALS_MAX: usize = 2048;
 
 /// Most links in one [`Command::Bandwidth`]: four for each of [`MEMBERS_MAX`](crate::MEMBERS_MAX) members,
 /// twice what a round can measure.
@@ -207,6 +217,7 @@ impl Command {
             Self::FinishJob(_) => "finish-job",
             Self::SetConfig { .. } => "set-config",
             Self::RollbackConfig { .. } => "rollback-config",
+            Self::RecordRefusals { .. } => "record-refusals",
         }
     }
 }

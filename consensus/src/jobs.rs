@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use lapwing_base::{
     Evaluation, JobId, JobPhase, JobSpec, JobView, LogIndex, Manifest, Meeting, NodeId, Pair, ROUNDS_KEPT,
-    Round, RoundKind, RoundOutcome, RoundPlan,
+    Refusal, Round, RoundKind, RoundOutcome, RoundPlan,
 };
 
-use crate::command::Malformed;
+use crate::command::{Malformed, REFUSALS_MAX};
 use crate::state::{JOBS_OVER_KEPT, MEMBERS_MAX, State, check_count};
 use crate::{Applied, RefusedReason};
 
@@ -71,6 +71,32 @@ impl State {
             .ok_or(RefusedReason::RoundNotOpen(outcome.round))?;
         check_outcome(&record.plan, &outcome)?;
         job.close(outcome);
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn record_refusals(
+        &mut self,
+        id: JobId,
+        refusals: &[Refusal],
+    ) -> Result<Applied, RefusedReason> {
+        check_count("refusals", refusals.len(), REFUSALS_MAX)?;
+        let job = self.job_in(id, &[JobPhase::Running])?;
+        let round = job.round();
+        let plan = job.open_round().ok_or(RefusedReason::RoundNotOpen(round))?;
+        for refusal in refusals {
+            if refusal.round != plan.round {
+                return Err(RefusedReason::RoundNotOpen(refusal.round));
+            }
+            // The plan's pairs are in order, by `check_participants`.
+            let is_planned = |pair| plan.pairs.binary_search(&pair).is_ok();
+            if !refusal.pair().is_some_and(is_planned) {
+                let malformed = Malformed::NotPlanned(refusal.of, refusal.by);
+                return Err(RefusedReason::Malformed(malformed));
+            }
+        }
+        for refusal in refusals {
+            job.refuse(*refusal);
+        }
         Ok(Applied::Done)
     }
 
@@ -138,13 +164,10 @@ impl State {
         Ok(Applied::Done)
     }
 
-    /// A member is gone: who it met, and what it was to evaluate, means nothing any more.
+    /// A member is gone.
     pub(crate) fn forget_in_jobs(&mut self, node: NodeId) {
         for job in self.jobs.values_mut().filter(|job| !job.phase.is_over()) {
-            let job = Arc::make_mut(job);
-            job.last_matched.retain(|pair, _| pair.partner_of(node).is_none());
-            job.last_alone.remove(&node);
-            job.evaluating = job.evaluating.filter(|(_, evaluator)| *evaluator != node);
+            Arc::make_mut(job).forget(node);
         }
     }
 

@@ -17,7 +17,9 @@ mod timing;
 mod driver;
 
 pub use answers::Answers;
-pub use command::{Applied, Command, LINKS_MAX, Malformed, Pin, RefusedReason, Request, RequestId};
+pub use command::{
+    Applied, Command, LINKS_MAX, Malformed, Pin, REFUSALS_MAX, RefusedReason, Request, RequestId,
+};
 pub use config::{ClusterConfig, ConfigKey, ConfigRevision};
 pub use joining::{JoinAccepted, JoinRequest};
 pub use promotion::{Action, LAG_MAX, Reconciler, View};

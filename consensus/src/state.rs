@@ -171,6 +171,7 @@ impl State {
             } => self.record_evaluation(job, evaluation, manifest),
             Command::RecordHolders { job, holders } => self.record_holders(job, &holders),
             Command::FinishJob(job) => self.finish_job(job),
+            Command::RecordRefusals { job, refusals } => self.record_refusals(job, &refusals),
         }
     }
 
@@ -336,8 +337,8 @@ pub(crate) fn check_count(what: &str, count: usize, max: usize) -> Result<(), Re
 #[cfg(test)]
 mod tests {
     use lapwing_base::{
-        Algorithm, Bandwidth, Evaluation, JobPhase, JobSpec, Keypair, Manifest, Pair, Planner, Ppm,
-        ROUNDS_KEPT, Round, RoundKind, RoundOutcome, RoundPlan, Values,
+        Algorithm, Bandwidth, Evaluation, Garbage, JobPhase, JobSpec, Keypair, Manifest, Pair, Planner, Ppm,
+        ROUNDS_KEPT, Refusal, Round, RoundKind, RoundOutcome, RoundPlan, Values,
     };
     use proptest::prelude::*;
 
@@ -575,6 +576,48 @@ mod tests {
     }
 
     #[test]
+    fn partners_that_refuse_a_node_put_it_into_quarantine_until_it_leaves() {
+        let mut log = Log::founded();
+        let nodes: Vec<NodeId> = [NodeId::FOUNDER]
+            .into_iter()
+            .chain((2..7).map(|who| log.join(who)))
+            .collect();
+        let job = log.submit(50);
+        let bad = nodes[1];
+        for (round, by) in [(1, nodes[0]), (2, nodes[2])] {
+            let early = Command::RecordRefusals {
+                job,
+                refusals: vec![refusal(round, bad, by)],
+            };
+            assert!(matches!(
+                log.apply(early.clone()),
+                Applied::Refused(RefusedReason::RoundNotOpen(_))
+            ));
+            let alone: Vec<NodeId> = nodes
+                .iter()
+                .copied()
+                .filter(|node| *node != bad && *node != by)
+                .collect();
+            log.apply(Command::PlanRound(plan(job, round, &[(bad, by)], &alone)));
+            let foreign = Command::RecordRefusals {
+                job,
+                refusals: vec![refusal(round, bad, nodes[3])],
+            };
+            assert!(matches!(
+                log.apply(foreign),
+                Applied::Refused(RefusedReason::Malformed(Malformed::NotPlanned(..)))
+            ));
+            assert_eq!(log.apply(early), Applied::Done);
+            log.apply(Command::CloseRound(outcome(job, round, &[])));
+        }
+        let trust = &log.state.current_job().unwrap().trust;
+        let inside: Vec<NodeId> = trust.in_quarantine(Round(3)).map(|(node, _)| node).collect();
+        assert_eq!(inside, [bad]);
+        log.apply(Command::Remove { id: bad });
+        assert!(log.state.current_job().unwrap().trust.is_empty());
+    }
+
+    #[test]
     fn only_the_latest_rounds_and_jobs_are_kept() {
         let mut log = Log::founded();
         for _ in 0..2 * JOBS_OVER_KEPT {
@@ -677,6 +720,10 @@ mod tests {
                 Command::CloseRound(outcome(job, round, &pairs))
             }),
             (3u64..8, 1u64..6).prop_map(|(job, round)| Command::CloseRound(outcome(JobId(job), round, &[]))),
+            (3u64..8, 1u64..6, 1u64..12, 1u64..12).prop_map(|(job, round, of, by)| Command::RecordRefusals {
+                job: JobId(job),
+                refusals: vec![refusal(round, NodeId(of), NodeId(by))],
+            }),
             (job(), 1u64..6, node()).prop_map(|(job, round, evaluator)| Command::AssignEvaluation {
                 job,
                 round: Round(round),
@@ -831,6 +878,15 @@ mod tests {
             merged: merged.iter().filter_map(|(a, b)| Pair::new(*a, *b)).collect(),
             nodes: Vec::new(),
             took_ms: 5,
+        }
+    }
+
+    fn refusal(round: u64, of: NodeId, by: NodeId) -> Refusal {
+        Refusal {
+            round: Round(round),
+            of,
+            by,
+            why: Garbage::Damaged,
         }
     }
 

@@ -131,7 +131,13 @@ fn table(document: &MembersDocument) -> Table {
             member.id.clone(),
             member.name.clone(),
             raft.to_owned(),
-            member.state.clone(),
+            match &member.quarantine {
+                Some(quarantine) => format!(
+                    "{}, in quarantine until round {}",
+                    member.state, quarantine.until_round
+                ),
+                None => member.state.clone(),
+            },
             member.role.clone(),
             member.peer_id.clone(),
             member.addrs.join(" "),

@@ -62,8 +62,21 @@ pub(crate) struct TrainingSection {
     pub(crate) averaged_accuracy: Option<f64>,
     /// Why the node takes no useful part, when it cannot.
     pub(crate) problem: Option<String>,
+    pub(crate) quarantined: Vec<QuarantineSection>,
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,
+}
+
+/// A member without which rounds are planned for a while.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct QuarantineSection {
+    pub(crate) id: String,
+    pub(crate) peer_id: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) until_round: u64,
+    pub(crate) reason: String,
+    pub(crate) refused_by: Vec<String>,
 }
 
 /// Its links.
@@ -192,6 +205,7 @@ pub(crate) struct MemberSection {
     pub(crate) state: String,
     pub(crate) voter: bool,
     pub(crate) addrs: Vec<String>,
+    pub(crate) quarantine: Option<QuarantineSection>,
 }
 
 /// `GET /v1/jobs`.

@@ -1,7 +1,7 @@
 //! `lapwing status`: the status document of one node.
 
 use super::admin_client::Target;
-use super::documents::{self, LimitsSection, NatSection, StatusDocument};
+use super::documents::{self, LimitsSection, NatSection, QuarantineSection, StatusDocument};
 use super::failure::Failure;
 use super::output::{Output, millis, or_dash, percent, span};
 use lapwing_base::ByteSize;
@@ -70,8 +70,31 @@ fn lines(status: &StatusDocument) -> Vec<String> {
     if let Some(problem) = &training.problem {
         lines.push(format!("          takes no useful part: {problem}"));
     }
+    lines.extend(
+        training
+            .quarantined
+            .iter()
+            .map(|member| quarantine(status, member)),
+    );
     lines.extend(network(status));
     lines
+}
+
+/// Who is left out, for how long and why; and what to do, where it is the node that is asked.
+fn quarantine(status: &StatusDocument, member: &QuarantineSection) -> String {
+    let is_me = member.peer_id.as_ref() == Some(&status.peer_id);
+    let (who, what_to_do) = if is_me {
+        let advice = "; check its data, memory and program, and start it again";
+        ("this node".to_owned(), advice)
+    } else {
+        (member.name.clone().unwrap_or_else(|| member.id.clone()), "")
+    };
+    format!(
+        "          {who} is in quarantine until round {}: it {} (refused by {}){what_to_do}",
+        member.until_round,
+        member.reason,
+        member.refused_by.join(", "),
+    )
 }
 
 /// Peers that are listed; the others are counted. `lapwing peers` has them all.
@@ -209,6 +232,24 @@ mod tests {
         assert_eq!(
             lines[6],
             "          upload limited to 10 Mbit/s, model 2.5 Mbit/s, bob 1 Mbit/s"
+        );
+    }
+
+    #[test]
+    fn those_in_quarantine_are_named_with_the_reason_and_the_node_itself_with_what_to_do() {
+        let text = r#"{"peer_id": "A", "name": "alice", "training": {"state": "training", "quarantined": [
+            {"id": "n3", "peer_id": "C", "name": "carol", "until_round": 40, "reason": "sent values that are not finite",
+             "refused_by": ["n1", "n2"]},
+            {"id": "n1", "peer_id": "A", "name": "alice", "until_round": 12, "reason": "sent values that are far too large",
+             "refused_by": ["n4", "n5"]}]}}"#;
+        let lines = lines(&serde_json::from_str(text).unwrap());
+        assert_eq!(
+            lines[5..7],
+            [
+                "          carol is in quarantine until round 40: it sent values that are not finite (refused by n1, n2)",
+                "          this node is in quarantine until round 12: it sent values that are far too large (refused by \
+                 n4, n5); check its data, memory and program, and start it again",
+            ]
         );
     }
 

@@ -173,7 +173,7 @@ fn is_from(report: &Report, sender: Option<NodeId>, asked: Option<Asked>) -> boo
                     .iter()
                     .all(|link| link.from == sender || link.to == sender)
         }
-        Report::Holding { node, .. } => *node == sender,
+        Report::Holding { node, .. } | Report::Refused { node, .. } => *node == sender,
         // The consensus model's hash comes from here: only who was asked may say it.
         Report::Evaluation { job, evaluation, .. } => asked.is_some_and(|asked| {
             (asked.job, asked.round, asked.evaluator) == (*job, evaluation.round, sender)

@@ -89,6 +89,7 @@ async fn decide(consensus: &Consensus, decision: Decision) {
             evaluation,
             manifest,
         },
+        Decision::RecordRefusals { job, refusals } => Command::RecordRefusals { job, refusals },
         Decision::RecordHolders { job, holders } => Command::RecordHolders { job, holders },
         Decision::Finish { job } => Command::FinishJob(job),
     };

@@ -8,7 +8,7 @@
 use crate::planner::{Knobs, PlanInput, is_dense_next, plan_round};
 use lapwing_base::{
     Bandwidth, Bandwidths, Evaluation, JobId, JobPhase, JobView, LinkSpeed, Manifest, MemberState, NodeId,
-    Pair, Ppm, Report, Roster, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, RoundReport,
+    Pair, Ppm, Refusal, Report, Roster, Round, RoundKind, RoundOutcome, RoundPlan, RoundRecord, RoundReport,
 };
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +31,8 @@ pub struct Coordinator {
     evaluation: Option<Evaluated>,
     /// When the manifest of this job was first seen.
     manifest: Option<(JobId, Instant)>,
+    /// What each node said that it refused last; of a round that is over nothing is used.
+    refused: BTreeMap<NodeId, (JobId, Vec<Refusal>)>,
     /// Who said that it holds the consensus model, and which model of which job.
     holding: BTreeMap<NodeId, (JobId, [u8; 32])>,
     /// What was decided within the last `retry_after`.
@@ -57,6 +59,13 @@ pub enum Decision {
     Plan(RoundPlan),
     /// How the open round ended.
     Close(RoundOutcome),
+    /// What was refused in the open round; before its `Close`, with which it counts.
+    RecordRefusals {
+        /// The job.
+        job: JobId,
+        /// Between partners of that round.
+        refusals: Vec<Refusal>,
+    },
     /// Links that changed; before the `Close` of the round that measured them, so that the next plan knows.
     Speeds(Vec<LinkSpeed>),
     /// A member is to average and evaluate the models after a round.
@@ -168,6 +177,7 @@ enum Issued {
     Assign(JobId, Round, NodeId),
     Evaluation(JobId, Round),
     Holders(JobId, usize),
+    Refusals(JobId, Round),
     Finish(JobId),
 }
 
@@ -183,6 +193,9 @@ const LINKS_REPORTED_MAX: usize = 64;
 /// Most links in one decision, which is one log entry of about 40 KB.
 const LINKS_DECIDED_MAX: usize = 4096;
 
+/// Most refusals in one decision: as many as the log takes.
+const REFUSALS_DECIDED_MAX: usize = 2048;
+
 impl Coordinator {
     /// A leader that knows nothing yet.
     pub fn new(config: CoordinatorConfig) -> Self {
@@ -195,6 +208,7 @@ impl Coordinator {
             evaluating: None,
             evaluation: None,
             manifest: None,
+            refused: BTreeMap::new(),
             holding: BTreeMap::new(),
             issued: Vec::new(),
             wake_at: None,
@@ -229,6 +243,25 @@ impl Coordinator {
                     hash,
                     parameters,
                 });
+            }
+            Report::Refused {
+                job,
+                round,
+                node,
+                partners,
+            } => {
+                let refusals = partners.into_iter().take(PARTNERS_MAX);
+                let refusals = refusals.map(|(of, why)| Refusal {
+                    round,
+                    of,
+                    by: node,
+                    why,
+                });
+                if self.refused.len() < REPORTS_MAX || self.refused.contains_key(&node) {
+                    self.refused.insert(node, (job, refusals.collect()));
+                } else {
+                    self.dropped += 1;
+                }
             }
             Report::Holding { job, node, hash } => {
                 if self.holding.len() < REPORTS_MAX || self.holding.contains_key(&node) {
@@ -295,6 +328,7 @@ impl Coordinator {
         self.issued.retain(|(_, at)| now < *at + self.config.retry_after);
         let Some(job) = job else {
             self.reports.clear();
+            self.refused.clear();
             self.evaluating = None;
             return;
         };
@@ -444,8 +478,32 @@ impl Coordinator {
         if let Some(speeds) = self.tell_speeds(about) {
             return Some(speeds);
         }
+        if let Some(refusals) = self.record_refusals(job, plan, now) {
+            return Some(refusals);
+        }
         self.issue(Issued::Close(job.id, plan.round), now)
             .then_some(Decision::Close(outcome))
+    }
+
+    /// What was refused in the open round and the log does not have: only what partners of it say of each other.
+    fn record_refusals(&mut self, job: &JobView, plan: &RoundPlan, now: Instant) -> Option<Decision> {
+        self.refused
+            .retain(|_, (id, refusals)| *id == job.id && refusals.iter().any(|it| it.round >= plan.round));
+        let is_new = |refusal: &&Refusal| {
+            let is_planned = |pair| plan.pairs.binary_search(&pair).is_ok();
+            refusal.round == plan.round && refusal.pair().is_some_and(is_planned) && !job.trust.knows(refusal)
+        };
+        let reported = self.refused.values().flat_map(|(_, refusals)| refusals);
+        let refusals: Vec<Refusal> = reported
+            .filter(is_new)
+            .take(REFUSALS_DECIDED_MAX)
+            .copied()
+            .collect();
+        let issued = Issued::Refusals(job.id, plan.round);
+        (!refusals.is_empty() && self.issue(issued, now)).then_some(Decision::RecordRefusals {
+            job: job.id,
+            refusals,
+        })
     }
 
     fn tell_speeds(&mut self, about: (JobId, Round)) -> Option<Decision> {
@@ -465,7 +523,13 @@ impl Coordinator {
         if job.phase != JobPhase::Running || job.open_round().is_some() || job.round() >= job.last_round() {
             return None;
         }
-        let members = active_members(committed.roster);
+        let mut members = active_members(committed.roster);
+        // Most members are never in quarantine, but those that are not may be away; then it is better to go on with those
+        // that are there.
+        let in_quarantine = |member: &NodeId| job.trust.quarantine(*member, job.round().next()).is_some();
+        if !members.iter().all(in_quarantine) {
+            members.retain(|member| !in_quarantine(member));
+        }
         if members.is_empty() || !self.issue(Issued::Plan(job.id, job.round().next()), now) {
             return None;
         }
@@ -760,7 +824,7 @@ mod tests {
     use super::*;
     use crate::jobfile::defaults;
     use lapwing_base::{
-        Algorithm, ByteSize, ClusterId, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Role, Term,
+        Algorithm, ByteSize, ClusterId, Garbage, JobSpec, Keypair, LogIndex, Member, NodeOutcome, Role, Term,
     };
     use proptest::prelude::*;
 
@@ -947,6 +1011,54 @@ mod tests {
             .collect();
         // 8,400 is within a tenth of 8,000; a sender's estimate is taken as it is.
         assert_eq!(told, [Some(vec![8000]), None, Some(vec![4000])]);
+    }
+
+    #[test]
+    fn a_node_that_several_refuse_is_left_out_of_plans_for_a_while() {
+        let mut story = Story::new(6);
+        let mut left_out = Vec::new();
+        for _ in 0..30 {
+            let plan = story.expect_plan();
+            if plan.participants().all(|node| node != NodeId(1)) {
+                left_out.push(plan.round.0);
+            }
+            let partner = plan.partner_of(NodeId(1));
+            for node in plan.participants() {
+                if Some(node) == partner {
+                    story.refuse(node.0, plan.round, NodeId(1));
+                }
+                story.report(node.0, Some(node) != partner);
+            }
+            if partner.is_some() {
+                let Some(Decision::RecordRefusals { refusals, .. }) = story.poll_applied() else {
+                    panic!("what was refused is not told")
+                };
+                assert_eq!((refusals.len(), refusals[0].of), (1, NodeId(1)));
+            }
+            story.expect_close();
+        }
+        // Refused by two within its first rounds, then tried again and refused once more.
+        let first = left_out[0];
+        assert!(first <= 4, "{left_out:?}");
+        assert_eq!(left_out[..10], (first..first + 10).collect::<Vec<_>>());
+        assert!(left_out[10] > first + 11, "{left_out:?}");
+    }
+
+    #[test]
+    fn only_partners_of_the_open_round_are_heard_about_each_other() {
+        let mut story = Story::new(4);
+        let plan = story.expect_plan();
+        let partner = plan.partner_of(NodeId(1)).unwrap();
+        let stranger = (2..=4).map(NodeId).find(|node| *node != partner).unwrap();
+        // Of somebody it did not meet, of itself, and of another round.
+        story.refuse(1, plan.round, stranger);
+        story.refuse(2, plan.round, NodeId(2));
+        story.refuse(partner.0, plan.round.next(), NodeId(1));
+        for node in 1..=4 {
+            story.report(node, true);
+        }
+        assert_eq!(story.expect_close().merged, plan.pairs);
+        assert!(story.job.trust.is_empty());
     }
 
     #[test]
@@ -1336,11 +1448,9 @@ mod tests {
         fn apply(&mut self, decision: &Decision) {
             match decision.clone() {
                 Decision::Plan(plan) => self.job.rounds.push_back(RoundRecord { plan, outcome: None }),
-                Decision::Close(outcome) => {
-                    self.job.rounds.back_mut().unwrap().outcome = Some(outcome);
-                    if self.job.round() >= self.job.last_round() {
-                        self.job.phase = JobPhase::Finishing;
-                    }
+                Decision::Close(outcome) => self.job.close(outcome),
+                Decision::RecordRefusals { refusals, .. } => {
+                    refusals.into_iter().for_each(|refusal| self.job.refuse(refusal));
                 }
                 Decision::Speeds(links) => links.into_iter().for_each(|link| self.bandwidths.set(link)),
                 Decision::AssignEvaluation { round, evaluator, .. } => {
@@ -1394,6 +1504,16 @@ mod tests {
         fn report(&mut self, node: u64, received: bool) {
             let report = self.round_report(node, received);
             self.coordinator.on_report(Report::Round(report), self.now);
+        }
+
+        fn refuse(&mut self, by: u64, round: Round, of: NodeId) {
+            let report = Report::Refused {
+                job: self.job.id,
+                round,
+                node: NodeId(by),
+                partners: vec![(of, Garbage::NotFinite)],
+            };
+            self.coordinator.on_report(report, self.now);
         }
 
         /// Everybody who takes part reports after this time, and the round is closed.

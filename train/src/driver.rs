@@ -26,8 +26,8 @@ use crate::steps::Trained;
 use crate::worker::{Opened, Worker, WorkerError};
 use bytes::Bytes;
 use lapwing_base::{
-    Bandwidth, JobId, JobView, LinkSpeed, Meeting, MemberState, NodeId, PeerId, Ppm, Report, Roster, Round,
-    RoundKind, RoundPlan, Values,
+    Bandwidth, Garbage, JobId, JobView, LinkSpeed, Meeting, MemberState, NodeId, PeerId, Ppm, Quarantine,
+    Report, Roster, Round, RoundKind, RoundPlan, Values,
 };
 use lapwing_net::{Channel, Network};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -224,6 +224,10 @@ struct OpenJob {
     adopting: bool,
     consensus: Option<Held>,
     links: Vec<LinkSpeed>,
+    /// Whose values were refused in the newest round in which that happened, and why.
+    refused: (Round, Vec<(NodeId, Garbage)>),
+    /// The end of the quarantine of this node that was told in its log.
+    quarantine_told: Option<Round>,
     loss: Option<f32>,
     local_accuracy: Option<Ppm>,
 }
@@ -324,7 +328,8 @@ impl Driver {
                 Job::None | Job::Opening(_) | Job::Open(_) => Vec::new(),
             };
             self.carry_out(effects, &applied);
-            self.average_if_asked(view, &applied.roster);
+            self.tell_of_quarantine(view);
+            self.average_if_asked(view, &applied);
             self.adopt_if_needed(view, &applied.roster);
         }
         self.show(&applied);
@@ -547,7 +552,7 @@ impl Driver {
                         peers: if keeps {
                             Vec::new()
                         } else {
-                            answering(&applied.roster, self.config.me)
+                            answering(applied, self.config.me)
                         },
                         round,
                         shared: open.shared,
@@ -602,6 +607,13 @@ impl Driver {
                 let Some(open) = self.open_job(id) else { return };
                 open.exchanges
                     .retain(|exchange| (exchange.round, exchange.node) != (round, node));
+                if let Some(garbage) = exchanged.refused {
+                    warn!(%round, partner = %node, what = %garbage, "refused what a partner sent");
+                    if open.refused.0 != round {
+                        open.refused = (round, Vec::new());
+                    }
+                    open.refused.1.push((node, garbage));
+                }
                 // What is left of an earlier round tells nothing of this one.
                 let is_of_this_round =
                     matches!(open.core.stage(), Stage::Exchanging(report) if report.round == round);
@@ -748,6 +760,8 @@ impl Driver {
             adopting: false,
             consensus,
             links: Vec::new(),
+            refused: (Round(0), Vec::new()),
+            quarantine_told: None,
             loss: None,
             local_accuracy: None,
         }));
@@ -890,8 +904,28 @@ impl Driver {
         });
     }
 
+    /// The others refuse what this node sends: its owner has to know, once each time.
+    fn tell_of_quarantine(&mut self, view: &JobView) {
+        let me = self.config.me;
+        let Job::Open(open) = &mut self.job else { return };
+        let Some(quarantine) = view.trust.quarantine(me, view.round().next()) else {
+            return;
+        };
+        if view.phase.is_over() || open.quarantine_told.replace(quarantine.until) == Some(quarantine.until) {
+            return;
+        }
+        warn!(
+            until = %quarantine.until,
+            what = %quarantine.why,
+            refused_by = quarantine.by.len(),
+            "this node is in quarantine: partners refused what it sent, and rounds are planned without it; check its \
+             data (`--data`), memory and program, and start it again. After that round it is tried again with the \
+             model of a peer"
+        );
+    }
+
     /// The log has asked this node to average and evaluate the models of a round.
-    fn average_if_asked(&mut self, view: &Arc<JobView>, roster: &Roster) {
+    fn average_if_asked(&mut self, view: &Arc<JobView>, applied: &Applied) {
         let me = self.config.me;
         let Job::Open(open) = &mut self.job else { return };
         let Some((round, _)) = view.evaluating.filter(|(_, evaluator)| *evaluator == me) else {
@@ -912,7 +946,7 @@ impl Driver {
         let peers = match kind {
             // What those whom this node serves have is theirs for a round.
             Some(RoundKind::Served { server }) if server == me => Vec::new(),
-            _ => answering(roster, me),
+            _ => answering(applied, me),
         };
         let is_final = round >= view.last_round();
         let task = tasks::Averaging {
@@ -972,6 +1006,7 @@ impl Driver {
                 shown.rounds = view.spec.rounds;
                 shown.round = view.round();
                 shown.averaged_accuracy = view.evaluations.back().map(|last| last.averaged_accuracy);
+                shown.quarantined = quarantined(view);
             }
             if let Job::Open(open) = &self.job {
                 shown.loss = open.loss;
@@ -1096,6 +1131,15 @@ impl OpenJob {
     }
 }
 
+/// Who is in quarantine, while the job is not over.
+fn quarantined(view: &JobView) -> Vec<(NodeId, Quarantine)> {
+    let inside = view.trust.in_quarantine(view.round().next());
+    inside
+        .filter(|_| !view.phase.is_over())
+        .map(|(node, quarantine)| (node, quarantine.clone()))
+        .collect()
+}
+
 enum Found {
     Held(Held),
     Computed(fn(&Worker) -> Held),
@@ -1134,11 +1178,18 @@ fn of_job(slot: &Option<Worker>, job: JobId) -> Option<&Worker> {
     slot.as_ref().filter(|worker| worker.job() == job)
 }
 
-/// Every other member that answers, by number.
-fn answering(roster: &Roster, me: NodeId) -> Vec<(NodeId, PeerId)> {
-    let members = roster.members.values();
+/// Every other member that answers and is not in quarantine, by number.
+fn answering(applied: &Applied, me: NodeId) -> Vec<(NodeId, PeerId)> {
+    let in_quarantine = |node: NodeId| {
+        let job = applied.job.as_ref();
+        job.is_some_and(|job| job.trust.quarantine(node, job.round().next()).is_some())
+    };
+    let members = applied.roster.members.values();
     let answers = members.filter(|member| member.id != me && member.state != MemberState::Suspected);
-    answers.map(|member| (member.id, member.peer)).collect()
+    answers
+        .filter(|member| !in_quarantine(member.id))
+        .map(|member| (member.id, member.peer))
+        .collect()
 }
 
 /// The holders, beginning at another one for each node, so that not all ask the first.

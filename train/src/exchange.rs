@@ -11,8 +11,9 @@
 
 use crate::payload::{self, CHUNK_BYTES, PayloadError};
 use crate::ring::RingError;
+use crate::worker::WorkerError;
 use bytes::Bytes;
-use lapwing_base::{ByteSize, Class, JobId, Round, RoundPlan};
+use lapwing_base::{ByteSize, Class, Garbage, JobId, Round, RoundPlan};
 use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, OpenError, ReceiveHalf, SendHalf};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -266,12 +267,27 @@ pub(crate) enum ExchangeError {
     TooLong { bytes: u64, bytes_max: usize },
     #[error("the partner's values did not arrive whole")]
     Payload(#[source] PayloadError),
-    #[error("the values cannot be used")]
-    Values(#[source] crate::worker::WorkerError),
+    #[error("this node has no values to send")]
+    Values(#[source] WorkerError),
+    #[error("the partner's values cannot be used")]
+    Refused(#[source] WorkerError),
     #[error("a piece of the mean cannot be used")]
     Ring(#[from] RingError),
     #[error("the trainer is stopping")]
     Stopped,
+}
+
+impl ExchangeError {
+    /// What is wrong with what the partner sent, where nothing but the partner can have made it so: frames arrive as they
+    /// were sent, or not at all.
+    pub(crate) fn garbage(&self) -> Option<Garbage> {
+        match self {
+            Self::TooLong { .. } => Some(Garbage::Malformed),
+            Self::Payload(PayloadError::Damaged | PayloadError::Long { .. }) => Some(Garbage::Damaged),
+            Self::Refused(WorkerError::Method(error)) => error.garbage(),
+            _ => None,
+        }
+    }
 }
 
 impl From<OpenError> for ExchangeError {
@@ -289,6 +305,10 @@ impl From<PayloadError> for ExchangeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::merge::MergeError;
+    use crate::method::MethodError;
+    use crate::quantise::DecodeError;
+    use lapwing_base::NodeId;
 
     fn offer(bytes: u64) -> Offer {
         Offer {
@@ -313,5 +333,47 @@ mod tests {
         };
         let refused = check(&offer(10), &other, 100);
         assert!(matches!(refused, Err(ExchangeError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn a_partner_is_accused_of_what_it_sent_and_of_nothing_that_the_way_or_this_node_may_have_done() {
+        let method = |error: MethodError| ExchangeError::Refused(WorkerError::Method(error));
+        let too_large = MergeError::TooLarge {
+            sent: 1.0,
+            received: 1e6,
+        };
+        for (error, garbage) in [
+            (ExchangeError::Payload(PayloadError::Damaged), Garbage::Damaged),
+            (
+                ExchangeError::TooLong {
+                    bytes: 2,
+                    bytes_max: 1,
+                },
+                Garbage::Malformed,
+            ),
+            (method(too_large.clone().into()), Garbage::TooLarge),
+            (
+                method(DecodeError::NotFinite { index: 3 }.into()),
+                Garbage::NotFinite,
+            ),
+        ] {
+            assert_eq!(error.garbage(), Some(garbage), "{error}");
+        }
+        let partner = NodeId(2);
+        for error in [
+            ExchangeError::Late,
+            ExchangeError::Silent,
+            ExchangeError::Declined(Decline::RoundOver),
+            ExchangeError::Payload(PayloadError::Short { got: 1, expected: 2 }),
+            // What this node cannot encode is its own model.
+            ExchangeError::Values(WorkerError::Method(too_large.into())),
+            method(MethodError::OutOfStep { partner }),
+            method(MethodError::NotOffered {
+                round: Round(1),
+                partner,
+            }),
+        ] {
+            assert_eq!(error.garbage(), None, "{error}");
+        }
     }
 }

@@ -63,11 +63,18 @@ pub enum MergeError {
 pub fn check(mask: &Mask, sent: &[f32], received: &[f32]) -> Result<(), MergeError> {
     check_lengths(mask, sent.len(), received.len())?;
     check_finite(received)?;
-    let [sent, received] = [sent, received].map(|values| {
-        let mean = widest(Squares(values)) / values.len().max(1) as f64;
-        mean.sqrt()
-    });
+    let [sent, received] = [sent, received].map(root_mean_square);
     check_magnitudes(sent, received)
+}
+
+/// Whether another whole model is so much larger than the own one that [`check`] would refuse it.
+pub fn is_too_large(own: &[f32], other: &[f32]) -> bool {
+    let [own, other] = [own, other].map(root_mean_square);
+    check_magnitudes(own, other).is_err()
+}
+
+fn root_mean_square(values: &[f32]) -> f64 {
+    (widest(Squares(values)) / values.len().max(1) as f64).sqrt()
 }
 
 /// [`check`] of encoded values, which are finite.

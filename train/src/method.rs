@@ -6,7 +6,7 @@
 
 use crate::merge::MergeError;
 use crate::quantise::DecodeError;
-use lapwing_base::{Algorithm, JobSpec, NodeId, Round, RoundPlan};
+use lapwing_base::{Algorithm, Garbage, JobSpec, NodeId, Round, RoundPlan};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -213,6 +213,12 @@ pub enum MethodError {
         /// What is wrong.
         why: &'static str,
     },
+    /// A change of a copy that is not here, since one of two has lost what both had; the next round mends it.
+    #[error("node {partner} tells a change of a copy that is not here")]
+    OutOfStep {
+        /// The partner.
+        partner: NodeId,
+    },
     /// A checkpoint of another algorithm.
     #[error("the checkpoint has no `{name}`; it is of another algorithm or version")]
     NoState {
@@ -225,6 +231,28 @@ pub enum MethodError {
     /// Its values cannot be merged.
     #[error("the values cannot be merged")]
     Merge(#[from] MergeError),
+}
+
+impl MethodError {
+    /// What is wrong with a partner's message that was not accepted, where that is the partner's doing; `None` where
+    /// nothing was expected of it.
+    pub fn garbage(&self) -> Option<Garbage> {
+        match self {
+            Self::NotOffered { .. }
+            | Self::NotBegun { .. }
+            | Self::NotAccepted { .. }
+            | Self::OutOfStep { .. }
+            | Self::NoState { .. } => None,
+            Self::Length { .. }
+            | Self::Malformed { .. }
+            | Self::Decode(DecodeError::Length { .. })
+            | Self::Merge(MergeError::Length { .. } | MergeError::Model { .. }) => Some(Garbage::Malformed),
+            Self::Decode(DecodeError::NotFinite { .. }) | Self::Merge(MergeError::NotFinite { .. }) => {
+                Some(Garbage::NotFinite)
+            }
+            Self::Merge(MergeError::TooLarge { .. }) => Some(Garbage::TooLarge),
+        }
+    }
 }
 
 /// The method of a job's rounds that train, on a node whose model is now `model`, which all nodes of the job have.

@@ -6,7 +6,9 @@
 //! (both partners report receipt, the leader's `CloseRound` names the pair), so an exchange that went well
 //! here is only *held* until the round's outcome is applied.
 
-use lapwing_base::{ByteSize, JobView, NodeId, NodeOutcome, Round, RoundKind, RoundPlan, RoundReport};
+use lapwing_base::{
+    ByteSize, Garbage, JobView, NodeId, NodeOutcome, Round, RoundKind, RoundPlan, RoundReport,
+};
 use std::time::Duration;
 
 /// Follows the rounds of one job for one node.
@@ -73,6 +75,8 @@ pub struct Exchanged {
     pub received_bytes: u64,
     /// How long it took.
     pub took: Duration,
+    /// Why what the partner sent is not to be trusted, where that is why it is not here. The core does not go by it.
+    pub refused: Option<Garbage>,
 }
 
 /// What should happen.
@@ -220,6 +224,16 @@ impl RoundCore {
         if newest <= self.settled {
             return;
         }
+        if let Some(quarantine) = job.trust.last_quarantine(self.me)
+            && self.settled < quarantine.until
+        {
+            // What it has is not to be trusted: at the end of its quarantine it starts from a peer's model.
+            if newest >= quarantine.until {
+                self.stage = Stage::CatchingUp(newest);
+                effects.push(Effect::CatchUp { round: newest });
+            }
+            return;
+        }
         let first_kept = job.rounds.front().map_or(newest, |record| record.plan.round);
         let is_new = self.settled == Round(0);
         let was_away = first_kept > self.settled.next();
@@ -339,7 +353,7 @@ fn millis(took: Duration) -> u32 {
 mod tests {
     use super::*;
     use crate::jobfile::defaults;
-    use lapwing_base::{Algorithm, JobId, JobSpec, Pair, RoundOutcome, RoundRecord};
+    use lapwing_base::{Algorithm, JobId, JobSpec, Pair, Refusal, RoundOutcome, RoundRecord};
 
     const ME: NodeId = NodeId(1);
     const PARTNER: NodeId = NodeId(2);
@@ -549,6 +563,62 @@ mod tests {
             snapshot: false,
         };
         assert_eq!(core.handle(Input::Applied(&job)), [settle]);
+    }
+
+    #[test]
+    fn a_node_in_quarantine_waits_and_then_takes_a_peers_model() {
+        let mut job = job();
+        let refuse = |job: &mut JobView, by: u64| {
+            let round = job.round();
+            let refusal = Refusal {
+                round,
+                of: ME,
+                by: NodeId(by),
+                why: Garbage::TooLarge,
+            };
+            job.refuse(refusal);
+        };
+        let mut core = RoundCore::new(ME, Round(0));
+        for (round, by) in [(1, 2), (2, 3)] {
+            plan(&mut job, round);
+            job.rounds
+                .back_mut()
+                .unwrap()
+                .plan
+                .alone
+                .extend([4, 5].map(NodeId));
+            refuse(&mut job, by);
+            let RoundRecord { plan, .. } = job.rounds.back().unwrap();
+            let outcome = RoundOutcome {
+                job: job.id,
+                round: plan.round,
+                merged: Vec::new(),
+                nodes: Vec::new(),
+                took_ms: 1,
+            };
+            core.handle(Input::Applied(&job));
+            core.handle(trained());
+            core.handle(exchanged(true));
+            core.handle(Input::Held { kept: true });
+            job.close(outcome);
+            core.handle(Input::Applied(&job));
+        }
+        let until = job.trust.quarantine(ME, Round(3)).unwrap().until;
+        for round in 3..=until.0 {
+            assert_eq!(core.handle(Input::Applied(&job)), []);
+            plan(&mut job, round);
+            close(&mut job, false);
+        }
+        assert_eq!(
+            core.handle(Input::Applied(&job)),
+            [Effect::CatchUp { round: until }]
+        );
+        core.handle(Input::CaughtUp);
+        plan(&mut job, until.0 + 1);
+        assert!(matches!(
+            core.handle(Input::Applied(&job))[..],
+            [Effect::Train(_)]
+        ));
     }
 
     #[test]

@@ -15,12 +15,14 @@ mod event;
 mod network;
 #[cfg(feature = "driver")]
 mod node;
+mod poison;
 #[cfg(feature = "driver")]
 mod run;
 mod setting;
 
 pub use self::event::{Event, ParseEventError};
 pub use self::network::{MatrixError, NODES_MAX, Network, links};
+pub use self::poison::Poison;
 pub use self::setting::{Every, Setting, epochs_of_rounds, rounds_of_epochs};
 
 #[cfg(feature = "driver")]

@@ -1,6 +1,6 @@
 //! What a node shows of its training: the `training` part of the status document, as a value.
 
-use lapwing_base::{ByteSize, JobId, NodeId, Ppm, Round};
+use lapwing_base::{ByteSize, JobId, NodeId, Ppm, Quarantine, Round};
 use serde::{Deserialize, Serialize};
 
 /// What the node is doing.
@@ -47,4 +47,6 @@ pub struct TrainingStatus {
     pub samples: u64,
     /// Why this node takes no useful part, when it cannot.
     pub problem: Option<String>,
+    /// Members without which rounds are planned, since partners refused what they sent.
+    pub quarantined: Vec<(NodeId, Quarantine)>,
 }

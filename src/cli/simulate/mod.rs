@@ -87,7 +87,8 @@ pub(crate) struct SimulateFlags {
     #[arg(long, value_name = "ROUNDS")]
     t_thres: Option<u32>,
 
-    /// What happens to a node: die:NODE@ROUND, join:NODE@ROUND or slow:NODE*FACTOR; repeatable
+    /// What happens to a node: die:NODE@ROUND, join:NODE@ROUND, slow:NODE*FACTOR or poison:NODE=nan, =huge, =flip, =noise
+    /// (what it tells instead of its model); repeatable
     #[arg(long, value_name = "EVENT")]
     event: Vec<Event>,
 

@@ -55,6 +55,7 @@ impl Reduction {
                     sent_bytes,
                     received_bytes,
                     took,
+                    refused: None,
                 }
             }
             Err(error) => {

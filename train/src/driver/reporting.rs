@@ -15,6 +15,16 @@ pub(super) fn report(open: &OpenJob, reports: &mpsc::Sender<Report>, applied: &A
     };
     let mut outstanding = Vec::new();
     if let Stage::Reported(report) = open.core.stage() {
+        // Before the round's report, with which the leader may close it.
+        let (round, partners) = &open.refused;
+        if *round == report.round {
+            outstanding.push(Report::Refused {
+                job: open.id,
+                round: *round,
+                node: me,
+                partners: partners.clone(),
+            });
+        }
         let mut report = report.clone();
         report.links.clone_from(&open.links);
         outstanding.push(Report::Round(*report));

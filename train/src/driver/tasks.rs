@@ -5,6 +5,7 @@
 use super::{Event, GREETING_PATIENCE, MODEL_PATIENCE, RESEND_INTERVAL};
 use crate::compute::{ComputeHandle, ComputeStopped};
 use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered};
+use crate::merge;
 use crate::models::{self, Ask, FetchError, Held, Which};
 use crate::round::Exchanged;
 use crate::worker::{Worker, WorkerError};
@@ -110,6 +111,7 @@ impl Exchange {
                     sent_bytes: sent_bytes + sent_before,
                     received_bytes: received_bytes + received_before,
                     took,
+                    refused: None,
                 };
                 Event::Exchanged(job, round, partner, exchanged, link)
             }
@@ -121,6 +123,7 @@ impl Exchange {
                     partner,
                     Exchanged {
                         took,
+                        refused: error.garbage(),
                         ..Exchanged::default()
                     },
                     None,
@@ -166,7 +169,7 @@ impl Exchange {
             .run(move |slot| with(slot, job, |worker| worker.accept(round, partner, &told)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
-            .map_err(ExchangeError::Values)?;
+            .map_err(ExchangeError::Refused)?;
         Ok(Swapped {
             sent_bytes: message.len() as u64,
             received_bytes,
@@ -221,8 +224,9 @@ impl Attempts {
             ExchangeError::Declined(
                 exchange::Decline::RoundOver | exchange::Decline::AnotherPlan | exchange::Decline::Unable,
             )
-            | ExchangeError::Mismatch { .. }
-            | ExchangeError::TooLong { .. } => return Err(error),
+            | ExchangeError::Mismatch { .. } => return Err(error),
+            // It would not be better the next time.
+            error if error.garbage().is_some() => return Err(error),
             error => debug!(peer = %self.peer, %error, "the partner is not ready; trying again"),
         }
         self.pause().await;
@@ -454,6 +458,9 @@ impl Averaging {
             .buffered(FETCHING_MAX);
         while let Some((node, fetched)) = fetched.next().await {
             match fetched {
+                Ok(fetched) if merge::is_too_large(&own.flat, &fetched.flat) => {
+                    warn!(%node, %round, "a model has far too large values, and is left out of the average");
+                }
                 Ok(fetched) => {
                     sum.iter_mut()
                         .zip(&fetched.flat)

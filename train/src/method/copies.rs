@@ -280,7 +280,7 @@ impl Copies {
             Told::Whole(hear(body, self.values, model)?)
         } else {
             let Told::Change(like) = &*exchange.like else {
-                return Err(malformed("no change was drafted"));
+                return Err(MethodError::OutOfStep { partner });
             };
             Told::Change(Sparse::read(body, self.values, like, self.parameters)?)
         };
@@ -289,7 +289,7 @@ impl Copies {
             edge.is_lost = true;
         }
         if changed != 0 && changed != name(&edge.theirs) {
-            return Err(malformed("it changes a copy that is not here"));
+            return Err(MethodError::OutOfStep { partner });
         }
         exchange.heard = Some(told);
         Ok(())

@@ -17,8 +17,8 @@ use crate::quantise::{self, DecodeError};
 use crate::ring::{self, Ring, RingError};
 use crate::steps::Trained;
 use lapwing_base::{
-    ByteSize, Evaluation, JobId, JobPhase, JobView, NodeId, NodeOutcome, Pair, Ppm, RoundKind, RoundOutcome,
-    RoundPlan,
+    Algorithm, ByteSize, Evaluation, JobId, JobPhase, JobView, Meeting, NodeId, NodeOutcome, Pair, Ppm,
+    Refusal, Round, RoundKind, RoundOutcome, RoundPlan,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -54,6 +54,7 @@ pub struct Simulation<'a> {
 #[derive(Debug, Default)]
 struct Played {
     merged: Vec<Pair>,
+    refused: Vec<Refusal>,
     /// Of all that took part, by number.
     done: BTreeMap<NodeId, NodeOutcome>,
     seconds: f64,
@@ -82,6 +83,15 @@ impl<'a> Simulation<'a> {
         if let Some(event) = setting.events.iter().find(|event| event.node().0 > nodes) {
             return Err(SimulateError::NoSuchNode { event: *event, nodes });
         }
+        let sums = matches!(spec.algorithm.meeting(), Meeting::All | Meeting::Server);
+        let is_lie = |event: &&Event| matches!(event, Event::Poisoned { .. });
+        if let Some(event) = setting.events.iter().find(is_lie).filter(|_| sums) {
+            let algorithm = spec.algorithm;
+            return Err(SimulateError::NoPartners {
+                event: *event,
+                algorithm,
+            });
+        }
         // A network has at most a few thousand nodes.
         let parts = u32::try_from(nodes).unwrap_or(u32::MAX);
         let parts = setting.partition.parts(data.train.labels(), spec.seed, parts)?;
@@ -102,7 +112,12 @@ impl<'a> Simulation<'a> {
         backends.iter().for_each(|backend| backend.read(&mut model));
         let nodes = (1..).zip(parts).map(|(place, part)| {
             let id = NodeId(u64::from(place));
-            (id, Node::new(spec, id, place, part, &model))
+            let mut node = Node::new(spec, id, place, part, &model);
+            node.poison = setting.events.iter().find_map(|event| match event {
+                Event::Poisoned { node, with } if *node == id => Some(*with),
+                _ => None,
+            });
+            (id, node)
         });
         Ok(Self {
             setting,
@@ -186,7 +201,8 @@ impl<'a> Simulation<'a> {
     /// As for [`Self::run`]; also when training diverged.
     pub fn round(&mut self) -> Result<(), SimulateError> {
         let round = self.job.round().next().0;
-        let members = self.members(round);
+        let mut members = self.members(round);
+        members.retain(|member| self.job.trust.quarantine(*member, Round(round)).is_none());
         if members.is_empty() {
             return Err(SimulateError::NobodyLeft { round });
         }
@@ -258,14 +274,17 @@ impl<'a> Simulation<'a> {
         factors.product()
     }
 
-    /// Late joiners take the current model from the member that sends fastest to them. It holds up nobody.
+    /// Late joiners, and those who come from a quarantine, take the current model from the member that sends fastest to
+    /// them. It holds up nobody.
     fn welcome(&mut self, round: u64, members: &[NodeId]) -> Result<(), SimulateError> {
         if round == 1 {
             return Ok(());
         }
         let joins = |node: &NodeId| {
             let event = Event::Joins { node: *node, round };
-            self.setting.events.contains(&event)
+            let quarantine = self.job.trust.last_quarantine(*node);
+            let is_freed = quarantine.is_some_and(|quarantine| quarantine.until.next() == Round(round));
+            is_freed || self.setting.events.contains(&event)
         };
         let late: Vec<NodeId> = members.iter().copied().filter(joins).collect();
         for joiner in late.iter().copied() {
@@ -323,6 +342,9 @@ impl<'a> Simulation<'a> {
             .crew
             .each(working(&mut self.nodes, &who), |_, node| node.offer(plan));
         offered.into_iter().collect::<Result<Vec<()>, _>>()?;
+        for node in working(&mut self.nodes, &who) {
+            node.lie(&self.setting.job, plan)?;
+        }
         // What everybody told, by teller and told.
         let mut messages = BTreeMap::new();
         for id in &who {
@@ -336,12 +358,28 @@ impl<'a> Simulation<'a> {
                 return Vec::new();
             };
             let told = partners.filter_map(|partner| Some((partner, messages.get(&(partner, id))?)));
-            // What a node refuses is not merged by its partner either, as in a cluster.
-            told.filter(|(partner, message)| gossip.accept(plan, *partner, message).is_ok())
-                .map(|(partner, _)| (partner, id))
-                .collect()
+            told.map(|(partner, message)| {
+                let refused = gossip.accept(plan, partner, message).err();
+                ((partner, id), refused)
+            })
+            .collect()
         });
-        let accepted: BTreeSet<(NodeId, NodeId)> = accepted.into_iter().flatten().collect();
+        // What a node refuses is not merged by its partner either, as in a cluster.
+        let (mut taken, mut refused) = (BTreeSet::new(), Vec::new());
+        for ((of, by), error) in accepted.into_iter().flatten() {
+            match error {
+                None => {
+                    taken.insert((of, by));
+                }
+                Some(error) => refused.extend(error.garbage().map(|why| Refusal {
+                    round: plan.round,
+                    of,
+                    by,
+                    why,
+                })),
+            }
+        }
+        let accepted: BTreeSet<(NodeId, NodeId)> = taken;
         let has_merged = |pair: &&Pair| {
             let [a, b] = pair.nodes();
             accepted.contains(&(a, b)) && accepted.contains(&(b, a))
@@ -372,6 +410,7 @@ impl<'a> Simulation<'a> {
         }
         Ok(Played {
             merged,
+            refused,
             done,
             seconds,
         })
@@ -390,16 +429,16 @@ impl<'a> Simulation<'a> {
         let mut seconds = who.iter().map(|node| compute[node]).fold(0.0, f64::max);
         if who.len() < all.len() {
             return Ok(Played {
-                merged: Vec::new(),
                 done,
                 seconds,
+                ..Played::default()
             });
         }
         let Some(order) = ring::order(plan) else {
             return Ok(Played {
-                merged: Vec::new(),
                 done,
                 seconds,
+                ..Played::default()
             });
         };
         let (mean, bytes) = self.ring_mean(plan, &who, &order)?;
@@ -413,6 +452,7 @@ impl<'a> Simulation<'a> {
             merged: plan.pairs.clone(),
             done,
             seconds,
+            ..Played::default()
         })
     }
 
@@ -485,6 +525,7 @@ impl<'a> Simulation<'a> {
             merged,
             done,
             seconds,
+            ..Played::default()
         })
     }
 
@@ -563,6 +604,9 @@ impl<'a> Simulation<'a> {
     /// Does what the log does with a round's outcome.
     fn close(&mut self, plan: &RoundPlan, played: Played) {
         self.seconds += played.seconds;
+        for refusal in played.refused {
+            self.job.refuse(refusal);
+        }
         let trained = played.done.values().filter(|done| done.samples > 0);
         let losses: Vec<f64> = trained.map(|done| f64::from(done.loss_micro) / 1e6).collect();
         if !losses.is_empty() {
@@ -616,10 +660,12 @@ impl<'a> Simulation<'a> {
         samples as f64 / self.data.train.len() as f64
     }
 
-    /// How good the members' models are, and their mean. Where a server holds the model, it is everybody's.
+    /// How good the members' models are, and their mean, without those who lie. Where a server holds the model, it is
+    /// everybody's.
     fn evaluate(&mut self) -> Result<(), SimulateError> {
         let round = self.job.round();
-        let members = self.members(round.0 + 1);
+        let mut members = self.members(round.0 + 1);
+        members.retain(|member| self.node(*member).poison.is_none());
         let last = self.job.rounds.back().map(|record| record.plan.kind);
         let nodes = &self.nodes;
         let models: Vec<(NodeId, &[f32])> = match last {
@@ -757,6 +803,14 @@ pub enum SimulateError {
         /// How many there are.
         nodes: u64,
     },
+    /// A node cannot lie to partners that it does not have.
+    #[error("`{event}` needs partners that meet, and `{algorithm}` sums what all give")]
+    NoPartners {
+        /// What.
+        event: Event,
+        /// The job's algorithm.
+        algorithm: Algorithm,
+    },
     /// All are dead, or none has joined yet.
     #[error("nobody is left in round {round}")]
     NobodyLeft {
@@ -809,7 +863,7 @@ mod tests {
     use crate::method::Gossip as _;
     use crate::method::averaging::Averaging;
     use crate::planner::Knobs;
-    use crate::simulate::Network;
+    use crate::simulate::{Network, Poison};
     use crate::steps::take_steps;
 
     /// Parameters of the `mlp` on the digits: 64 inputs, 256 hidden, 10 classes.
@@ -1046,6 +1100,71 @@ mod tests {
             Network::equal(2, 1000),
         ));
         assert_eq!(run.ended, Ended::Diverged);
+    }
+
+    /// Eight nodes on the digits, of which one lies from the start; the honest ones' local and averaged accuracy.
+    fn poisoned(poison: Option<Poison>, clip: bool) -> (f64, f64, Vec<NodeId>) {
+        let job = format!(
+            "rounds=80\nlocal_steps=5\nfinal_dense_rounds=3\nplanner='random'\ncompression=10\nseed=3\nclip={clip}"
+        );
+        let mut setting = setting(&job, Network::equal(8, 8000));
+        setting.backend = "plain".to_owned();
+        setting.events = poison
+            .map(|with| Event::Poisoned {
+                node: NodeId(8),
+                with,
+            })
+            .into_iter()
+            .collect();
+        let data = digits();
+        let mut simulation = Simulation::new(&setting, &data, 2).unwrap();
+        while simulation.job().phase == JobPhase::Running {
+            simulation.round().unwrap();
+        }
+        let last = simulation.points.last().unwrap();
+        let inside = simulation.job.trust.in_quarantine(simulation.job.round());
+        let inside = inside.map(|(node, _)| node).collect();
+        (
+            last.local_accuracy.unwrap(),
+            last.averaged_accuracy.unwrap(),
+            inside,
+        )
+    }
+
+    #[test]
+    fn against_a_node_that_lies_within_bounds_the_clipped_merge_holds_and_the_plain_one_does_not() {
+        let (undisturbed, ..) = poisoned(None, false);
+        let (plain, _, inside) = poisoned(Some(Poison::Flipped), false);
+        let (clipped, ..) = poisoned(Some(Poison::Flipped), true);
+        assert!(clipped > undisturbed - 0.03, "{clipped} of {undisturbed}");
+        assert!(plain < undisturbed - 0.08, "{plain} of {undisturbed}");
+        // Nothing tells it from an honest one.
+        assert!(inside.is_empty());
+        let (noisy, ..) = poisoned(Some(Poison::Noise), true);
+        assert!(noisy > undisturbed - 0.03, "{noisy} of {undisturbed}");
+    }
+
+    #[test]
+    fn a_node_that_sends_garbage_is_quarantined_and_the_others_accuracy_holds() {
+        let (undisturbed, averaged, _) = poisoned(None, false);
+        for poison in [Poison::NotFinite, Poison::Huge] {
+            let (local, mean, inside) = poisoned(Some(poison), false);
+            assert_eq!(inside, [NodeId(8)]);
+            assert!(local > undisturbed - 0.02, "{poison}: {local} of {undisturbed}");
+            assert!(mean > averaged - 0.02, "{poison}: {mean} of {averaged}");
+        }
+    }
+
+    #[test]
+    fn nobody_lies_to_a_sum() {
+        let mut setting = setting("algorithm='all-reduce'", Network::equal(2, 1000));
+        setting.events = vec!["poison:1=nan".parse().unwrap()];
+        let data = digits();
+        let error = Simulation::new(&setting, &data, 1).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`poison:1=nan` needs partners that meet, and `all-reduce` sums what all give"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It holds plain vectors only. What it computes, it computes on whichever backend is free: the vectors are handed over
 //! and taken back, so that tensors exist only for the nodes that are being computed.
 
+use super::poison::Poison;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Part, Samples};
 use crate::method::{Collective, Done, Learnt, MethodError, Methods};
@@ -25,6 +26,8 @@ pub(super) struct Node {
     pub(super) methods: Methods,
     /// What it tells whom in the round in hand.
     pub(super) told: Vec<(NodeId, Vec<u8>)>,
+    /// How it lies, if it does.
+    pub(super) poison: Option<Poison>,
     pub(super) totals: Totals,
 }
 
@@ -49,6 +52,7 @@ impl Node {
             step: 0,
             methods: Methods::new(spec, model),
             told: Vec::new(),
+            poison: None,
             totals: Totals::default(),
         }
     }
@@ -129,6 +133,23 @@ impl Node {
         };
         (self.model, self.told) = (model, told);
         offered
+    }
+
+    /// Has a poisoned node tell everybody something else, as one would who writes messages that can be read.
+    pub(super) fn lie(&mut self, spec: &JobSpec, plan: &RoundPlan) -> Result<(), MethodError> {
+        let Some(poison) = self.poison else {
+            return Ok(());
+        };
+        let model = poison.model(plan, &self.model);
+        let mut methods = Methods::new(spec, &model);
+        let Some(gossip) = methods.gossip(plan) else {
+            return Ok(());
+        };
+        for (partner, message) in &mut self.told {
+            gossip.offer(plan, *partner, &model, message)?;
+            poison.spoil(message);
+        }
+        Ok(())
     }
 
     /// Ends a round of telling partners.
