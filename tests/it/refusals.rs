@@ -333,7 +333,7 @@ async fn the_exit_status_tells_wrong_usage_from_failure() {
             "`nonsense` is not the address of a gateway",
         ),
         (&["--data", "digts"], "did you mean `digits`?"),
-        (&["--backend", "tch"], "there is no backend `tch`"),
+        (&["--backend", "torch"], "there is no backend `torch`"),
         (&["--listen", "here"], "--listen"),
         (&["--admin", "here"], "--admin"),
         (&["--max-upload", "fast"], "`fast` is not a rate"),

@@ -218,6 +218,8 @@ struct OpenJob {
     /// Partners that have said that they take no part in a round that is not exchanged here yet.
     withdrawn: BTreeSet<(Round, PeerId)>,
     snapshots: VecDeque<Held>,
+    /// The round after which a snapshot is being made.
+    snapshotting: Option<Round>,
     /// The round whose average is being, or was, computed here.
     averaged: Option<Round>,
     evaluation: Option<Report>,
@@ -541,6 +543,7 @@ impl Driver {
                 } => {
                     open.parked.retain(|(parked, _), _| *parked > round);
                     open.withdrawn.retain(|(withdrawn, _)| *withdrawn > round);
+                    open.snapshotting = snapshot.then_some(round);
                     self.running
                         .spawn(tasks::settle(id, &compute, round, merged, snapshot));
                 }
@@ -663,6 +666,7 @@ impl Driver {
             }
             Event::Snapshot(id, snapshot) => {
                 let Some(open) = self.open_job(id) else { return };
+                open.snapshotting = None;
                 match snapshot {
                     Ok(held) => {
                         open.local_accuracy = held.accuracy.or(open.local_accuracy);
@@ -755,6 +759,7 @@ impl Driver {
             parked: BTreeMap::new(),
             withdrawn: BTreeSet::new(),
             snapshots: VecDeque::new(),
+            snapshotting: None,
             averaged: None,
             evaluation: None,
             adopting: false,
@@ -863,6 +868,8 @@ impl Driver {
                 },
                 Which::After(round) => match open.snapshots.iter().find(|held| held.round == round) {
                     Some(held) => Found::Held(held.clone()),
+                    // With its accuracy in a moment; whoever asks does so again.
+                    None if open.snapshotting == Some(round) => Found::Nothing,
                     // Started again since: the model on disk is still that of the round.
                     None if open.core.settled() == round && *open.core.stage() == Stage::Waiting => {
                         Found::Computed(Worker::current)
