@@ -53,7 +53,9 @@ async fn nodes_train_what_their_own_program_holds_and_one_with_another_model_is_
         .await;
     }
     let document = cluster.finished(0, &job).await;
-    let model = document["spec"]["model"].as_str().or(document["model"].as_str());
+    let model = document["spec"]["model"]
+        .as_str()
+        .or_else(|| document["model"].as_str());
     assert!(
         model.is_some_and(|model| model.starts_with("external:") && model.len() == 25),
         "all nodes are told which model is meant: {document}"

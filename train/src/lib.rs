@@ -23,7 +23,6 @@ mod model;
 mod planner;
 pub mod privacy;
 pub mod quantise;
-mod ring;
 mod round;
 mod script;
 pub mod simulate;
@@ -46,6 +45,8 @@ mod models;
 #[cfg(feature = "driver")]
 mod payload;
 #[cfg(feature = "driver")]
+mod ring;
+#[cfg(feature = "driver")]
 mod steps;
 #[cfg(feature = "driver")]
 mod trainee;
@@ -64,7 +65,6 @@ pub use mask::{DeltaError, Mask, Runs, round_seed};
 pub use method::{Collective, Done, Gossip, Learnt, Method, MethodError, Work, method};
 pub use model::{BYTES, Extent, InputKind, InputShape, Layer, Model, ModelError, NORM_EPSILON, shortcut};
 pub use planner::{IMPERCEPTIBLE, Knobs, PlanInput, Threshold, is_dense_next, plan_round};
-pub use ring::RingError;
 pub use round::{Effect, Exchanged, Input, RoundCore, Stage};
 pub use script::ScriptModel;
 pub use status::{TrainingState, TrainingStatus};
@@ -81,5 +81,7 @@ pub use data::{CsvError, DataError, IdxError, TextError, load};
 pub use driver::{Applied, Trainer, TrainerConfig, TrainerError};
 #[cfg(feature = "driver")]
 pub use model_file::{ExportError, ImportError, export_safetensors, import_safetensors, is_model};
+#[cfg(feature = "driver")]
+pub use ring::RingError;
 #[cfg(feature = "driver")]
 pub use worker::consensus_file;

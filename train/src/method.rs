@@ -13,6 +13,7 @@ use std::fmt::Debug;
 mod all_reduce;
 pub(crate) mod averaging;
 mod choco_sgd;
+#[cfg(feature = "driver")]
 pub(crate) mod contribution;
 mod copies;
 mod d_psgd;
@@ -21,11 +22,13 @@ mod diloco;
 mod fed_avg;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(feature = "driver")]
 mod methods;
 mod noloco;
 mod sparse;
 mod values;
 
+#[cfg(feature = "driver")]
 pub(crate) use self::methods::Methods;
 
 use self::all_reduce::AllReduce;

@@ -35,6 +35,7 @@ impl Poison {
         }
     }
 
+    #[cfg(feature = "driver")]
     /// What it says its model is, in a round.
     pub(super) fn model(self, plan: &RoundPlan, model: &[f32]) -> Vec<f32> {
         let times = |factor: f32| model.iter().map(|value| value * factor).collect();
@@ -54,6 +55,7 @@ impl Poison {
         }
     }
 
+    #[cfg(feature = "driver")]
     /// What becomes of its encoded message.
     pub(super) fn spoil(self, message: &mut [u8]) {
         if self == Self::NotFinite {
