@@ -3,7 +3,9 @@
 //! It trains and merges like the others, so that what it knows is as good as what they know; only its messages lie. It
 //! lies where partners meet: in one sum of all, or to a server, it cannot.
 
+#[cfg(feature = "driver")]
 use crate::draws::Draws;
+#[cfg(feature = "driver")]
 use lapwing_base::RoundPlan;
 use std::fmt;
 use std::str::FromStr;
