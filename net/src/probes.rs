@@ -159,12 +159,6 @@ impl Probes {
         self.started_at.push_back(now);
     }
 
-    /// Whether a second probe has to say the same: plans are made with a link's first measurement for long, and whatever
-    /// disturbs a probe makes the link look slow, never fast.
-    pub fn wants_second(known: Option<Bandwidth>, measured: Bandwidth) -> bool {
-        known.is_none_or(|known| measured.kbit_s < known.kbit_s / 2)
-    }
-
     /// How much to send over a link of which this much is known.
     pub fn size(known: Option<Bandwidth>, rtt: Duration) -> ByteSize {
         let Some(known) = known else {
@@ -391,15 +385,6 @@ mod tests {
         let again_at = probes.next(&[at(main, now)], MEMBERS, back_at).unwrap_err();
         assert!(again_at < back_at + spread(MEMBERS));
         assert_eq!(probes.next(&[at(main, now)], MEMBERS, again_at), Ok(main));
-    }
-
-    #[test]
-    fn what_is_new_or_suddenly_much_slower_is_measured_twice() {
-        let wants = |known, measured| Probes::wants_second(known, Bandwidth::mbit(measured));
-        assert!(wants(None, 100));
-        assert!(wants(Some(Bandwidth::mbit(20)), 5));
-        assert!(!wants(Some(Bandwidth::mbit(20)), 15));
-        assert!(!wants(Some(Bandwidth::mbit(20)), 200));
     }
 
     #[test]

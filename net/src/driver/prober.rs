@@ -218,16 +218,15 @@ fn known(shared: &Shared, peer: PeerId) -> Option<Bandwidth> {
     peers.get(&peer)?.estimate.speed(now(), fresh)
 }
 
-/// How fast the link to a peer is, by a probe that grows until it has measured that, and by a second one where that is
-/// news; `None` if one was not alone, as when two that have just met probe each other at the same time.
+/// How fast the link to a peer is, by a probe that grows until it has measured that; `None` if it was not alone, as when
+/// two that have just met probe each other at the same time.
 async fn probe(
     shared: &Arc<Shared>,
     peer: PeerId,
     probes: &mut Probes,
 ) -> Result<Option<Bandwidth>, RequestError> {
-    let (rtt, known) = (rtt(shared, peer), known(shared, peer));
-    let mut size = Probes::size(known, rtt);
-    let mut first = None;
+    let rtt = rtt(shared, peer);
+    let mut size = Probes::size(known(shared, peer), rtt);
     loop {
         let Answer { timing, beside } = send_probe(shared, peer, size).await?;
         if !Probes::has_been_alone(size, beside) {
@@ -235,13 +234,7 @@ async fn probe(
         }
         match Probes::larger(size, timing, rtt) {
             Some(larger) => size = larger,
-            None => {
-                let speed = Bandwidth::per(timing.counted, timing.took);
-                if first.is_some() || !Probes::wants_second(known, speed) {
-                    return Ok(first.max(Some(speed)));
-                }
-                first = Some(speed);
-            }
+            None => return Ok(Some(Bandwidth::per(timing.counted, timing.took))),
         }
         probes.grown(now());
     }
