@@ -100,26 +100,22 @@ fn consensus_keeps_its_latency_while_partners_exchange_model_values() {
 #[test]
 #[ignore = "needs root"]
 fn consensus_keeps_its_latency_over_websocket_and_through_relays_too() {
-    let over = |through, share, more, row| Row {
+    let over = |through, share, row| Row {
         through,
         share,
-        more: Duration::from_millis(more),
+        more: Duration::from_millis(50),
         ..row
     };
     let rows = [
-        // All classes are one TCP connection here, so that a lost segment holds up what comes after it: 17 to 85 ms as a
-        // rule, by which of a run's losses fall on an echo. It stays below the queue that TCP fills for others.
         over(
             Through::Websocket,
             0.8,
-            150,
             row("WebSocket, 20 Mbit/s, 50 ms, 200 ms of queue", 20, 50, 200),
         ),
         // What bulk may take of a relay is limited.
         over(
             Through::Relay,
             0.0,
-            50,
             row("relayed, 20 Mbit/s, 50 ms, 200 ms of queue", 20, 50, 200),
         ),
     ];

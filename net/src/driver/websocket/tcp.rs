@@ -22,6 +22,12 @@ const STAGGER: Duration = Duration::from_millis(250);
 #[cfg(any(target_os = "android", target_os = "linux"))]
 const UNSENT_MAX: u32 = 16 * 1024;
 
+/// How the kernel decides what may be in flight, which our own window over it keeps below the queue; best first, since a
+/// user may choose only what the system allows. Where BBR is the system's choice, it lets the link run empty for 200 ms
+/// every 10 s, and whatever is urgent waits for that.
+#[cfg(target_os = "linux")]
+const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
+
 /// How long what is sent may stay without an answer before the connection counts as lost.
 #[cfg(any(target_os = "android", target_os = "linux"))]
 const UNANSWERED_MAX: Duration = Duration::from_secs(20);
@@ -91,7 +97,22 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
         socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
         socket.set_tcp_user_timeout(Some(UNANSWERED_MAX))?;
     }
+    // Last, since a system may have been built without any.
+    #[cfg(target_os = "linux")]
+    choose_congestion_control(&socket)?;
     Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn choose_congestion_control(socket: &SockRef<'_>) -> io::Result<()> {
+    let mut refused = Ok(());
+    for name in CONGESTION_CONTROLS {
+        refused = socket.set_tcp_congestion(name.as_bytes());
+        if refused.is_ok() {
+            break;
+        }
+    }
+    refused
 }
 
 #[cfg(test)]
@@ -108,6 +129,24 @@ mod tests {
         assert!(socket.keepalive().unwrap());
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_MAX);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_systems_congestion_control_is_not_relied_on() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = Host::Ip(address.ip());
+        let (dialed, accepted) = tokio::join!(connect(&host, address.port()), listener.accept());
+        let (dialed, accepted) = (dialed.unwrap(), accepted.unwrap().0);
+        tune(&accepted);
+        for stream in [&dialed, &accepted] {
+            let used = SockRef::from(stream).tcp_congestion().unwrap();
+            let used = String::from_utf8_lossy(&used);
+            // The kernel fills up with zeros.
+            let used = used.trim_end_matches('\0');
+            assert!(CONGESTION_CONTROLS.contains(&used), "{used}");
+        }
     }
 
     #[tokio::test]
