@@ -883,28 +883,25 @@ impl Driver {
         };
         let (compute, asked) = (self.compute.clone(), Arc::clone(&self.asked));
         self.serving.spawn(async move {
-            let given = tokio::time::timeout(MODEL_PATIENCE, async {
-                match found {
-                    Found::Held(held) => models::give(channel, held).await,
-                    Found::Start(start) => models::give_start(channel, start).await,
-                    Found::RoundOver => models::decline(channel, models::Decline::RoundOver).await,
-                    Found::Computed(which) => {
-                        let permit = asked.acquire().await;
-                        let computed = compute.run(move |slot| of_job(slot, ask.job).map(which)).await;
-                        drop(permit);
-                        match computed {
-                            Ok(Some(held)) => models::give(channel, held).await,
-                            Ok(None) | Err(ComputeStopped) => {
-                                models::decline(channel, models::Decline::NotHere).await
-                            }
+            let given = match found {
+                Found::Held(held) => models::give(channel, held, ask.resume).await,
+                Found::Start(start) => models::give_start(channel, start).await,
+                Found::RoundOver => models::decline(channel, models::Decline::RoundOver).await,
+                Found::Computed(which) => {
+                    let permit = asked.acquire().await;
+                    let computed = compute.run(move |slot| of_job(slot, ask.job).map(which)).await;
+                    drop(permit);
+                    match computed {
+                        Ok(Some(held)) => models::give(channel, held, ask.resume).await,
+                        Ok(None) | Err(ComputeStopped) => {
+                            models::decline(channel, models::Decline::NotHere).await
                         }
                     }
-                    Found::Nothing => models::decline(channel, models::Decline::NotHere).await,
-                    Found::NoJob => models::decline(channel, models::Decline::NotInJob).await,
                 }
-            })
-            .await;
-            if let Ok(Err(error)) = given {
+                Found::Nothing => models::decline(channel, models::Decline::NotHere).await,
+                Found::NoJob => models::decline(channel, models::Decline::NotInJob).await,
+            };
+            if let Err(error) = given {
                 debug!(%peer, %error, "a model could not be given");
             }
             Served::Done

@@ -9,7 +9,7 @@
 //! On a ring every node opens one to the next: the greetings are the same, of no message, and then come the pieces of the
 //! mean in that direction alone (`ring.rs`).
 
-use crate::payload::{self, CHUNK_BYTES, PayloadError};
+use crate::payload::{self, FRAME_BYTES, PayloadError};
 use crate::ring::RingError;
 use crate::worker::WorkerError;
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub(crate) const EXCHANGE: Kind = Kind {
     name: "exchange",
     access: Access::Members,
     // A chunk, or a greeting, which is smaller.
-    frame_max: ByteSize(CHUNK_BYTES as u64),
+    frame_max: ByteSize(FRAME_BYTES as u64),
 };
 
 /// What a partner is about to send.

@@ -39,6 +39,10 @@ mod driver;
 #[cfg(feature = "driver")]
 mod exchange;
 #[cfg(feature = "driver")]
+mod hash_tree;
+#[cfg(feature = "driver")]
+mod incoming;
+#[cfg(feature = "driver")]
 mod model_file;
 #[cfg(feature = "driver")]
 mod models;

@@ -1,16 +1,21 @@
 //! Whole models between peers: for an evaluation, for a node that must catch up, and for the consensus model
 //! at the end of a job. The log never carries one.
 //!
-//! On the channel: the asker's [`Ask`]; the holder's [`Answer`]; after a header, the parameters as little
-//! endian `f32` in frames of at most 64 KiB.
+//! On the channel: the asker's [`Ask`]; the holder's [`Answer`]; after a header, the list of hashes of [`HashTree`] in
+//! frames of at most 64 KiB, and the parameters as little endian `f32`, a frame for each chunk, from where the asker
+//! said that it stopped. How long that takes in all nobody limits, since links are slow and models large: it ends when
+//! nothing moves any more.
 
-use crate::payload::{self, CHUNK_BYTES, PayloadError};
+use crate::hash_tree::{CHUNK_BYTES, CHUNK_VALUES, HashTree, to_bytes};
+use crate::incoming::{IncomingError, IncomingModel};
+use crate::payload::{self, PayloadError};
 use bytes::Bytes;
 use lapwing_base::{ByteSize, Class, JobId, PeerId, Ppm, Round};
 use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, Network, OpenError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::debug;
 
 /// A whole model.
 pub(crate) const MODEL: Kind = Kind {
@@ -22,6 +27,12 @@ pub(crate) const MODEL: Kind = Kind {
 
 /// How long a peer may take to be reached: one that is not by then is asked again, or another one is.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a chunk of 64 KiB may take: what moves slower than 20 kbit/s has stopped.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a peer that was lost on the way is asked again for the rest.
+const RESUMES_MAX: usize = 4;
 
 /// Which model of a job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -40,6 +51,17 @@ pub(crate) enum Which {
 pub(crate) struct Ask {
     pub(crate) job: JobId,
     pub(crate) which: Which,
+    /// What of it is here already.
+    pub(crate) resume: Option<Resume>,
+}
+
+/// The beginning of a model, which the asker has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Resume {
+    /// Of the whole model.
+    pub(crate) hash: [u8; 32],
+    /// Chunks from its start.
+    pub(crate) chunks: u64,
 }
 
 /// What comes before the parameters.
@@ -53,6 +75,8 @@ pub(crate) struct Header {
     pub(crate) accuracy: Option<Ppm>,
     /// BLAKE3 of the parameters.
     pub(crate) hash: [u8; 32],
+    /// The first chunk that follows; those before it the asker has.
+    pub(crate) from: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,18 +116,35 @@ pub(crate) async fn asked(channel: &mut Channel, patience: Duration) -> Result<A
     Ok(lapwing_net::decode(&frame.ok_or(FetchError::Silent)?)?)
 }
 
-/// Answers with a model.
-pub(crate) async fn give(channel: Channel, held: Held) -> Result<(), FetchError> {
-    let bytes = Bytes::from(to_bytes(&held.flat));
+/// Answers with a model, or with the rest of it.
+pub(crate) async fn give(channel: Channel, held: Held, resume: Option<Resume>) -> Result<(), FetchError> {
+    let flat = Arc::clone(&held.flat);
+    // A large model takes longer to hash than anybody should hold up the runtime.
+    let tree = tokio::task::spawn_blocking(move || HashTree::of(&flat))
+        .await
+        .map_err(|_| FetchError::Unhashed)?;
+    let hash = tree.root();
+    let known = resume.filter(|resume| resume.hash == hash);
+    let chunks = held.flat.chunks(CHUNK_VALUES);
+    let from = known.map_or(0, |resume| resume.chunks.min(chunks.len() as u64));
     let header = Header {
         round: held.round,
         parameters: held.flat.len() as u64,
         accuracy: held.accuracy,
-        hash: *blake3::hash(&bytes).as_bytes(),
+        hash,
+        from,
     };
     let (mut sender, _receiver) = channel.split();
-    sender.send(&lapwing_net::encode(&Answer::Model(header))).await?;
-    payload::send(&mut sender, bytes).await?;
+    in_time(CHUNK_PATIENCE, async {
+        sender.send(&lapwing_net::encode(&Answer::Model(header))).await?;
+        Ok(payload::send(&mut sender, Bytes::from(tree.list())).await?)
+    })
+    .await?;
+    // Each chunk becomes bytes only when it goes: a model is not copied as a whole to be given.
+    for values in chunks.skip(from as usize) {
+        let chunk = Bytes::from(to_bytes(values));
+        in_time(CHUNK_PATIENCE, async { Ok(sender.send_bytes(chunk).await?) }).await?;
+    }
     sender.finish().await?;
     Ok(())
 }
@@ -113,7 +154,9 @@ pub(crate) async fn give_start(channel: Channel, start: Bytes) -> Result<(), Fet
     let (mut sender, _receiver) = channel.split();
     let answer = Answer::Start(*blake3::hash(&start).as_bytes());
     sender.send(&lapwing_net::encode(&answer)).await?;
-    payload::send(&mut sender, start).await?;
+    for frame in payload::frames(start) {
+        in_time(CHUNK_PATIENCE, async { Ok(sender.send_bytes(frame).await?) }).await?;
+    }
     sender.finish().await?;
     Ok(())
 }
@@ -127,28 +170,29 @@ pub(crate) async fn decline(mut channel: Channel, reason: Decline) -> Result<(),
     Ok(())
 }
 
-/// A model that came from a peer, finite and of the right size.
-#[derive(Debug)]
-pub(crate) struct Fetched {
-    pub(crate) header: Header,
-    pub(crate) flat: Vec<f32>,
-    pub(crate) bytes: u64,
-}
-
-/// Fetches a model of `parameters` parameters from a peer, within `patience` in all.
+/// Fetches what is missing of a model from a peer, asking it again for the rest where it was lost on the way.
+/// `patience` is for its answer.
+///
+/// # Errors
+/// As the peer or the way to it fails. What has arrived until then stays in `wanted`, for another peer.
 pub(crate) async fn fetch(
     network: &Network,
     peer: PeerId,
-    ask: Ask,
-    parameters: usize,
+    (job, which): (JobId, Which),
+    wanted: &mut IncomingModel,
     patience: Duration,
-) -> Result<Fetched, FetchError> {
-    tokio::time::timeout(
-        patience,
-        fetch_patiently(network, peer, ask, parameters, patience),
-    )
-    .await
-    .map_err(|_| FetchError::Late)?
+) -> Result<(), FetchError> {
+    let mut resumed = 0;
+    loop {
+        let before = wanted.arrived();
+        match fetch_once(network, peer, (job, which), wanted, patience).await {
+            Err(error) if error.is_of_the_way() && wanted.arrived() > before && resumed < RESUMES_MAX => {
+                debug!(%peer, %error, arrived = wanted.arrived(), "a model stopped on its way; asking for the rest");
+                resumed += 1;
+            }
+            ended => return ended,
+        }
+    }
 }
 
 /// Fetches the model with which a peer begins a round, `bytes` long, within `patience` in all.
@@ -163,6 +207,7 @@ pub(crate) async fn fetch_start(
     let ask = Ask {
         job,
         which: Which::Start(round),
+        resume: None,
     };
     let fetched = async {
         let (answer, channel) = ask_for(network, peer, ask, patience).await?;
@@ -192,50 +237,42 @@ async fn ask_for(
     Ok((lapwing_net::decode(&frame)?, channel))
 }
 
-async fn fetch_patiently(
+async fn fetch_once(
     network: &Network,
     peer: PeerId,
-    ask: Ask,
-    parameters: usize,
+    (job, which): (JobId, Which),
+    wanted: &mut IncomingModel,
     patience: Duration,
-) -> Result<Fetched, FetchError> {
-    let (answer, channel) = ask_for(network, peer, ask, patience).await?;
+) -> Result<(), FetchError> {
+    let resume = wanted.resume();
+    let ask = Ask { job, which, resume };
+    let (answer, channel) = in_time(patience, ask_for(network, peer, ask, patience)).await?;
     let header = match answer {
         Answer::Model(header) => header,
         Answer::Declined(reason) => return Err(FetchError::Declined(reason)),
         Answer::Start(_) => return Err(FetchError::Unasked),
     };
-    if header.parameters != parameters as u64 {
-        return Err(FetchError::AnotherModel {
-            theirs: header.parameters,
-            ours: parameters,
-        });
-    }
+    wanted.check(&header)?;
     let (_sender, mut receiver) = channel.split();
-    let received = payload::receive(&mut receiver, parameters * size_of::<f32>(), &header.hash).await?;
-    let flat = from_bytes(&received.bytes);
-    if !flat.iter().all(|value| value.is_finite()) {
-        return Err(FetchError::NotFinite);
-    }
-    Ok(Fetched {
-        header,
-        flat,
-        bytes: received.bytes.len() as u64,
+    let list = in_time(CHUNK_PATIENCE, async {
+        Ok(payload::receive_piece(&mut receiver, wanted.list_bytes()).await?)
     })
+    .await?;
+    wanted.begin(header, &list)?;
+    while !wanted.is_whole() {
+        let chunk = in_time(CHUNK_PATIENCE, async { Ok(receiver.receive().await?) }).await?;
+        wanted.take(&chunk.ok_or(FetchError::Silent)?)?;
+    }
+    Ok(())
 }
 
-fn to_bytes(flat: &[f32]) -> Vec<u8> {
-    flat.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// The length is a multiple of four: it was asked for as such.
-fn from_bytes(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|chunk| f32::from_le_bytes(*chunk))
-        .collect()
+async fn in_time<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, FetchError> {
+    tokio::time::timeout(patience, work)
+        .await
+        .map_err(|_| FetchError::Late)?
 }
 
 /// Why a model could not be had from a peer; another peer may have it.
@@ -255,23 +292,24 @@ pub(crate) enum FetchError {
     Unasked,
     #[error("the peer sent something that cannot be read")]
     Unreadable(#[from] DecodeError),
-    #[error("the peer's model has {theirs} parameters, ours {ours}")]
-    AnotherModel { theirs: u64, ours: usize },
-    #[error("the peer's model has values that are not finite")]
-    NotFinite,
+    #[error(transparent)]
+    Refused(#[from] IncomingError),
     #[error("the model did not arrive whole")]
     Payload(#[from] PayloadError),
+    #[error("the model could not be hashed before it was given")]
+    Unhashed,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_survive_the_wire_bit_by_bit() {
-        let flat = vec![0.0, -0.0, 1.5, f32::MIN_POSITIVE, f32::MAX, -3.25e-7];
-        let back = from_bytes(&to_bytes(&flat));
-        assert_eq!(flat.len(), back.len());
-        assert!(flat.iter().zip(&back).all(|(a, b)| a.to_bits() == b.to_bits()));
+impl FetchError {
+    /// Whether the peer may be asked again: the way to it failed, not what it said.
+    const fn is_of_the_way(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable(_)
+                | Self::Channel(_)
+                | Self::Silent
+                | Self::Late
+                | Self::Payload(PayloadError::Channel(_))
+        )
     }
 }

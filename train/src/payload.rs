@@ -8,15 +8,22 @@ use lapwing_net::{ChannelError, ReceiveHalf, SendHalf};
 use std::time::{Duration, Instant};
 
 /// Payload of one frame: small enough that a frame of a higher class never waits long behind it.
-pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
+pub(crate) const FRAME_BYTES: usize = 64 * 1024;
 
-/// Sends a payload in frames of at most [`CHUNK_BYTES`]. An empty payload sends nothing.
-pub(crate) async fn send(channel: &mut SendHalf, mut payload: Bytes) -> Result<(), ChannelError> {
-    while !payload.is_empty() {
-        let chunk = payload.split_to(CHUNK_BYTES.min(payload.len()));
-        channel.send_bytes(chunk).await?;
+/// Sends a payload in frames of at most [`FRAME_BYTES`]. An empty payload sends nothing.
+pub(crate) async fn send(channel: &mut SendHalf, payload: Bytes) -> Result<(), ChannelError> {
+    for frame in frames(payload) {
+        channel.send_bytes(frame).await?;
     }
     Ok(())
+}
+
+/// A payload as the frames in which it goes.
+pub(crate) fn frames(mut payload: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let next = FRAME_BYTES.min(payload.len());
+        (next > 0).then(|| payload.split_to(next))
+    })
 }
 
 /// A payload that arrived whole.

@@ -5,8 +5,9 @@
 use super::{Event, GREETING_PATIENCE, MODEL_PATIENCE, RESEND_INTERVAL};
 use crate::compute::{ComputeHandle, ComputeStopped};
 use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered};
+use crate::incoming::IncomingModel;
 use crate::merge;
-use crate::models::{self, Ask, FetchError, Held, Which};
+use crate::models::{self, FetchError, Header, Held, Which};
 use crate::round::Exchanged;
 use crate::worker::{Worker, WorkerError};
 use bytes::Bytes;
@@ -354,15 +355,11 @@ pub(super) async fn catch_up(
     let (began, mut pause) = (now(), PAUSE_MIN);
     loop {
         for (node, peer) in &peers {
-            let ask = Ask {
-                job,
-                which: Which::Current,
-            };
-            match models::fetch(&network, *peer, ask, shared, MODEL_PATIENCE).await {
+            match fetch_whole(&network, *peer, (job, Which::Current), shared).await {
                 // A peer that lost its own model has nothing to teach.
-                Ok(fetched) if fetched.header.round >= least => {
+                Ok((header, flat)) if header.round >= least => {
                     let replaced = compute
-                        .run(move |slot| with(slot, job, |worker| worker.replace(&fetched.flat, round)))
+                        .run(move |slot| with(slot, job, |worker| worker.replace(&flat, round)))
                         .await;
                     return flatten(replaced);
                 }
@@ -393,21 +390,26 @@ pub(super) async fn adopt(
     parameters: usize,
 ) -> Result<Held, String> {
     let mut last = "no holder is a member".to_owned();
+    let mut wanted = IncomingModel::new(parameters, Some(hash));
+    // All hold the same: what one gave before it was lost, the next does not give again.
     for peer in holders {
-        let ask = Ask {
-            job,
-            which: Which::Consensus,
-        };
-        match models::fetch(&network, peer, ask, parameters, MODEL_PATIENCE).await {
-            Ok(fetched) if fetched.header.hash == hash => {
-                let kept = compute
-                    .run(move |slot| with(slot, job, |worker| worker.keep_consensus(fetched.flat, None)))
-                    .await;
-                return flatten(kept);
-            }
-            Ok(_) => last = format!("{peer} gave another model than the one in the log"),
+        let fetched = models::fetch(
+            &network,
+            peer,
+            (job, Which::Consensus),
+            &mut wanted,
+            MODEL_PATIENCE,
+        );
+        match fetched.await {
+            Ok(()) => break,
             Err(error) => last = format!("{peer}: {}", chain(&error)),
         }
+    }
+    if let Some((_, flat)) = wanted.into_whole() {
+        let kept = compute
+            .run(move |slot| with(slot, job, |worker| worker.keep_consensus(flat, None)))
+            .await;
+        return flatten(kept);
     }
     // Asked again when the log shows another holder, or after this.
     tokio::time::sleep(RESEND_INTERVAL).await;
@@ -458,16 +460,16 @@ impl Averaging {
             .buffered(FETCHING_MAX);
         while let Some((node, fetched)) = fetched.next().await {
             match fetched {
-                Ok(fetched) if merge::is_too_large(&own.flat, &fetched.flat) => {
+                Ok((_, flat)) if merge::is_too_large(&own.flat, &flat) => {
                     warn!(%node, %round, "a model has far too large values, and is left out of the average");
                 }
-                Ok(fetched) => {
+                Ok((header, flat)) => {
                     sum.iter_mut()
-                        .zip(&fetched.flat)
+                        .zip(&flat)
                         .for_each(|(sum, value)| *sum += f64::from(*value));
-                    accuracies.extend(fetched.header.accuracy.map(|accuracy| (node, accuracy)));
+                    accuracies.extend(header.accuracy.map(|accuracy| (node, accuracy)));
                     models += 1;
-                    transferred += fetched.bytes;
+                    transferred += size_of_val(&flat[..]) as u64;
                 }
                 Err(error) => {
                     info!(%node, %round, error = %chain(&error), "a model is missing in the average")
@@ -517,20 +519,28 @@ async fn fetch_after(
     job: JobId,
     round: Round,
     parameters: usize,
-) -> Result<models::Fetched, FetchError> {
+) -> Result<(Header, Vec<f32>), FetchError> {
     let started = now();
-    let ask = Ask {
-        job,
-        which: Which::After(round),
-    };
     loop {
-        match models::fetch(network, peer, ask, parameters, MODEL_PATIENCE).await {
+        match fetch_whole(network, peer, (job, Which::After(round)), parameters).await {
             Err(FetchError::Declined(_)) if now().duration_since(started) < GREETING_PATIENCE => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             ended => return ended,
         }
     }
+}
+
+/// A model that only this peer has.
+async fn fetch_whole(
+    network: &Network,
+    peer: PeerId,
+    asked: (JobId, Which),
+    parameters: usize,
+) -> Result<(Header, Vec<f32>), FetchError> {
+    let mut wanted = IncomingModel::new(parameters, None);
+    models::fetch(network, peer, asked, &mut wanted, MODEL_PATIENCE).await?;
+    wanted.into_whole().ok_or(FetchError::Silent)
 }
 
 /// Works on the worker of a job; what comes too late, for a job that is open no longer, is refused.
