@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lapwing_base::{Algorithm, Bandwidth, JobSpec, chain};
 use lapwing_train::simulate::{Every, Network, Setting, rounds_of_epochs};
-use lapwing_train::{DataSpec, Dataset, Knobs, Threshold, jobfile, load};
+use lapwing_train::{BACKENDS, DataSpec, Dataset, Knobs, Threshold, jobfile, load};
 use toml::{Table, Value};
 
 use super::SimulateFlags;
@@ -100,7 +100,7 @@ impl Comparison {
                     step_seconds: flags.step_time,
                     overhead_seconds: flags.overhead,
                     events: flags.event.clone(),
-                    backend: "burn".to_owned(),
+                    backend: BACKENDS[0].to_owned(),
                     trains: !flags.plan_only,
                 };
                 cases.push(Case { setting });
