@@ -166,7 +166,7 @@ def table(header, rows):
     return aligned + "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def block(rows):
+def block(rows, seeds):
     """The table of one kind of data, and what it says of the default."""
     by_name = {row.algorithm: row for row in rows}
     baselines = [by_name[name] for name in BASELINES if name in by_name]
@@ -176,7 +176,8 @@ def block(rows):
     for row in rows:
         reached = row.to(target) if target else None
         reached = [size(reached[0]), span(reached[1])] if reached else ["–", "–"]
-        lines.append([f"`{row.algorithm}`", percent(row.local), percent(row.averaged), size(row.bytes), span(row.seconds)] + reached)
+        name = f"`{row.algorithm}`" + (f" ({len(row.runs)} of {seeds} seeds)" if len(row.runs) < seeds else "")
+        lines.append([name, percent(row.local), percent(row.averaged), size(row.bytes), span(row.seconds)] + reached)
     goal = f"to {100 * target:.2f} %" if target else "to the best"
     header = ["algorithm", "local, %", "averaged, %", "bytes a node", "time", f"bytes {goal}", f"time {goal}"]
     return table(header, lines) + "\n" + "\n".join(findings(by_name, best)) + "\n"
@@ -250,12 +251,12 @@ end, *averaged* the mean of all models; where a server holds the model, both are
 """
     for (data, partition), rows in blocks:
         page += f"## {data}, {partition.replace(':', ' ')}\n\n"
-        page += block(rows) + "\n" if rows else "No run yet.\n\n"
+        page += block(rows, len(run["seeds"])) + "\n" if rows else "No run yet.\n\n"
     if larger:
         of = grid["larger"]
         page += f"## A larger model: `{of['model']}` (1,663,370 parameters), {of['data']}, {of['partition'].replace(':', ' ')}\n\n"
         page += f"{of['epochs']} epochs, seed {', '.join(map(str, of['seeds']))}; settings as above.\n\n"
-        page += block(larger) + "\n"
+        page += block(larger, len(of["seeds"])) + "\n"
     page += f"""## Tuning
 
 Every algorithm with the same learning rates and two ways to share of its own, where it has any, {tuning['epochs']} epochs of {tuning['data']},
