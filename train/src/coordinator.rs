@@ -1387,6 +1387,7 @@ mod tests {
                     JobSpec {
                         rounds: 1000,
                         local_steps: 5,
+                        compression: 25,
                         lr_micro: 100_000,
                         final_dense_rounds: 0,
                         evaluate_every: 0,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lapwing_base::{Algorithm, Bandwidth, JobSpec, chain};
 use lapwing_train::simulate::{Every, Network, Setting, rounds_of_epochs};
-use lapwing_train::{DataSpec, Dataset, Knobs, Threshold, jobfile, load};
+use lapwing_train::{BACKENDS, DataSpec, Dataset, Knobs, Threshold, jobfile, load};
 use toml::{Table, Value};
 
 use super::SimulateFlags;
@@ -100,7 +100,7 @@ impl Comparison {
                     step_seconds: flags.step_time,
                     overhead_seconds: flags.overhead,
                     events: flags.event.clone(),
-                    backend: "burn".to_owned(),
+                    backend: BACKENDS[0].to_owned(),
                     trains: !flags.plan_only,
                 };
                 cases.push(Case { setting });
@@ -155,14 +155,15 @@ fn algorithms(names: &[String], default: Algorithm) -> Result<Vec<Algorithm>, Fa
     }
 }
 
-/// A value is a number where it reads as one, and a text otherwise.
+/// A value is a number, or `true` or `false`, where it reads as one, and a text otherwise.
 fn key_value(text: &str) -> Result<(String, Value), Failure> {
     let (key, value) = text
         .split_once('=')
         .ok_or_else(|| Failure::usage(format!("`--set {text}` needs KEY=VALUE")))?;
-    let value = match (value.parse(), value.parse()) {
-        (Ok(number), _) => Value::Integer(number),
-        (_, Ok(number)) => Value::Float(number),
+    let value = match (value.parse(), value.parse(), value.parse()) {
+        (Ok(number), ..) => Value::Integer(number),
+        (_, Ok(number), _) => Value::Float(number),
+        (.., Ok(choice)) => Value::Boolean(choice),
         _ => Value::String(value.to_owned()),
     };
     Ok((key.to_owned(), value))
@@ -279,6 +280,16 @@ mod tests {
             ),
             (1, 1)
         );
+    }
+
+    #[test]
+    fn a_key_is_set_to_a_number_a_choice_or_a_text() {
+        let value = |text: &str| key_value(text).unwrap().1;
+        assert_eq!(value("rounds=3"), Value::Integer(3));
+        assert_eq!(value("lr=1e-3"), Value::Float(0.001));
+        assert_eq!(value("clip=true"), Value::Boolean(true));
+        assert_eq!(value("planner=random"), Value::String("random".to_owned()));
+        assert!(key_value("rounds").is_err());
     }
 
     #[test]

@@ -108,6 +108,7 @@ fn job() -> JobView {
         JobId(1),
         JobSpec {
             rounds: 1000,
+            compression: 25,
             ..crate::jobfile::defaults(Algorithm::Default)
         },
     )

@@ -63,6 +63,7 @@ pub(super) fn job(seed: u64, rounds: u32) -> JobView {
         JobSpec {
             rounds,
             local_steps: 5,
+            compression: 25,
             lr_micro: 100_000,
             seed,
             final_dense_rounds: 0,
