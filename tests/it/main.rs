@@ -8,6 +8,7 @@
 
 mod cluster;
 mod external;
+mod private;
 mod processes;
 mod refusals;
 mod simulated;

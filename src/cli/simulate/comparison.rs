@@ -91,6 +91,11 @@ impl Comparison {
                 let mut job = job.clone();
                 job.seed += seed;
                 let network = matrix.network(nodes, job.seed)?;
+                // Only `plain` computes what privacy needs.
+                let backend = match job.tuning.privacy {
+                    Some(_) => "plain",
+                    None => "burn",
+                };
                 let setting = Setting {
                     every: Every::Rounds(job.evaluate_every),
                     job,
@@ -100,7 +105,7 @@ impl Comparison {
                     step_seconds: flags.step_time,
                     overhead_seconds: flags.overhead,
                     events: flags.event.clone(),
-                    backend: "burn".to_owned(),
+                    backend: backend.to_owned(),
                     trains: !flags.plan_only,
                 };
                 cases.push(Case { setting });
