@@ -7,6 +7,7 @@
 )]
 
 mod cluster;
+mod disturbed;
 mod external;
 mod private;
 mod processes;
