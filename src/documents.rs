@@ -63,7 +63,7 @@ pub(crate) fn job(view: &JobView, after: Round, parameters: Option<u64>) -> Valu
         .rounds
         .iter()
         .filter(|record| record.plan.round > after)
-        .map(round)
+        .map(|record| round(record, view.spec.tuning.privacy.is_some()))
         .collect();
     let evaluations: Vec<Value> = view
         .evaluations
@@ -137,10 +137,14 @@ fn spec(view: &JobView) -> Value {
         "checkpoint_every": spec.checkpoint_every,
         "evaluate_every": spec.evaluate_every,
         "stop": spec.stop.map(Ppm::as_f64),
+        "clip": spec.tuning.clip,
+        "dp_noise": spec.tuning.privacy.map(|privacy| f64::from(privacy.noise_micro) / 1e6),
+        "dp_norm": spec.tuning.privacy.map(|privacy| f64::from(privacy.norm_micro) / 1e6),
+        "dp_delta": spec.tuning.privacy.map(|privacy| f64::from(privacy.delta_nano) / 1e9),
     })
 }
 
-fn round(record: &RoundRecord) -> Value {
+fn round(record: &RoundRecord, is_private: bool) -> Value {
     let plan = &record.plan;
     let outcome = record.outcome.as_ref();
     let nodes: Vec<Value> = outcome
@@ -148,8 +152,8 @@ fn round(record: &RoundRecord) -> Value {
         .unwrap_or_default()
         .iter()
         .map(|node| {
-            // A node that took no local steps has no loss to show.
-            let loss = (node.samples > 0).then_some(f64::from(node.loss_micro) / 1e6);
+            // A node that took no local steps has no loss to show, and one that keeps it to itself neither.
+            let loss = (node.samples > 0 && !is_private).then_some(f64::from(node.loss_micro) / 1e6);
             json!({
                 "node": node.node.to_string(),
                 "loss": loss,

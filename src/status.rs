@@ -143,6 +143,10 @@ pub struct TrainingSection {
     pub samples: u64,
     /// Why this node takes no useful part, when it cannot.
     pub problem: Option<String>,
+    /// What this node has told about one of its samples so far, where the job promises differential privacy.
+    pub epsilon: Option<f64>,
+    /// The chance with which that promise may fail.
+    pub delta: Option<f64>,
     /// Members without which the job's rounds are planned for a while.
     pub quarantined: Vec<QuarantineSection>,
 }
@@ -391,6 +395,8 @@ fn training_section(member: &MemberParts<'_>) -> TrainingSection {
         received_bytes: training.received,
         samples: training.samples,
         problem: training.problem.clone(),
+        epsilon: training.epsilon,
+        delta: training.delta,
         quarantined: training
             .quarantined
             .iter()

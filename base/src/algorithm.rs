@@ -112,6 +112,7 @@ impl Algorithm {
             gossip_step_micro: 1_000_000,
             asked: Ppm(500_000),
             clip: false,
+            privacy: None,
         };
         match self {
             // Section 4: alpha = 0.5, beta = 0.7.
@@ -239,6 +240,20 @@ pub struct Tuning {
     pub asked: Ppm,
     /// Averaging in pairs: a partner that is much further away than others were moves a model only as far as those.
     pub clip: bool,
+    /// What nodes promise about single samples, if anything. Not written with the rest: logs have had that for longer.
+    #[serde(skip)]
+    pub privacy: Option<Privacy>,
+}
+
+/// How local steps hide single samples: differentially private SGD.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Privacy {
+    /// The standard deviation of the noise on the sum of a step's gradients, in multiples of `norm`, in millionths.
+    pub noise_micro: u32,
+    /// The length to which each sample's gradient is clipped, in millionths.
+    pub norm_micro: u32,
+    /// The chance with which the promise may fail, in billionths.
+    pub delta_nano: u32,
 }
 
 #[cfg(test)]

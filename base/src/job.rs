@@ -1,8 +1,8 @@
 //! A training job: what was asked for, and how far the log has brought it.
 
 use crate::{
-    Algorithm, ByteSize, Garbage, JobId, NodeId, Pair, Planner, Ppm, Refusal, Round, RoundKind, RoundOutcome,
-    RoundPlan, RoundReport, Trust, Tuning, Values,
+    Algorithm, ByteSize, Garbage, JobId, NodeId, Pair, Planner, Ppm, Privacy, Refusal, Round, RoundKind,
+    RoundOutcome, RoundPlan, RoundReport, Trust, Tuning, Values,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -80,6 +80,12 @@ enum SpecEnd {
         planner: Planner,
         tuning: Tuning,
     },
+    Private {
+        stop: Option<Ppm>,
+        planner: Planner,
+        tuning: Tuning,
+        privacy: Privacy,
+    },
 }
 
 impl From<JobSpec> for SpecRecord {
@@ -90,15 +96,21 @@ impl From<JobSpec> for SpecRecord {
             tuning,
             ..
         } = spec;
-        let end = match stop {
+        let end = match (stop, tuning.privacy) {
+            (_, Some(privacy)) => SpecEnd::Private {
+                stop,
+                planner,
+                tuning,
+                privacy,
+            },
             _ if tuning != spec.algorithm.tuning() => SpecEnd::Tuned {
                 stop,
                 planner,
                 tuning,
             },
             _ if planner != spec.algorithm.planner() => SpecEnd::Planned { stop, planner },
-            Some(stop) => SpecEnd::Stop(stop),
-            None => SpecEnd::Open,
+            (Some(stop), None) => SpecEnd::Stop(stop),
+            (None, None) => SpecEnd::Open,
         };
         Self {
             model: spec.model,
@@ -131,6 +143,15 @@ impl From<SpecRecord> for JobSpec {
                 planner,
                 tuning,
             } => (stop, planner, tuning),
+            SpecEnd::Private {
+                stop,
+                planner,
+                mut tuning,
+                privacy,
+            } => {
+                tuning.privacy = Some(privacy);
+                (stop, planner, tuning)
+            }
         };
         Self {
             model: record.model,
@@ -295,6 +316,8 @@ pub struct JobView {
     pub manifest: Option<Manifest>,
     /// Whose values partners refused, and who is left out of plans for it.
     pub trust: Trust,
+    /// What all nodes together have sent in the closed rounds.
+    pub sent: ByteSize,
 }
 
 /// A [`JobView`] as it is written; as with a [`SpecRecord`], only its end tells an older one.
@@ -312,7 +335,7 @@ struct JobRecord {
 }
 
 /// What a written job view ends with. The first two are, byte for byte, the `Option` that was all of it before anything
-/// could be refused, and still are for a job in which nothing was.
+/// could be refused, and still are for a job in which nothing was, and nothing was sent.
 #[derive(Serialize, Deserialize)]
 enum JobEnd {
     Open,
@@ -321,12 +344,27 @@ enum JobEnd {
         manifest: Option<Manifest>,
         trust: Trust,
     },
+    Counted {
+        manifest: Option<Manifest>,
+        trust: Trust,
+        sent: ByteSize,
+    },
 }
 
 impl From<JobView> for JobRecord {
     fn from(view: JobView) -> Self {
-        let JobView { manifest, trust, .. } = view;
+        let JobView {
+            manifest,
+            trust,
+            sent,
+            ..
+        } = view;
         let end = match manifest {
+            _ if sent.0 > 0 => JobEnd::Counted {
+                manifest,
+                trust,
+                sent,
+            },
             _ if !trust.is_empty() => JobEnd::Watched { manifest, trust },
             Some(manifest) => JobEnd::Made(manifest),
             None => JobEnd::Open,
@@ -347,10 +385,15 @@ impl From<JobView> for JobRecord {
 
 impl From<JobRecord> for JobView {
     fn from(record: JobRecord) -> Self {
-        let (manifest, trust) = match record.end {
-            JobEnd::Open => (None, Trust::default()),
-            JobEnd::Made(manifest) => (Some(manifest), Trust::default()),
-            JobEnd::Watched { manifest, trust } => (manifest, trust),
+        let (manifest, trust, sent) = match record.end {
+            JobEnd::Open => (None, Trust::default(), ByteSize(0)),
+            JobEnd::Made(manifest) => (Some(manifest), Trust::default(), ByteSize(0)),
+            JobEnd::Watched { manifest, trust } => (manifest, trust, ByteSize(0)),
+            JobEnd::Counted {
+                manifest,
+                trust,
+                sent,
+            } => (manifest, trust, sent),
         };
         Self {
             id: record.id,
@@ -363,6 +406,7 @@ impl From<JobRecord> for JobView {
             evaluations: record.evaluations,
             manifest,
             trust,
+            sent,
         }
     }
 }
@@ -384,6 +428,7 @@ impl JobView {
             evaluations: VecDeque::new(),
             manifest: None,
             trust: Trust::default(),
+            sent: ByteSize(0),
         }
     }
 
@@ -403,6 +448,8 @@ impl JobView {
 
     /// What the outcome of the open round does to the job. That it is of that round, the caller has checked.
     pub fn close(&mut self, outcome: RoundOutcome) {
+        let sent = outcome.nodes.iter().map(|node| node.sent.0);
+        self.sent.0 = sent.fold(self.sent.0, u64::saturating_add);
         if let Some(record) = self.rounds.back_mut() {
             record.outcome = Some(outcome);
         }
@@ -499,6 +546,7 @@ impl JobView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NodeOutcome;
 
     #[test]
     fn a_job_written_before_there_were_planners_reads_as_one_that_leaves_it_to_its_algorithm() {
@@ -571,7 +619,53 @@ mod tests {
                 spec.tuning.lr_final = Ppm(if stop.is_some() { 920_000 } else { 1_000_000 });
                 let bytes = postcard::to_stdvec(&spec).unwrap();
                 assert_eq!(postcard::from_bytes::<JobSpec>(&bytes).as_ref(), Ok(&spec));
+                let mut private = spec.clone();
+                private.tuning.privacy = Some(Privacy {
+                    noise_micro: 1,
+                    norm_micro: 2,
+                    delta_nano: 3,
+                });
+                let bytes = postcard::to_stdvec(&private).unwrap();
+                assert_eq!(postcard::from_bytes::<JobSpec>(&bytes).as_ref(), Ok(&private));
             }
         }
+    }
+
+    #[test]
+    fn what_all_have_sent_adds_up_over_rounds_and_over_being_written() {
+        let mut spec = postcard::from_bytes::<JobSpec>(&older_spec()).unwrap();
+        spec.rounds = 100;
+        let mut job = JobView::new(JobId(1), spec);
+        for round in 1..=80 {
+            job.open(RoundPlan {
+                job: JobId(1),
+                round: Round(round),
+                kind: RoundKind::Sparse,
+                seed: [0; 32],
+                pairs: Vec::new(),
+                alone: vec![NodeId(1), NodeId(2)],
+                compression: 25,
+                local_steps: 1,
+                lr_micro: 1,
+                deadline_ms: 1,
+            });
+            let node = |id| NodeOutcome {
+                node: NodeId(id),
+                loss_micro: 0,
+                samples: 0,
+                sent: ByteSize(10 * id),
+                received: ByteSize(0),
+            };
+            job.close(RoundOutcome {
+                job: JobId(1),
+                round: Round(round),
+                merged: Vec::new(),
+                nodes: vec![node(1), node(2)],
+                took_ms: 1,
+            });
+        }
+        assert_eq!(job.sent, ByteSize(80 * 30));
+        let bytes = postcard::to_stdvec(&job).unwrap();
+        assert_eq!(postcard::from_bytes::<JobView>(&bytes), Ok(job));
     }
 }

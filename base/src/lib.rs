@@ -17,7 +17,7 @@ mod row;
 mod trust;
 mod units;
 
-pub use algorithm::{Algorithm, Meeting, Planner, Tuning, Values};
+pub use algorithm::{Algorithm, Meeting, Planner, Privacy, Tuning, Values};
 pub use bandwidths::{Bandwidths, LinkSpeed};
 pub use chain::{chain, innermost};
 pub use class::{CLASSES, Class};

@@ -120,6 +120,12 @@ impl Trust {
         self.quarantines.get(&node)
     }
 
+    /// Whether a node has ever been in quarantine in this job, or somebody has refused its values of late: enough to let
+    /// others speak for all.
+    pub fn is_doubted(&self, node: NodeId) -> bool {
+        self.quarantines.contains_key(&node) || self.refusals.iter().any(|refusal| refusal.of == node)
+    }
+
     /// Everybody in quarantine in a round, by number.
     pub fn in_quarantine(&self, round: Round) -> impl Iterator<Item = (NodeId, &Quarantine)> {
         let all = self

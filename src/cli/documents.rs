@@ -62,6 +62,8 @@ pub(crate) struct TrainingSection {
     pub(crate) averaged_accuracy: Option<f64>,
     /// Why the node takes no useful part, when it cannot.
     pub(crate) problem: Option<String>,
+    pub(crate) epsilon: Option<f64>,
+    pub(crate) delta: Option<f64>,
     pub(crate) quarantined: Vec<QuarantineSection>,
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,

@@ -1,5 +1,6 @@
 //! `lapwing job`: submits, lists, shows, watches, stops and exports training jobs through any node.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -355,11 +356,37 @@ async fn export(subject: &Subject, out: &Path, output: Output) -> Result<(), Fai
         .await
         .map_err(|error| error.failing_to(doing()))?;
     fs::rename(&part.path, out).map_err(|error| Failure::new(doing(), error))?;
+    let card = card(out);
     if output.is_json() {
-        output.document(&serde_json::json!({ "id": subject.id, "file": out, "size_bytes": size }))
-    } else {
-        output.line(format!("{} ({})", out.display(), ByteSize(size)))
+        let document = serde_json::json!({ "id": subject.id, "file": out, "size_bytes": size, "card": card });
+        return output.document(&document);
     }
+    let mut lines = vec![format!("{} ({})", out.display(), ByteSize(size))];
+    // All keys of the job, and the tensors' order, are for programs.
+    let told = card
+        .iter()
+        .flatten()
+        .filter(|(key, _)| !matches!(key.as_str(), "job_file" | "order"));
+    lines.extend(told.map(|(key, text)| format!("  {key} = {text}")));
+    output.line(lines.join("\n"))
+}
+
+/// The longest header of a model's file whose card is shown: with ten thousand tensors it has 1 MB.
+const HEADER_SIZE_MAX: u64 = 16 * 1024 * 1024;
+
+/// What the file says of how its model was made; `None` when it says nothing that can be read.
+fn card(file: &Path) -> Option<BTreeMap<String, String>> {
+    let mut file = fs::File::open(file).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    if length > HEADER_SIZE_MAX {
+        return None;
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).ok()?;
+    let mut header: Value = serde_json::from_slice(&header).ok()?;
+    serde_json::from_value(header.get_mut("__metadata__")?.take()).ok()
 }
 
 /// The file that a download grows in, so that a broken one never stands where a whole one is expected.

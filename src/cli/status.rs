@@ -70,6 +70,11 @@ fn lines(status: &StatusDocument) -> Vec<String> {
     if let Some(problem) = &training.problem {
         lines.push(format!("          takes no useful part: {problem}"));
     }
+    if let (Some(epsilon), Some(delta)) = (training.epsilon, training.delta) {
+        lines.push(format!(
+            "          private: epsilon {epsilon:.2} at delta {delta:e} so far"
+        ));
+    }
     lines.extend(
         training
             .quarantined
@@ -237,15 +242,16 @@ mod tests {
 
     #[test]
     fn those_in_quarantine_are_named_with_the_reason_and_the_node_itself_with_what_to_do() {
-        let text = r#"{"peer_id": "A", "name": "alice", "training": {"state": "training", "quarantined": [
+        let text = r#"{"peer_id": "A", "name": "alice", "training": {"state": "training", "epsilon": 1.25, "delta": 0.00001, "quarantined": [
             {"id": "n3", "peer_id": "C", "name": "carol", "until_round": 40, "reason": "sent values that are not finite",
              "refused_by": ["n1", "n2"]},
             {"id": "n1", "peer_id": "A", "name": "alice", "until_round": 12, "reason": "sent values that are far too large",
              "refused_by": ["n4", "n5"]}]}}"#;
         let lines = lines(&serde_json::from_str(text).unwrap());
         assert_eq!(
-            lines[5..7],
+            lines[5..8],
             [
+                "          private: epsilon 1.25 at delta 1e-5 so far",
                 "          carol is in quarantine until round 40: it sent values that are not finite (refused by n1, n2)",
                 "          this node is in quarantine until round 12: it sent values that are far too large (refused by \
                  n4, n5); check its data, memory and program, and start it again",

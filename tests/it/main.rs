@@ -7,7 +7,9 @@
 )]
 
 mod cluster;
+mod disturbed;
 mod external;
+mod private;
 mod processes;
 mod refusals;
 mod simulated;

@@ -7,22 +7,24 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 /// A gateway and nodes as processes. Killed and gone when it is dropped.
-struct Processes {
+pub(crate) struct Processes {
     dir: TempDir,
     gateway: Option<Child>,
     gateway_url: String,
-    nodes: Vec<Option<Child>>,
-    /// What every node is started with beside its place.
-    arguments: Vec<String>,
-    http: reqwest::Client,
+    pub(crate) nodes: Vec<Option<Child>>,
+    /// What each node is started with beside its place.
+    arguments: Vec<Vec<String>>,
+    pub(crate) http: reqwest::Client,
 }
 
 impl Processes {
     async fn of(count: usize) -> Self {
-        Self::with(count, &[]).await
+        Self::each(vec![Vec::new(); count]).await
     }
 
-    async fn with(count: usize, arguments: &[&str]) -> Self {
+    /// As many nodes as there are lists of arguments.
+    pub(crate) async fn each(arguments: Vec<Vec<String>>) -> Self {
+        let count = arguments.len();
         let dir = tempfile::tempdir().unwrap();
         let gateway = lapwing(&dir.path().join("gateway.log"))
             .args(["gateway", "--host", "127.0.0.1", "--port", "0", "--data-dir"])
@@ -35,7 +37,7 @@ impl Processes {
             gateway: Some(gateway),
             gateway_url,
             nodes: Vec::new(),
-            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            arguments,
             http: http(),
         };
         for place in 0..count {
@@ -48,13 +50,17 @@ impl Processes {
         processes
     }
 
-    fn data_dir(&self, place: usize) -> PathBuf {
+    pub(crate) fn data_dir(&self, place: usize) -> PathBuf {
         self.dir.path().join(format!("node-{place}"))
     }
 
-    fn start(&mut self, place: usize, count: usize) {
+    pub(crate) fn log(&self, place: usize) -> PathBuf {
+        self.dir.path().join(format!("node-{place}.log"))
+    }
+
+    pub(crate) fn start(&mut self, place: usize, count: usize) {
         assert!(self.nodes[place].is_none(), "it runs");
-        let child = lapwing(&self.dir.path().join(format!("node-{place}.log")))
+        let child = lapwing(&self.log(place))
             .args([
                 "node",
                 "--listen",
@@ -63,7 +69,7 @@ impl Processes {
                 &self.gateway_url,
             ])
             .args(["--name", &format!("node-{place}")])
-            .args(&self.arguments)
+            .args(&self.arguments[place])
             .args([
                 "--data",
                 &format!("digits#partition=iid,seed=1,part={}/{count}", place + 1),
@@ -75,20 +81,20 @@ impl Processes {
         self.nodes[place] = Some(child);
     }
 
-    async fn up(&self, place: usize) {
+    pub(crate) async fn up(&self, place: usize) {
         wait_for(&format!("node {place} to answer"), async || {
             self.get(place, "/v1/members").await.map(drop)
         })
         .await;
     }
 
-    fn kill(&mut self, place: usize) {
+    pub(crate) fn kill(&mut self, place: usize) {
         let mut child = self.nodes[place].take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    async fn get(&self, place: usize, path: &str) -> Result<Value, String> {
+    pub(crate) async fn get(&self, place: usize, path: &str) -> Result<Value, String> {
         let addr =
             std::fs::read_to_string(self.data_dir(place).join("admin.addr")).map_err(|e| e.to_string())?;
         let answer = self
@@ -106,7 +112,7 @@ impl Processes {
         }
     }
 
-    async fn submit(&self, place: usize, toml: &'static str) -> String {
+    pub(crate) async fn submit(&self, place: usize, toml: &'static str) -> String {
         let addr = std::fs::read_to_string(self.data_dir(place).join("admin.addr")).unwrap();
         let answer = self
             .http
@@ -122,7 +128,7 @@ impl Processes {
             .to_owned()
     }
 
-    async fn formed(&self, count: usize, voters: usize) -> Value {
+    pub(crate) async fn formed(&self, count: usize, voters: usize) -> Value {
         wait_for(&format!("{count} members and {voters} voters"), async || {
             let members = self.get(0, "/v1/members").await?;
             let list = members["members"].as_array().cloned().unwrap_or_default();
@@ -138,7 +144,7 @@ impl Processes {
     }
 
     /// Waits until a job has closed this round, as node `place` sees it.
-    async fn reached(&self, place: usize, job: &str, round: u64) -> Value {
+    pub(crate) async fn reached(&self, place: usize, job: &str, round: u64) -> Value {
         wait_for(&format!("round {round} of {job}"), async || {
             let document = self.get(place, &format!("/v1/jobs/{job}")).await?;
             let now = document["round"].as_u64().unwrap_or(0);
@@ -151,7 +157,7 @@ impl Processes {
         .await
     }
 
-    async fn finished(&self, place: usize, job: &str) -> Value {
+    pub(crate) async fn finished(&self, place: usize, job: &str) -> Value {
         wait_for(&format!("the end of {job}"), async || {
             let document = self.get(place, &format!("/v1/jobs/{job}")).await?;
             if document["phase"] == "finished" {
@@ -309,7 +315,7 @@ async fn accuracy_after_all_were_killed(job: &'static str, rounds: usize) -> f64
 }
 
 /// The processes that a process has started, and theirs, as the kernel lists them now.
-fn descendants(of: u32) -> Vec<u32> {
+pub(crate) fn descendants(of: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .unwrap()
         .flatten()
@@ -357,7 +363,7 @@ async fn a_python_trainer_is_trained_by_gossip_and_dies_with_its_node() {
     let trainer = format!(
         "PYTHONPATH='{root}/python' python3 '{root}/python/examples/softmax.py' '{root}/train/data/digits.csv.gz'"
     );
-    let mut processes = Processes::with(3, &["--trainer", &trainer]).await;
+    let mut processes = Processes::each(vec![vec!["--trainer".to_owned(), trainer]; 3]).await;
     processes.formed(3, 3).await;
     let job = processes
         .submit(

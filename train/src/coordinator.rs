@@ -746,6 +746,10 @@ fn evaluator(roster: &Roster, job: &JobView, failed: Option<NodeId>) -> Option<N
     if candidates.is_empty() {
         candidates = active_members(roster);
     }
+    // What it finds is everybody's model in the end: a node that is tried again after a quarantine is not the one to ask.
+    if candidates.iter().any(|&node| !job.trust.is_doubted(node)) {
+        candidates.retain(|&node| !job.trust.is_doubted(node));
+    }
     if let Some(failed) = failed {
         let next = candidates.iter().find(|&&candidate| candidate > failed);
         return next.or_else(|| candidates.first()).copied();
@@ -1161,6 +1165,26 @@ mod tests {
             story.expect_close();
             let (_, evaluator) = story.expect_assigned();
             assert!(evaluator > NodeId(2), "{evaluator}");
+            story.evaluate(Round(round), 500_000);
+            story.poll_applied();
+        }
+    }
+
+    #[test]
+    fn whom_somebody_has_refused_is_not_asked_to_evaluate_the_models_of_all() {
+        let mut story = Story::new(4);
+        story.job.spec.evaluate_every = 1;
+        for round in 1..=4 {
+            story.expect_plan();
+            story.job.refuse(Refusal {
+                round: Round(round),
+                of: NodeId(3),
+                by: NodeId(1),
+                why: Garbage::TooLarge,
+            });
+            story.finish_round(Duration::from_millis(1));
+            let (_, evaluator) = story.expect_assigned();
+            assert_ne!(evaluator, NodeId(3));
             story.evaluate(Round(round), 500_000);
             story.poll_applied();
         }

@@ -40,6 +40,25 @@ impl Draws {
         bits as f32 / 8_388_608.0 - 1.0
     }
 
+    /// Whether something comes to pass that does so with this probability, to 2^-53.
+    pub(crate) fn chance(&mut self, probability: f64) -> bool {
+        self.uniform() < probability
+    }
+
+    /// A number in [0, 1), a multiple of 2^-53.
+    fn uniform(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A number from the standard normal distribution (Box and Muller, Ann. Math. Statist. 29(2), 1958).
+    ///
+    /// Its logarithm and cosine are the platform's: for what need not be the same on every machine.
+    pub(crate) fn normal(&mut self) -> f64 {
+        // In (0, 1], so that there is a logarithm.
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
     /// Fisher and Yates' shuffle.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {

@@ -232,6 +232,7 @@ struct OpenJob {
     quarantine_told: Option<Round>,
     loss: Option<f32>,
     local_accuracy: Option<Ppm>,
+    epsilon: Option<f64>,
 }
 
 /// An exchange of the round in hand.
@@ -583,9 +584,11 @@ impl Driver {
                 let Some(open) = self.open_job(id) else { return };
                 let trained = match trained {
                     Ok(trained) => {
+                        open.epsilon = trained.epsilon.or(open.epsilon);
                         if trained.samples > 0 {
                             open.problem = None;
-                            open.loss = Some(trained.loss);
+                            // In private the loss is not told.
+                            open.loss = Some(trained.loss).filter(|_| trained.epsilon.is_none());
                         }
                         trained
                     }
@@ -727,6 +730,7 @@ impl Driver {
             return;
         }
         let me = self.config.me;
+        let epsilon = opened.as_ref().ok().and_then(|opened| opened.epsilon);
         let (core, parameters, shared, consensus, problem) = match opened {
             Ok(opened) => {
                 info!(job = %id, round = %opened.settled, parameters = opened.parameters, "job opened");
@@ -769,6 +773,7 @@ impl Driver {
             quarantine_told: None,
             loss: None,
             local_accuracy: None,
+            epsilon,
         }));
     }
 
@@ -962,6 +967,7 @@ impl Driver {
             peers,
             parameters,
             is_final,
+            sent: view.sent,
         };
         let id = open.id;
         self.running
@@ -981,12 +987,12 @@ impl Driver {
         let holders: Vec<PeerId> = rotated(&manifest.holders, me)
             .filter_map(|holder| roster.members.get(&holder).map(|member| member.peer))
             .collect();
-        let (id, hash) = (open.id, manifest.hash);
+        let (id, hash, sent) = (open.id, manifest.hash, view.sent);
         let (network, compute) = (self.network.clone(), self.compute.clone());
         self.running.spawn(async move {
             Event::Adopted(
                 id,
-                tasks::adopt(network, compute, holders, id, hash, parameters).await,
+                tasks::adopt(network, compute, holders, id, hash, parameters, sent).await,
             )
         });
     }
@@ -1011,10 +1017,13 @@ impl Driver {
                 shown.round = view.round();
                 shown.averaged_accuracy = view.evaluations.back().map(|last| last.averaged_accuracy);
                 shown.quarantined = quarantined(view);
+                let delta = view.spec.tuning.privacy.map(|privacy| privacy.delta_nano);
+                shown.delta = delta.map(|delta| f64::from(delta) / 1e9);
             }
             if let Job::Open(open) = &self.job {
                 shown.loss = open.loss;
                 shown.local_accuracy = open.local_accuracy;
+                shown.epsilon = open.epsilon;
                 shown.problem.clone_from(&open.problem);
                 shown.parameters = open.parameters.map(|parameters| parameters as u64);
                 shown.round = open.core.settled();

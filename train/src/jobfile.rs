@@ -7,7 +7,7 @@ use crate::data::{ParseDataSpecError, Source};
 use crate::external::ExternalModel;
 use crate::model::Model;
 use crate::script::ScriptModel;
-use lapwing_base::{Algorithm, JobSpec, Meeting, Planner, Ppm, Tuning, Values, nearest};
+use lapwing_base::{Algorithm, JobSpec, Meeting, Planner, Ppm, Privacy, Tuning, Values, nearest};
 use std::fmt::{self, Write as _};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -82,7 +82,7 @@ impl fmt::Display for DidYouMean {
 }
 
 /// Every key, in the order in which they are written back.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 26] = [
     "model",
     "data",
     "algorithm",
@@ -106,6 +106,9 @@ const KEYS: [&str; 23] = [
     "gossip_step",
     "asked",
     "clip",
+    "dp_noise",
+    "dp_norm",
+    "dp_delta",
 ];
 
 /// Which algorithms a key is for, as an error says it; nothing where it is for all.
@@ -138,6 +141,10 @@ fn is_for(key: &str, algorithm: Algorithm) -> Result<(), &'static str> {
         "clip" => (
             matches!(algorithm, Algorithm::Default | Algorithm::Saps),
             "`clip` is for `default` and `saps`",
+        ),
+        "dp_noise" | "dp_norm" | "dp_delta" => (
+            algorithm != Algorithm::AllReduce,
+            "`dp_noise`, `dp_norm` and `dp_delta` are for algorithms with local steps: all but `all-reduce`",
         ),
         "asked" => (
             algorithm.meeting() == Meeting::Server,
@@ -395,7 +402,29 @@ fn read_tuning(file: &File<'_, '_>, tuning: &mut Tuning) -> Result<(), JobFileEr
         file.millionths("asked", 1, 1_000_000)?.map(Ppm),
     );
     replace(&mut tuning.clip, file.boolean("clip")?);
+    tuning.privacy = privacy(file)?;
     Ok(())
+}
+
+/// Differential privacy, which `dp_noise` asks for.
+fn privacy(file: &File<'_, '_>) -> Result<Option<Privacy>, JobFileError> {
+    // Below a twentieth nothing worth the name is promised.
+    let noise = file.millionths("dp_noise", 50_000, 1_000_000_000)?;
+    let norm = file.millionths("dp_norm", 1, 1_000_000_000)?;
+    let delta = file.billionths("dp_delta", 1, 999_999_999)?;
+    match noise {
+        Some(noise_micro) => Ok(Some(Privacy {
+            noise_micro,
+            // Gradients of the built-in models at their start are about as long.
+            norm_micro: norm.unwrap_or(1_000_000),
+            // Customary: well below one over the number of samples.
+            delta_nano: delta.unwrap_or(10_000),
+        })),
+        None if norm.or(delta).is_some() => Err(JobFileError::Contradiction(
+            "`dp_norm` and `dp_delta` need `dp_noise`: without noise nothing is private",
+        )),
+        None => Ok(None),
+    }
 }
 
 /// Longest name of a data set in a job, in bytes: it goes into the log.
@@ -408,6 +437,11 @@ fn check_together(file: &File<'_, '_>, spec: &mut JobSpec) -> Result<(), JobFile
     if spec.algorithm == Algorithm::AllReduce && ExternalModel::named(&spec.model).is_some() {
         return Err(JobFileError::Contradiction(
             "`all-reduce` sums gradients, and a trainer of `external` models tells parameters only",
+        ));
+    }
+    if spec.tuning.privacy.is_some() && ExternalModel::named(&spec.model).is_some() {
+        return Err(JobFileError::Contradiction(
+            "`dp_noise` needs gradients of single samples, and a trainer of `external` models tells parameters only; it may add noise itself",
         ));
     }
     if spec.final_dense_rounds >= spec.rounds {
@@ -461,6 +495,12 @@ pub fn to_toml(spec: &JobSpec) -> String {
             "gossip_step" => decimal(spec.tuning.gossip_step_micro),
             "asked" => decimal(spec.tuning.asked.0),
             "clip" => spec.tuning.clip.to_string(),
+            "dp_noise" | "dp_norm" | "dp_delta" => match (spec.tuning.privacy, *key) {
+                (Some(privacy), "dp_noise") => decimal(privacy.noise_micro),
+                (Some(privacy), "dp_norm") => decimal(privacy.norm_micro),
+                (Some(privacy), _) => decimal_of(privacy.delta_nano, 9),
+                (None, _) => continue,
+            },
             _ => match spec.stop {
                 Some(stop) => decimal(stop.0),
                 None => continue,
@@ -478,7 +518,14 @@ fn quoted(text: &str) -> String {
 
 /// Millionths as a decimal fraction, exactly.
 fn decimal(micro: u32) -> String {
-    let text = format!("{}.{:06}", micro / 1_000_000, micro % 1_000_000);
+    decimal_of(micro, 6)
+}
+
+/// So many parts of a power of ten as a decimal fraction, exactly.
+fn decimal_of(parts: u32, digits: u32) -> String {
+    let whole = 10_u32.pow(digits);
+    let (before, after) = (parts / whole, parts % whole);
+    let text = format!("{before}.{after:0width$}", width = digits as usize);
     let short = text.trim_end_matches('0');
     if short.ends_with('.') {
         format!("{short}0")
@@ -597,6 +644,15 @@ impl<'a, 't> File<'a, 't> {
 
     /// A fraction, in millionths; nothing finer is kept.
     fn millionths(&self, key: &'static str, min: u32, max: u32) -> Result<Option<u32>, JobFileError> {
+        self.parts(key, 6, min, max)
+    }
+
+    fn billionths(&self, key: &'static str, min: u32, max: u32) -> Result<Option<u32>, JobFileError> {
+        self.parts(key, 9, min, max)
+    }
+
+    /// A number in parts of a power of ten.
+    fn parts(&self, key: &'static str, digits: u32, min: u32, max: u32) -> Result<Option<u32>, JobFileError> {
         let Some((value, line, written)) = self.get(key) else {
             return Ok(None);
         };
@@ -605,11 +661,12 @@ impl<'a, 't> File<'a, 't> {
             DeValue::Integer(number) if number.radix() == 10 => number.as_str().parse::<f64>().ok(),
             _ => None,
         };
-        let micro = number.map(|number| (number * 1e6).round());
-        match micro {
-            Some(micro) if (f64::from(min)..=f64::from(max)).contains(&micro) => Ok(Some(micro as u32)),
+        let parts = number.map(|number| (number * f64::from(10_u32.pow(digits))).round());
+        match parts {
+            Some(parts) if (f64::from(min)..=f64::from(max)).contains(&parts) => Ok(Some(parts as u32)),
             _ => {
-                let allowed = format!("a number from {} to {}", decimal(min), decimal(max));
+                let [least, most] = [min, max].map(|parts| decimal_of(parts, digits));
+                let allowed = format!("a number from {least} to {most}");
                 Err(bad_value(line, key, &written, &allowed))
             }
         }
@@ -758,6 +815,42 @@ mod tests {
                 .to_string()
                 .contains("true or false")
         );
+    }
+
+    #[test]
+    fn privacy_is_asked_for_by_its_noise() {
+        let private = |text: &str| parse(text).map(|spec| spec.tuning.privacy);
+        let all = "dp_noise = 1.2\ndp_norm = 0.5\ndp_delta = 1e-6";
+        let privacy = Privacy {
+            noise_micro: 1_200_000,
+            norm_micro: 500_000,
+            delta_nano: 1_000,
+        };
+        assert_eq!(private(all), Ok(Some(privacy)));
+        assert_eq!(private(&to_toml(&parse(all).unwrap())), Ok(Some(privacy)));
+        let short = private("dp_noise = 1").unwrap().unwrap();
+        assert_eq!((short.norm_micro, short.delta_nano), (1_000_000, 10_000));
+        assert_eq!(private(""), Ok(None));
+        for text in [
+            "dp_norm = 1",
+            "algorithm = 'all-reduce'\ndp_noise = 1",
+            "model = 'external'\ndp_noise = 1",
+        ] {
+            assert!(
+                matches!(parse(text), Err(JobFileError::Contradiction(_))),
+                "{text}"
+            );
+        }
+        for text in [
+            "dp_noise = 0",
+            "dp_noise = 1\ndp_delta = 1",
+            "dp_noise = 1\ndp_delta = 0",
+        ] {
+            assert!(
+                matches!(parse(text), Err(JobFileError::BadValue { .. })),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ mod status;
 #[cfg(feature = "driver")]
 mod backend;
 #[cfg(feature = "driver")]
+mod card;
+#[cfg(feature = "driver")]
 mod checkpoint;
 #[cfg(feature = "driver")]
 mod compute;
@@ -43,11 +45,15 @@ mod hash_tree;
 #[cfg(feature = "driver")]
 mod incoming;
 #[cfg(feature = "driver")]
+mod ledger;
+#[cfg(feature = "driver")]
 mod model_file;
 #[cfg(feature = "driver")]
 mod models;
 #[cfg(feature = "driver")]
 mod payload;
+#[cfg(feature = "driver")]
+mod private_steps;
 #[cfg(feature = "driver")]
 mod ring;
 #[cfg(feature = "driver")]

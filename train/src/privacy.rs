@@ -79,6 +79,22 @@ impl Accountant {
         Ok(())
     }
 
+    /// All of this so many times.
+    #[must_use]
+    pub fn times(&self, times: u64) -> Self {
+        Self {
+            spent: self.spent.iter().map(|spent| spent * times as f64).collect(),
+        }
+    }
+
+    /// And what these tell.
+    pub fn add(&mut self, other: &Self) {
+        self.spent
+            .iter_mut()
+            .zip(&other.spent)
+            .for_each(|(spent, more)| *spent += more);
+    }
+
     /// The epsilon that holds but for a chance of `delta`: the ratio to which any outcome's probability can change by one
     /// sample is at most its exponential.
     ///

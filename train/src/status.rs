@@ -47,6 +47,10 @@ pub struct TrainingStatus {
     pub samples: u64,
     /// Why this node takes no useful part, when it cannot.
     pub problem: Option<String>,
+    /// What this node has told about one of its samples so far, where the job promises differential privacy.
+    pub epsilon: Option<f64>,
+    /// The chance with which that promise may fail.
+    pub delta: Option<f64>,
     /// Members without which rounds are planned, since partners refused what they sent.
     pub quarantined: Vec<(NodeId, Quarantine)>,
 }

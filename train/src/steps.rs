@@ -13,6 +13,8 @@ pub(crate) struct Trained {
     /// Mean over the steps, in nats.
     pub(crate) loss: f32,
     pub(crate) samples: u32,
+    /// After these steps, where the job promises privacy.
+    pub(crate) epsilon: Option<f64>,
 }
 
 /// Takes the plan's local steps, from the step with the number `step` on, which then is the next one's.
@@ -41,6 +43,7 @@ pub(crate) fn take_steps(
     Ok(Trained {
         loss: loss / steps,
         samples,
+        epsilon: None,
     })
 }
 
@@ -62,7 +65,12 @@ pub(crate) fn gradient(
         return Err(BackendError::Diverged { loss });
     }
     *step += 1;
-    Ok((Trained { loss, samples }, gradient))
+    let trained = Trained {
+        loss,
+        samples,
+        epsilon: None,
+    };
+    Ok((trained, gradient))
 }
 
 impl Trained {
@@ -70,6 +78,7 @@ impl Trained {
     pub(crate) const NOTHING: Self = Self {
         loss: 0.0,
         samples: 0,
+        epsilon: None,
     };
 }
 

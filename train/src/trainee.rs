@@ -8,6 +8,8 @@ use crate::backend::child::ChildError;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Dataset};
 use crate::layout::Layout;
+use crate::ledger::{Ledger, LedgerError};
+use crate::private_steps::PrivateSteps;
 use crate::steps::{self, Trained, take_steps};
 use lapwing_base::{Ppm, RoundPlan};
 
@@ -51,6 +53,11 @@ pub(crate) trait Trainee: Send {
     /// The optimiser's momentum, in the layout's order, of a model that tells gradients.
     fn momentum(&self) -> Vec<f32>;
 
+    /// What has been told of one of its samples so far, where the job promises differential privacy.
+    fn epsilon(&self) -> Option<f64> {
+        None
+    }
+
     /// How many samples it trains on, by which algorithms weigh what it has learnt.
     fn samples(&self) -> u64;
 
@@ -93,6 +100,9 @@ pub(crate) enum TraineeError {
     /// A program's.
     #[error(transparent)]
     Child(#[from] ChildError),
+    /// What steps tell cannot be counted, so that none is taken.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 /// A built-in model and this node's samples.
@@ -100,6 +110,8 @@ pub(crate) struct BuiltIn {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) data: Dataset,
     pub(crate) batches: Batches,
+    /// Where the job promises privacy.
+    pub(crate) private: Option<(PrivateSteps, Ledger)>,
 }
 
 impl Trainee for BuiltIn {
@@ -117,6 +129,15 @@ impl Trainee for BuiltIn {
 
     fn train(&mut self, step: &mut u64, plan: &RoundPlan) -> Result<Trained, TraineeError> {
         let part = (&self.data.train).into();
+        if let Some((steps, ledger)) = &mut self.private {
+            // Before they are taken, so that no crash makes them come for free.
+            ledger.enter(plan.local_steps)?;
+            let trained = steps.take(&mut *self.backend, part, step, plan)?;
+            return Ok(Trained {
+                epsilon: Some(ledger.epsilon()),
+                ..trained
+            });
+        }
         Ok(take_steps(
             &mut *self.backend,
             &mut self.batches,
@@ -142,6 +163,10 @@ impl Trainee for BuiltIn {
 
     fn momentum(&self) -> Vec<f32> {
         self.backend.optimiser_state()
+    }
+
+    fn epsilon(&self) -> Option<f64> {
+        self.private.as_ref().map(|(_, ledger)| ledger.epsilon())
     }
 
     fn samples(&self) -> u64 {

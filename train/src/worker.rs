@@ -5,20 +5,26 @@
 
 use crate::backend::child::{Child, Opening};
 use crate::backend::{BackendError, backend};
+use crate::card::{Made, card};
 use crate::checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 use crate::data::{self, Batches, DataError, DataSpec, ParseDataSpecError, Share};
 use crate::driver::TrainerConfig;
 use crate::external::ExternalModel;
+use crate::ledger::{Ledger, LedgerError};
 use crate::method::{Done, Learnt, MethodError, Methods, contribution};
 use crate::model_file::{ExportError, ImportError, export_safetensors, import_safetensors};
 use crate::models::Held;
+use crate::private_steps::PrivateSteps;
 use crate::quantise;
 use crate::ring::Ring;
 use crate::steps::{Trained, learning_rate};
 use crate::trainee::{BuiltIn, Trainee, TraineeError};
 use bytes::Bytes;
-use lapwing_base::{JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundKind, RoundPlan, RoundReport};
-use std::collections::{BTreeMap, HashMap};
+use lapwing_base::{
+    ByteSize, JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundKind, RoundPlan, RoundReport,
+};
+use rand::RngExt as _;
+use std::collections::BTreeMap;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,6 +79,8 @@ pub(crate) struct Opened {
     /// The report of a round that was on disk, but not settled, when the node stopped.
     pub(crate) held: Option<RoundReport>,
     pub(crate) consensus: Option<Held>,
+    /// What was told of one sample before the node stopped, where the job promises something.
+    pub(crate) epsilon: Option<f64>,
 }
 
 /// Where the checkpoint of a job is kept.
@@ -120,6 +128,7 @@ impl Worker {
             settled: worker.settled,
             held,
             consensus,
+            epsilon: worker.trainee.epsilon(),
         };
         Ok((worker, opened))
     }
@@ -544,31 +553,42 @@ impl Worker {
         self.save(None)
     }
 
-    /// Keeps the consensus model: as a file for its user, and as this node's own model.
+    /// Keeps the consensus model: as a file for its user, and as this node's own model. `sent` is what all nodes have sent
+    /// in the job.
     pub(crate) fn keep_consensus(
         &mut self,
         model: Vec<f32>,
         accuracy: Option<Ppm>,
+        sent: ByteSize,
     ) -> Result<Held, WorkerError> {
         self.trainee.write(&model)?;
         let accuracy = match accuracy {
             Some(accuracy) => accuracy,
             None => self.trainee.accuracy()?,
         };
-        let metadata = HashMap::from([
-            ("job".to_owned(), self.job.to_string()),
-            ("model".to_owned(), self.spec.model.clone()),
-            ("data".to_owned(), self.spec.data.clone()),
-            ("rounds".to_owned(), self.spec.rounds.to_string()),
-            ("accuracy".to_owned(), accuracy.as_f64().to_string()),
-        ]);
-        export_safetensors(self.trainee.layout(), &model, metadata, &self.consensus_file)?;
+        let made = Made {
+            rounds: self.settled,
+            sent,
+            accuracy,
+            epsilon: self.trainee.epsilon(),
+        };
+        let card = card(self.job, &self.spec, &made);
+        export_safetensors(self.trainee.layout(), &model, card, &self.consensus_file)?;
         Ok(Held {
             round: self.settled,
             accuracy: Some(accuracy),
             flat: Arc::new(model),
         })
     }
+}
+
+/// What nobody else knows, new each time the job is opened: no noise is ever drawn twice.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "noise that follows from a seed that others know hides nothing"
+)]
+fn secret() -> [u64; 4] {
+    rand::rng().random()
 }
 
 /// The length is a multiple of four, unless the file is damaged: then it is not as long as a mean.
@@ -586,6 +606,9 @@ fn trainee(
 ) -> Result<Box<dyn Trainee>, WorkerError> {
     let spec = &view.spec;
     if let Some(model) = ExternalModel::named(&spec.model) {
+        if spec.tuning.privacy.is_some() {
+            return Err(WorkerError::NotPrivate);
+        }
         let data = external_data(spec, roster, config)?;
         let share = data.share;
         let opening = Opening {
@@ -612,8 +635,14 @@ fn trainee(
         spec.seed,
         &spec.tuning,
     )?;
+    let privacy = spec.tuning.privacy.map(|privacy| {
+        let file = config.dir.join(format!("{}.privacy", view.id));
+        let ledger = Ledger::open(privacy, spec.batch, data.train.len(), file)?;
+        Ok::<_, LedgerError>((PrivateSteps::new(privacy, spec.batch, secret()), ledger))
+    });
     Ok(Box::new(BuiltIn {
         backend,
+        private: privacy.transpose()?,
         data,
         batches: Batches::of_part(spec.seed, part, spec.batch),
     }))
@@ -675,6 +704,12 @@ pub(crate) enum WorkerError {
     AnotherModel { file: PathBuf },
     #[error("the checkpoint cannot be written")]
     Save(#[from] SaveError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(
+        "`dp_noise` needs gradients of single samples, and a trainer of `external` models tells parameters only; it may add noise itself"
+    )]
+    NotPrivate,
     #[error("the consensus model cannot be kept")]
     Export(#[from] ExportError),
     #[error("the consensus model on disk cannot be used")]
@@ -683,4 +718,14 @@ pub(crate) enum WorkerError {
     NotInHand { round: Round },
     #[error("the round cannot be carried through")]
     Method(#[from] MethodError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_noise_is_drawn_twice() {
+        assert_ne!(secret(), secret());
+    }
 }

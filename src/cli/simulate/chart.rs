@@ -308,6 +308,7 @@ pub(super) mod tests {
             seed: 1,
             parameters: 10,
             rounds: 3,
+            epsilon: None,
             mean_bottleneck_mbit_s: None,
             points: (1..=3).map(point).collect(),
             ended: Ended::Done,

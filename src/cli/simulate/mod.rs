@@ -273,6 +273,11 @@ impl Row<'_> {
     fn mean(&self, of: impl Fn(&Run) -> Option<f64>) -> Option<f64> {
         self.figure(of).map(|(mean, _)| mean)
     }
+
+    /// The most that any node has told in any run, where the job promises privacy.
+    fn epsilon(&self) -> Option<f64> {
+        self.runs.iter().filter_map(|run| run.epsilon).reduce(f64::max)
+    }
 }
 
 fn show(rows: &[Row<'_>], output: Output) -> Result<(), Failure> {
@@ -290,6 +295,7 @@ fn show(rows: &[Row<'_>], output: Output) -> Result<(), Failure> {
             "diverged": row.runs.iter().filter(|run| run.ended == Ended::Diverged).count(),
             "interrupted": row.runs.iter().any(|run| run.ended == Ended::Stopped),
             "mean_bottleneck_mbit_s": row.mean(|run| run.mean_bottleneck_mbit_s),
+            "epsilon": row.epsilon(),
             "local_accuracy": row.mean(|run| run.last()?.local_accuracy),
             "averaged_accuracy": row.mean(|run| run.last()?.averaged_accuracy),
             "bytes_per_node": row.mean(|run| Some(run.last()?.bytes_per_node())),
@@ -333,7 +339,9 @@ fn table(rows: &[Row<'_>], layout: Layout) -> Table {
         let diverged = row.runs.iter().filter(|run| run.ended == Ended::Diverged).count();
         let remark = match diverged {
             0 if row.runs.iter().any(|run| run.ended == Ended::Stopped) => "interrupted".to_owned(),
-            0 => String::new(),
+            0 => row
+                .epsilon()
+                .map_or_else(String::new, |epsilon| format!("epsilon {epsilon:.2}")),
             some => format!("{some} of {} diverged", row.runs.len()),
         };
         table.row([

@@ -343,7 +343,12 @@ impl Child {
                     let flat = child.vectors.read_model()?;
                     check_flat(&flat, &child.layout).map_err(ChildError::Diverged)?;
                     let loss = loss as f32;
-                    Ok((Trained { loss, samples }, flat))
+                    let trained = Trained {
+                        loss,
+                        samples,
+                        epsilon: None,
+                    };
+                    Ok((trained, flat))
                 }
                 other => Err(unexpected("trained", &other).into()),
             },

@@ -67,6 +67,18 @@ pub trait Backend: Send {
     /// When the batch does not fit the model, or, where the backend looks for that, training diverged.
     fn gradient(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<f32>), BackendError>;
 
+    /// The sum of the gradients of single samples, each cut to a length of at most `norm`; one that is not finite counts
+    /// as zero. Changes nothing. For differential privacy; it takes as long as steps on batches of one.
+    ///
+    /// # Errors
+    ///
+    /// When the backend does not compute gradients of single samples, which is the default, or the batch does not fit the
+    /// model.
+    fn clipped_sum(&mut self, batch: &Batch<'_>, norm: f32) -> Result<Vec<f32>, BackendError> {
+        let _ = (batch, norm);
+        Err(BackendError::NotPrivate)
+    }
+
     /// How good the model is on these samples. Changes nothing.
     ///
     /// # Errors
@@ -178,6 +190,9 @@ pub enum BackendError {
         /// The loss of the batch.
         loss: f32,
     },
+    /// Differential privacy is asked for.
+    #[error("only the backend `plain` computes what `dp_noise` needs; start the node with `--backend plain`")]
+    NotPrivate,
     /// The tensor library failed.
     #[error("the tensor library failed: {0}")]
     Library(String),
@@ -232,6 +247,9 @@ pub fn backend(
     tuning: &Tuning,
 ) -> Result<Box<dyn Backend>, BackendError> {
     check_backend(name)?;
+    if tuning.privacy.is_some() && name != "plain" {
+        return Err(BackendError::NotPrivate);
+    }
     #[cfg(feature = "tch")]
     if name == "tch"
         && let Some(script) = ScriptModel::named(model)

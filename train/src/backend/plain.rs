@@ -142,6 +142,31 @@ impl Backend for Plain {
         Ok((loss, self.gradient.clone()))
     }
 
+    fn clipped_sum(&mut self, batch: &Batch<'_>, norm: f32) -> Result<Vec<f32>, BackendError> {
+        check_batch(batch, &self.model)?;
+        let mut sum = vec![0.0; self.flat.len()];
+        let samples = batch.features.chunks(batch.width).zip(batch.labels.chunks(1));
+        for (features, labels) in samples {
+            let one = Batch {
+                features,
+                labels,
+                ..*batch
+            };
+            self.backpropagate(&one)?;
+            let squares: f64 = self.gradient.iter().map(|value| f64::from(*value).powi(2)).sum();
+            // An error would tell of this sample.
+            if !squares.is_finite() {
+                continue;
+            }
+            let share = (f64::from(norm) / squares.sqrt()).min(1.0) as f32;
+            let gradient = self.gradient.iter();
+            sum.iter_mut()
+                .zip(gradient)
+                .for_each(|(sum, value)| *sum += share * value);
+        }
+        Ok(sum)
+    }
+
     fn evaluate(&mut self, data: &Samples) -> Result<Score, BackendError> {
         let mut tally = Tally::default();
         let (classes, each) = (self.model.classes(), self.model.input().answers());

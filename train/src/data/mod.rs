@@ -82,12 +82,12 @@ impl<'a> Part<'a> {
     }
 
     /// What they are a part of.
-    fn samples(self) -> &'a Samples {
+    pub(crate) fn samples(self) -> &'a Samples {
         self.samples
     }
 
     /// Where the one at `index` of the part is among all.
-    fn position(self, index: usize) -> usize {
+    pub(crate) fn position(self, index: usize) -> usize {
         self.positions
             .map_or(index, |positions| positions[index] as usize)
     }

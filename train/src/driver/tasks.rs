@@ -388,6 +388,7 @@ pub(super) async fn adopt(
     job: JobId,
     hash: [u8; 32],
     parameters: usize,
+    sent: ByteSize,
 ) -> Result<Held, String> {
     let mut last = "no holder is a member".to_owned();
     let mut wanted = IncomingModel::new(parameters, Some(hash));
@@ -407,7 +408,7 @@ pub(super) async fn adopt(
     }
     if let Some((_, flat)) = wanted.into_whole() {
         let kept = compute
-            .run(move |slot| with(slot, job, |worker| worker.keep_consensus(flat, None)))
+            .run(move |slot| with(slot, job, |worker| worker.keep_consensus(flat, None, sent)))
             .await;
         return flatten(kept);
     }
@@ -426,6 +427,8 @@ pub(super) struct Averaging {
     pub(super) peers: Vec<(NodeId, PeerId)>,
     pub(super) parameters: usize,
     pub(super) is_final: bool,
+    /// By all nodes, in the rounds of the job.
+    pub(super) sent: ByteSize,
 }
 
 /// An average: what to tell of it, and, after the last round, the model itself.
@@ -445,6 +448,7 @@ impl Averaging {
             peers,
             parameters,
             is_final,
+            sent,
         } = self;
         let mut sum: Vec<f64> = own.flat.iter().copied().map(f64::from).collect();
         let mut accuracies: Vec<(NodeId, Ppm)> =
@@ -489,7 +493,7 @@ impl Averaging {
                     with(slot, job, |worker| {
                         let accuracy = worker.evaluate(&average)?;
                         let kept = is_final
-                            .then(|| worker.keep_consensus(average, Some(accuracy)))
+                            .then(|| worker.keep_consensus(average, Some(accuracy), sent))
                             .transpose()?;
                         Ok((accuracy, kept))
                     })

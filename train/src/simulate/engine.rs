@@ -178,6 +178,7 @@ impl<'a> Simulation<'a> {
                 .next()
                 .map_or(0, |node| node.model.len() as u64),
             rounds: self.job.round().0,
+            epsilon: self.nodes.values().filter_map(Node::epsilon).reduce(f64::max),
             mean_bottleneck_mbit_s: (rounds > 0).then(|| sum / rounds as f64),
             points: self.points,
             ended,
@@ -607,7 +608,12 @@ impl<'a> Simulation<'a> {
         for refusal in played.refused {
             self.job.refuse(refusal);
         }
-        let trained = played.done.values().filter(|done| done.samples > 0);
+        // In private no loss is told.
+        let is_private = self.setting.job.tuning.privacy.is_some();
+        let trained = played
+            .done
+            .values()
+            .filter(|done| done.samples > 0 && !is_private);
         let losses: Vec<f64> = trained.map(|done| f64::from(done.loss_micro) / 1e6).collect();
         if !losses.is_empty() {
             self.training_loss = Some(losses.iter().sum::<f64>() / losses.len() as f64);
@@ -863,6 +869,7 @@ mod tests {
     use crate::method::Gossip as _;
     use crate::method::averaging::Averaging;
     use crate::planner::Knobs;
+    use crate::privacy::Accountant;
     use crate::simulate::{Network, Poison};
     use crate::steps::take_steps;
 
@@ -1153,6 +1160,32 @@ mod tests {
             assert!(local > undisturbed - 0.02, "{poison}: {local} of {undisturbed}");
             assert!(mean > averaged - 0.02, "{poison}: {mean} of {averaged}");
         }
+    }
+
+    #[test]
+    fn a_private_job_learns_although_every_step_is_noisy() {
+        let job = "rounds=60\nlocal_steps=5\nfinal_dense_rounds=3\nbatch=32\nlr=0.02\ncompression=5\n\
+            dp_noise=1.5\ndp_norm=0.5";
+        let mut setting = setting(job, Network::equal(4, 8000));
+        setting.backend = "plain".to_owned();
+        let run = run(&setting);
+        let accuracy = run.last().unwrap().averaged_accuracy.unwrap();
+        println!("private: {accuracy}, epsilon {:?}", run.epsilon);
+        assert!(accuracy > 0.85, "{accuracy}");
+        // A quarter of the digits each, and 285 steps.
+        let mut accountant = Accountant::new();
+        accountant.add_steps(32.0 / 359.0, 1.5, 285).unwrap();
+        let expected = accountant.epsilon(1e-5).unwrap();
+        assert!(
+            (run.epsilon.unwrap() - expected).abs() < 1e-6 * expected,
+            "{expected}"
+        );
+        setting.backend = "burn".to_owned();
+        let data = digits();
+        assert!(matches!(
+            Simulation::new(&setting, &data, 1),
+            Err(SimulateError::Backend(BackendError::NotPrivate))
+        ));
     }
 
     #[test]

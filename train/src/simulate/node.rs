@@ -7,6 +7,7 @@ use super::poison::Poison;
 use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Part, Samples};
 use crate::method::{Collective, Done, Learnt, MethodError, Methods};
+use crate::private_steps::PrivateSteps;
 use crate::steps::{self, Trained, learning_rate, take_steps};
 use lapwing_base::{JobSpec, NodeId, RoundPlan};
 
@@ -21,6 +22,8 @@ pub(super) struct Node {
     /// Positions of its samples among all.
     part: Vec<u32>,
     batches: Batches,
+    /// Where the job promises privacy. Here is nobody from whom the noise would have to be kept.
+    private: Option<PrivateSteps>,
     /// Local steps taken since the start.
     step: u64,
     pub(super) methods: Methods,
@@ -49,6 +52,10 @@ impl Node {
             gradient: Vec::new(),
             part,
             batches: Batches::of_part(spec.seed, place, spec.batch),
+            private: spec.tuning.privacy.map(|privacy| {
+                let secret = [spec.seed, u64::from(place), 0, 0];
+                PrivateSteps::new(privacy, spec.batch, secret)
+            }),
             step: 0,
             methods: Methods::new(spec, model),
             told: Vec::new(),
@@ -95,13 +102,21 @@ impl Node {
         } else {
             backend.write(&self.model)?;
             backend.set_optimiser_state(&self.momentum)?;
-            let trained = take_steps(backend, &mut self.batches, part, &mut self.step, plan)?;
+            let trained = match &mut self.private {
+                Some(private) => private.take(backend, part, &mut self.step, plan)?,
+                None => take_steps(backend, &mut self.batches, part, &mut self.step, plan)?,
+            };
             backend.read(&mut self.model);
             self.momentum = backend.optimiser_state();
             trained
         };
         self.totals.samples += u64::from(trained.samples);
         Ok(trained)
+    }
+
+    /// What it has told about one of its samples, where the job promises something.
+    pub(super) fn epsilon(&self) -> Option<f64> {
+        self.private.as_ref()?.epsilon(self.part.len(), self.step)
     }
 
     /// Starts a round of FedAvg from the server's model, without a momentum of its own.

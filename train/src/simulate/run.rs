@@ -16,6 +16,9 @@ pub struct Run {
     pub parameters: u64,
     /// Rounds that were run.
     pub rounds: u64,
+    /// The most that a node has told about one of its samples, where the job promises differential privacy.
+    #[serde(default)]
+    pub epsilon: Option<f64>,
     /// Mean over the rounds with exchanges of the slowest one's bandwidth; `None` where nobody met.
     pub mean_bottleneck_mbit_s: Option<f64>,
     /// Evaluations, in order; the last one is at the end.
