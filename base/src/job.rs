@@ -295,6 +295,8 @@ pub struct JobView {
     pub manifest: Option<Manifest>,
     /// Whose values partners refused, and who is left out of plans for it.
     pub trust: Trust,
+    /// Members that take fewer local steps than plans say, since they are slow, and how many.
+    pub paces: BTreeMap<NodeId, u32>,
 }
 
 /// A [`JobView`] as it is written; as with a [`SpecRecord`], only its end tells an older one.
@@ -312,7 +314,7 @@ struct JobRecord {
 }
 
 /// What a written job view ends with. The first two are, byte for byte, the `Option` that was all of it before anything
-/// could be refused, and still are for a job in which nothing was.
+/// could be refused, and still are for a job in which nothing was and nobody is slow.
 #[derive(Serialize, Deserialize)]
 enum JobEnd {
     Open,
@@ -321,12 +323,27 @@ enum JobEnd {
         manifest: Option<Manifest>,
         trust: Trust,
     },
+    Paced {
+        manifest: Option<Manifest>,
+        trust: Trust,
+        paces: BTreeMap<NodeId, u32>,
+    },
 }
 
 impl From<JobView> for JobRecord {
     fn from(view: JobView) -> Self {
-        let JobView { manifest, trust, .. } = view;
+        let JobView {
+            manifest,
+            trust,
+            paces,
+            ..
+        } = view;
         let end = match manifest {
+            _ if !paces.is_empty() => JobEnd::Paced {
+                manifest,
+                trust,
+                paces,
+            },
             _ if !trust.is_empty() => JobEnd::Watched { manifest, trust },
             Some(manifest) => JobEnd::Made(manifest),
             None => JobEnd::Open,
@@ -347,10 +364,15 @@ impl From<JobView> for JobRecord {
 
 impl From<JobRecord> for JobView {
     fn from(record: JobRecord) -> Self {
-        let (manifest, trust) = match record.end {
-            JobEnd::Open => (None, Trust::default()),
-            JobEnd::Made(manifest) => (Some(manifest), Trust::default()),
-            JobEnd::Watched { manifest, trust } => (manifest, trust),
+        let (manifest, trust, paces) = match record.end {
+            JobEnd::Open => (None, Trust::default(), BTreeMap::new()),
+            JobEnd::Made(manifest) => (Some(manifest), Trust::default(), BTreeMap::new()),
+            JobEnd::Watched { manifest, trust } => (manifest, trust, BTreeMap::new()),
+            JobEnd::Paced {
+                manifest,
+                trust,
+                paces,
+            } => (manifest, trust, paces),
         };
         Self {
             id: record.id,
@@ -363,6 +385,7 @@ impl From<JobRecord> for JobView {
             evaluations: record.evaluations,
             manifest,
             trust,
+            paces,
         }
     }
 }
@@ -384,6 +407,7 @@ impl JobView {
             evaluations: VecDeque::new(),
             manifest: None,
             trust: Trust::default(),
+            paces: BTreeMap::new(),
         }
     }
 
@@ -425,6 +449,13 @@ impl JobView {
         self.last_alone.remove(&node);
         self.evaluating = self.evaluating.filter(|(_, evaluator)| *evaluator != node);
         self.trust.forget(node);
+        self.paces.remove(&node);
+    }
+
+    /// The local steps that a member takes in a round.
+    pub fn steps_of(&self, node: NodeId, plan: &RoundPlan) -> u32 {
+        let own = self.paces.get(&node).copied();
+        own.map_or(plan.local_steps, |own| own.min(plan.local_steps))
     }
 
     /// What a recorded evaluation does to the job.
