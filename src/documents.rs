@@ -95,6 +95,11 @@ pub(crate) fn job(view: &JobView, after: Round, parameters: Option<u64>) -> Valu
         .in_quarantine(view.round().next())
         .map(|(node, entry)| (node.to_string(), quarantine(entry)))
         .collect();
+    let paces: serde_json::Map<String, Value> = view
+        .paces
+        .iter()
+        .map(|(node, steps)| (node.to_string(), json!(steps)))
+        .collect();
     json!({
         "id": view.id.to_string(),
         "phase": view.phase,
@@ -106,6 +111,7 @@ pub(crate) fn job(view: &JobView, after: Round, parameters: Option<u64>) -> Valu
         "evaluations": evaluations,
         "manifest": manifest,
         "quarantined": quarantined,
+        "fewer_steps": paces,
     })
 }
 

@@ -318,6 +318,8 @@ pub struct JobView {
     pub trust: Trust,
     /// What all nodes together have sent in the closed rounds.
     pub sent: ByteSize,
+    /// Members that take fewer local steps than plans say, since they are slow, and how many.
+    pub paces: BTreeMap<NodeId, u32>,
 }
 
 /// A [`JobView`] as it is written; as with a [`SpecRecord`], only its end tells an older one.
@@ -335,7 +337,7 @@ struct JobRecord {
 }
 
 /// What a written job view ends with. The first two are, byte for byte, the `Option` that was all of it before anything
-/// could be refused, and still are for a job in which nothing was, and nothing was sent.
+/// could be refused, and still are for a job in which nothing was, nothing was sent, and nobody is slow.
 #[derive(Serialize, Deserialize)]
 enum JobEnd {
     Open,
@@ -348,6 +350,7 @@ enum JobEnd {
         manifest: Option<Manifest>,
         trust: Trust,
         sent: ByteSize,
+        paces: BTreeMap<NodeId, u32>,
     },
 }
 
@@ -357,13 +360,15 @@ impl From<JobView> for JobRecord {
             manifest,
             trust,
             sent,
+            paces,
             ..
         } = view;
         let end = match manifest {
-            _ if sent.0 > 0 => JobEnd::Counted {
+            _ if sent.0 > 0 || !paces.is_empty() => JobEnd::Counted {
                 manifest,
                 trust,
                 sent,
+                paces,
             },
             _ if !trust.is_empty() => JobEnd::Watched { manifest, trust },
             Some(manifest) => JobEnd::Made(manifest),
@@ -385,15 +390,17 @@ impl From<JobView> for JobRecord {
 
 impl From<JobRecord> for JobView {
     fn from(record: JobRecord) -> Self {
-        let (manifest, trust, sent) = match record.end {
-            JobEnd::Open => (None, Trust::default(), ByteSize(0)),
-            JobEnd::Made(manifest) => (Some(manifest), Trust::default(), ByteSize(0)),
-            JobEnd::Watched { manifest, trust } => (manifest, trust, ByteSize(0)),
+        let nobody = BTreeMap::new;
+        let (manifest, trust, sent, paces) = match record.end {
+            JobEnd::Open => (None, Trust::default(), ByteSize(0), nobody()),
+            JobEnd::Made(manifest) => (Some(manifest), Trust::default(), ByteSize(0), nobody()),
+            JobEnd::Watched { manifest, trust } => (manifest, trust, ByteSize(0), nobody()),
             JobEnd::Counted {
                 manifest,
                 trust,
                 sent,
-            } => (manifest, trust, sent),
+                paces,
+            } => (manifest, trust, sent, paces),
         };
         Self {
             id: record.id,
@@ -407,6 +414,7 @@ impl From<JobRecord> for JobView {
             manifest,
             trust,
             sent,
+            paces,
         }
     }
 }
@@ -429,6 +437,7 @@ impl JobView {
             manifest: None,
             trust: Trust::default(),
             sent: ByteSize(0),
+            paces: BTreeMap::new(),
         }
     }
 
@@ -472,6 +481,13 @@ impl JobView {
         self.last_alone.remove(&node);
         self.evaluating = self.evaluating.filter(|(_, evaluator)| *evaluator != node);
         self.trust.forget(node);
+        self.paces.remove(&node);
+    }
+
+    /// The local steps that a member takes in a round.
+    pub fn steps_of(&self, node: NodeId, plan: &RoundPlan) -> u32 {
+        let own = self.paces.get(&node).copied();
+        own.map_or(plan.local_steps, |own| own.min(plan.local_steps))
     }
 
     /// What a recorded evaluation does to the job.

@@ -3,6 +3,7 @@
 //! Only values: how a command changes the state is in `state.rs` and `jobs.rs`. Nothing here is a float,
 //! reads a clock or draws: applying a command is the same on every machine.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use lapwing_base::{
@@ -184,6 +185,13 @@ pub enum Command {
         /// Each of the open round, between partners in it; at most [`REFUSALS_MAX`].
         refusals: Vec<Refusal>,
     },
+    /// Which members take fewer local steps from the next round on, and how many; between rounds, in place of what held.
+    SetPaces {
+        /// The job.
+        job: JobId,
+        /// At least one step, and fewer than the job's; all others take the job's.
+        steps: BTreeMap<NodeId, u32>,
+    },
 }
 
 /// Most refusals in one [`Command::RecordRefusals`]: twice as many as members, of whom each meets one or two others.
@@ -218,6 +226,7 @@ impl Command {
             Self::SetConfig { .. } => "set-config",
             Self::RollbackConfig { .. } => "rollback-config",
             Self::RecordRefusals { .. } => "record-refusals",
+            Self::SetPaces { .. } => "set-paces",
         }
     }
 }
@@ -398,4 +407,7 @@ pub enum Malformed {
     /// Members' accuracies are not in order, or one appears twice.
     #[error("the evaluation names {0} twice or out of order")]
     EvaluatedTwice(NodeId),
+    /// A member is to take no steps, or not fewer than the job's.
+    #[error("{0} is to take no steps, or not fewer than all others")]
+    NotFewer(NodeId),
 }

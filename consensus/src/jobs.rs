@@ -3,7 +3,7 @@
 //! It plans nothing and trains nothing; it only decides what is valid. A round is planned once and closed
 //! once, in order, and only planned pairs are ever merged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lapwing_base::{
@@ -97,6 +97,27 @@ impl State {
         for refusal in refusals {
             job.refuse(*refusal);
         }
+        Ok(Applied::Done)
+    }
+
+    pub(crate) fn set_paces(
+        &mut self,
+        id: JobId,
+        steps: BTreeMap<NodeId, u32>,
+    ) -> Result<Applied, RefusedReason> {
+        for node in steps.keys() {
+            self.member(*node)?;
+        }
+        let job = self.job_in(id, &[JobPhase::Running])?;
+        if job.open_round().is_some() {
+            return Err(RefusedReason::RoundOpen(job.round()));
+        }
+        let all = job.spec.local_steps;
+        let is_fewer = |steps: &u32| (1..all).contains(steps);
+        if let Some((node, _)) = steps.iter().find(|(_, steps)| !is_fewer(steps)) {
+            return Err(RefusedReason::Malformed(Malformed::NotFewer(*node)));
+        }
+        job.paces = steps;
         Ok(Applied::Done)
     }
 

@@ -172,6 +172,7 @@ impl State {
             Command::RecordHolders { job, holders } => self.record_holders(job, &holders),
             Command::FinishJob(job) => self.finish_job(job),
             Command::RecordRefusals { job, refusals } => self.record_refusals(job, &refusals),
+            Command::SetPaces { job, steps } => self.set_paces(job, steps),
         }
     }
 
@@ -618,6 +619,41 @@ mod tests {
     }
 
     #[test]
+    fn slow_members_take_fewer_steps_from_the_next_round_on_until_they_leave() {
+        let mut log = Log::founded();
+        let slow = log.join(2);
+        let job = log.submit(50);
+        let paces = |node, steps| Command::SetPaces {
+            job,
+            steps: BTreeMap::from([(node, steps)]),
+        };
+        let all = log.state.current_job().unwrap().spec.local_steps;
+        for steps in [0, all] {
+            assert!(matches!(
+                log.apply(paces(slow, steps)),
+                Applied::Refused(RefusedReason::Malformed(Malformed::NotFewer(_)))
+            ));
+        }
+        assert!(matches!(
+            log.apply(paces(NodeId(99), 1)),
+            Applied::Refused(RefusedReason::UnknownMember(_))
+        ));
+        assert_eq!(log.apply(paces(slow, 1)), Applied::Done);
+        let plan = plan(job, 1, &[(NodeId::FOUNDER, slow)], &[]);
+        log.apply(Command::PlanRound(plan.clone()));
+        // Who starts anew in the middle of a round takes as many steps in it as before.
+        assert!(matches!(
+            log.apply(paces(slow, 2)),
+            Applied::Refused(RefusedReason::RoundOpen(Round(1)))
+        ));
+        let view = log.state.current_job().unwrap();
+        assert_eq!(view.steps_of(slow, &plan), 1);
+        assert_eq!(view.steps_of(NodeId::FOUNDER, &plan), all);
+        log.apply(Command::Remove { id: slow });
+        assert!(log.state.current_job().unwrap().paces.is_empty());
+    }
+
+    #[test]
     fn only_the_latest_rounds_and_jobs_are_kept() {
         let mut log = Log::founded();
         for _ in 0..2 * JOBS_OVER_KEPT {
@@ -723,6 +759,10 @@ mod tests {
             (3u64..8, 1u64..6, 1u64..12, 1u64..12).prop_map(|(job, round, of, by)| Command::RecordRefusals {
                 job: JobId(job),
                 refusals: vec![refusal(round, NodeId(of), NodeId(by))],
+            }),
+            (3u64..8, node(), 0u32..4).prop_map(|(job, node, steps)| Command::SetPaces {
+                job: JobId(job),
+                steps: BTreeMap::from([(node, steps)]),
             }),
             (job(), 1u64..6, node()).prop_map(|(job, round, evaluator)| Command::AssignEvaluation {
                 job,

@@ -90,6 +90,7 @@ async fn decide(consensus: &Consensus, decision: Decision) {
             manifest,
         },
         Decision::RecordRefusals { job, refusals } => Command::RecordRefusals { job, refusals },
+        Decision::SetPaces { job, steps } => Command::SetPaces { job, steps },
         Decision::RecordHolders { job, holders } => Command::RecordHolders { job, holders },
         Decision::Finish { job } => Command::FinishJob(job),
     };

@@ -5,6 +5,7 @@
 //! they arrived, so a new leader starts from an empty [`Coordinator`] and loses no round. How partners are chosen
 //! is `planner`'s.
 
+use crate::paces::Paces;
 use crate::planner::{Knobs, PlanInput, is_dense_next, plan_round};
 use lapwing_base::{
     Bandwidth, Bandwidths, Evaluation, JobId, JobPhase, JobView, LinkSpeed, Manifest, MemberState, NodeId,
@@ -33,6 +34,8 @@ pub struct Coordinator {
     manifest: Option<(JobId, Instant)>,
     /// What each node said that it refused last; of a round that is over nothing is used.
     refused: BTreeMap<NodeId, (JobId, Vec<Refusal>)>,
+    /// How long local steps took in the rounds of this job that this leader closed.
+    paces: (Option<JobId>, Paces),
     /// Who said that it holds the consensus model, and which model of which job.
     holding: BTreeMap<NodeId, (JobId, [u8; 32])>,
     /// What was decided within the last `retry_after`.
@@ -65,6 +68,13 @@ pub enum Decision {
         job: JobId,
         /// Between partners of that round.
         refusals: Vec<Refusal>,
+    },
+    /// Which members take fewer local steps from the next round on; before its `Plan`.
+    SetPaces {
+        /// The job.
+        job: JobId,
+        /// Who, and how many.
+        steps: BTreeMap<NodeId, u32>,
     },
     /// Links that changed; before the `Close` of the round that measured them, so that the next plan knows.
     Speeds(Vec<LinkSpeed>),
@@ -178,6 +188,7 @@ enum Issued {
     Evaluation(JobId, Round),
     Holders(JobId, usize),
     Refusals(JobId, Round),
+    Paces(JobId, Round),
     Finish(JobId),
 }
 
@@ -209,6 +220,7 @@ impl Coordinator {
             evaluation: None,
             manifest: None,
             refused: BTreeMap::new(),
+            paces: (None, Paces::default()),
             holding: BTreeMap::new(),
             issued: Vec::new(),
             wake_at: None,
@@ -341,6 +353,9 @@ impl Coordinator {
             is_open: job.open_round().is_some(),
             seen_at: known.map_or(now, |seen| seen.seen_at),
         });
+        if self.paces.0 != Some(job.id) {
+            self.paces = (Some(job.id), Paces::default());
+        }
         self.sift_reports(committed, job);
         let assigned = job
             .evaluating
@@ -468,6 +483,15 @@ impl Coordinator {
             // What some have and others do not is a mean of nobody.
             merged.clear();
         }
+        let trained: Vec<(NodeId, Duration, u32)> = reports
+            .values()
+            .filter(|report| report.outcome.samples > 0)
+            .map(|report| {
+                let took = Duration::from_millis(report.training_ms.into());
+                let node = report.outcome.node;
+                (node, took, job.steps_of(node, plan))
+            })
+            .collect();
         let outcome = RoundOutcome {
             job: job.id,
             round: plan.round,
@@ -481,8 +505,13 @@ impl Coordinator {
         if let Some(refusals) = self.record_refusals(job, plan, now) {
             return Some(refusals);
         }
-        self.issue(Issued::Close(job.id, plan.round), now)
-            .then_some(Decision::Close(outcome))
+        if !self.issue(Issued::Close(job.id, plan.round), now) {
+            return None;
+        }
+        for (node, took, steps) in trained {
+            self.paces.1.note(node, took, steps);
+        }
+        Some(Decision::Close(outcome))
     }
 
     /// What was refused in the open round and the log does not have: only what partners of it say of each other.
@@ -530,7 +559,12 @@ impl Coordinator {
         if !members.iter().all(in_quarantine) {
             members.retain(|member| !in_quarantine(member));
         }
-        if members.is_empty() || !self.issue(Issued::Plan(job.id, job.round().next()), now) {
+        let round = job.round().next();
+        let steps = self.paces.1.decide(&members, job.spec.local_steps, &job.paces);
+        if steps != job.paces && self.issue(Issued::Paces(job.id, round), now) {
+            return Some(Decision::SetPaces { job: job.id, steps });
+        }
+        if members.is_empty() || !self.issue(Issued::Plan(job.id, round), now) {
             return None;
         }
         Some(Decision::Plan(plan_round(&PlanInput {
@@ -1358,6 +1392,28 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_everybody_waits_for_takes_fewer_steps() {
+        let mut story = Story::new(4);
+        let mut plans = 0;
+        let steps = loop {
+            match story.poll_applied() {
+                Some(Decision::Plan(_)) => plans += 1,
+                Some(Decision::SetPaces { steps, .. }) => break steps,
+                other => panic!("{other:?}"),
+            }
+            for node in 1..=4 {
+                let mut report = story.round_report(node, true);
+                report.training_ms = if node == 3 { 8000 } else { 1000 };
+                story.coordinator.on_report(Report::Round(report), story.now);
+            }
+            story.expect_close();
+        };
+        assert_eq!((plans, steps), (3, BTreeMap::from([(NodeId(3), 1)])));
+        // It is told once, and holds while the member is as slow as it was.
+        story.expect_plan();
+    }
+
+    #[test]
     fn whoever_serves_evaluates_too() {
         let mut story = Story::new(4);
         story.job.spec.algorithm = Algorithm::FedAvg;
@@ -1474,6 +1530,7 @@ mod tests {
             match decision.clone() {
                 Decision::Plan(plan) => self.job.rounds.push_back(RoundRecord { plan, outcome: None }),
                 Decision::Close(outcome) => self.job.close(outcome),
+                Decision::SetPaces { steps, .. } => self.job.paces = steps,
                 Decision::RecordRefusals { refusals, .. } => {
                     refusals.into_iter().for_each(|refusal| self.job.refuse(refusal));
                 }

@@ -434,8 +434,11 @@ impl Driver {
             let compute = self.compute.clone();
             match effect {
                 Effect::Train(plan) if able => {
-                    debug!(round = %plan.round, steps = plan.local_steps, "training");
-                    let values = applied.job.as_ref().map(|view| view.spec.values);
+                    let me = self.config.me;
+                    let view = applied.job.as_ref();
+                    let steps = view.map_or(plan.local_steps, |view| view.steps_of(me, &plan));
+                    debug!(round = %plan.round, steps, "training");
+                    let values = view.map(|view| view.spec.values);
                     match plan.kind {
                         RoundKind::Served { server } if server != self.config.me => {
                             let peer = applied.roster.members.get(&server).map(|member| member.peer);
@@ -443,8 +446,14 @@ impl Driver {
                             match peer {
                                 Some(peer) => {
                                     let network = self.network.clone();
-                                    self.running
-                                        .spawn(tasks::follow(id, compute, network, peer, plan, bytes));
+                                    self.running.spawn(tasks::follow(
+                                        id,
+                                        compute,
+                                        network,
+                                        peer,
+                                        (plan, steps),
+                                        bytes,
+                                    ));
                                 }
                                 None => {
                                     let left = "the server has left".to_owned();
@@ -456,10 +465,10 @@ impl Driver {
                         RoundKind::Served { .. } => {
                             self.running
                                 .spawn(tasks::begin_serving(id, &compute, plan.clone()));
-                            self.running.spawn(tasks::train(id, &compute, plan));
+                            self.running.spawn(tasks::train(id, &compute, plan, steps));
                         }
                         RoundKind::Sparse | RoundKind::Dense | RoundKind::Reduced => {
-                            self.running.spawn(tasks::train(id, &compute, plan));
+                            self.running.spawn(tasks::train(id, &compute, plan, steps));
                         }
                     }
                 }

@@ -20,6 +20,7 @@ mod matching;
 pub mod merge;
 mod method;
 mod model;
+mod paces;
 mod planner;
 pub mod privacy;
 pub mod quantise;

@@ -6,6 +6,7 @@ use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Part};
 use crate::quantise::are_finite;
 use lapwing_base::RoundPlan;
+use std::borrow::Cow;
 
 /// The result of a round's local steps.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +16,17 @@ pub(crate) struct Trained {
     pub(crate) samples: u32,
     /// After these steps, where the job promises privacy.
     pub(crate) epsilon: Option<f64>,
+}
+
+/// The plan as a member carries it out that takes so many steps.
+pub(crate) fn own_plan(plan: &RoundPlan, steps: u32) -> Cow<'_, RoundPlan> {
+    if steps == plan.local_steps {
+        return Cow::Borrowed(plan);
+    }
+    Cow::Owned(RoundPlan {
+        local_steps: steps,
+        ..plan.clone()
+    })
 }
 
 /// Takes the plan's local steps, from the step with the number `step` on, which then is the next one's.

@@ -17,7 +17,7 @@ use crate::models::Held;
 use crate::private_steps::PrivateSteps;
 use crate::quantise;
 use crate::ring::Ring;
-use crate::steps::{Trained, learning_rate};
+use crate::steps::{Trained, learning_rate, own_plan};
 use crate::trainee::{BuiltIn, Trainee, TraineeError};
 use bytes::Bytes;
 use lapwing_base::{
@@ -232,8 +232,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Does the plan's local work.
-    pub(crate) fn train(&mut self, plan: &RoundPlan) -> Result<Trained, WorkerError> {
+    /// Does the plan's local work, in as many steps as are this node's.
+    pub(crate) fn train(&mut self, plan: &RoundPlan, steps: u32) -> Result<Trained, WorkerError> {
         let mut open = Open::new(plan.clone());
         if let Some(collective) = self.methods.collective(plan) {
             let mut flat = Vec::new();
@@ -249,7 +249,7 @@ impl Worker {
             open.gradient = gradient;
             trained
         } else {
-            self.trainee.train(&mut self.step, plan)?
+            self.trainee.train(&mut self.step, &own_plan(plan, steps))?
         };
         self.open = Some(open);
         Ok(trained)

@@ -31,9 +31,10 @@ pub(super) fn train(
     id: JobId,
     compute: &ComputeHandle,
     plan: Box<RoundPlan>,
+    steps: u32,
 ) -> impl Future<Output = Event> + use<> {
     let started = now();
-    let trained = compute.run(move |slot| with(slot, id, |worker| worker.train(&plan)));
+    let trained = compute.run(move |slot| with(slot, id, |worker| worker.train(&plan, steps)));
     async move { Event::Trained(id, flatten(trained.await), now().duration_since(started)) }
 }
 
@@ -273,7 +274,7 @@ pub(super) async fn follow(
     compute: ComputeHandle,
     network: Network,
     server: PeerId,
-    plan: Box<RoundPlan>,
+    (plan, steps): (Box<RoundPlan>, u32),
     bytes: usize,
 ) -> Event {
     let patience = plan.deadline();
@@ -286,7 +287,7 @@ pub(super) async fn follow(
             let trained = compute.run(move |slot| {
                 with(slot, job, |worker| {
                     worker.follow(&start)?;
-                    worker.train(&plan)
+                    worker.train(&plan, steps)
                 })
             });
             flatten(trained.await)

@@ -12,6 +12,7 @@ use super::setting::{Every, Setting, epochs_of_rounds};
 use crate::backend::{BackendError, backend};
 use crate::data::{Dataset, PartitionError};
 use crate::method::{MethodError, contribution};
+use crate::paces::Paces;
 use crate::planner::{PlanInput, plan_round};
 use crate::quantise::{self, DecodeError};
 use crate::ring::{self, Ring, RingError};
@@ -44,6 +45,8 @@ pub struct Simulation<'a> {
     seconds: f64,
     /// Sum and number of the rounds' slowest exchanges, in Mbit/s.
     bottlenecks: (f64, u64),
+    /// How long local steps take, as a leader learns it.
+    paces: Paces,
     /// Of what [`Every`] names, when the next evaluation is due.
     due: f64,
     training_loss: Option<f64>,
@@ -127,6 +130,7 @@ impl<'a> Simulation<'a> {
             job: JobView::new(JobId(1), spec.clone()),
             seconds: 0.0,
             bottlenecks: (0.0, 0),
+            paces: Paces::default(),
             due: match setting.every {
                 // As in a cluster: never but at the end.
                 Every::Rounds(0) => f64::INFINITY,
@@ -208,6 +212,8 @@ impl<'a> Simulation<'a> {
             return Err(SimulateError::NobodyLeft { round });
         }
         self.welcome(round, &members)?;
+        let local_steps = self.setting.job.local_steps;
+        self.job.paces = self.paces.decide(&members, local_steps, &self.job.paces);
         let mut plan = plan_round(&PlanInput {
             job: &self.job,
             members: &members,
@@ -215,7 +221,8 @@ impl<'a> Simulation<'a> {
             deadline: DEADLINE,
             knobs: self.setting.knobs,
         });
-        let planned_steps = plan.local_steps;
+        let steps = |node: &NodeId| (*node, self.job.steps_of(*node, &plan));
+        let steps: BTreeMap<NodeId, u32> = members.iter().map(steps).collect();
         self.job.open(plan.clone());
         self.note_bottleneck(&plan);
         if !self.setting.trains {
@@ -226,9 +233,16 @@ impl<'a> Simulation<'a> {
             .copied()
             .filter(|node| self.dies_by(*node, round))
             .collect();
-        let compute = f64::from(planned_steps) * self.setting.step_seconds;
-        let seconds = |node: NodeId| compute * self.slowness(node);
-        let compute: BTreeMap<NodeId, f64> = members.iter().map(|node| (*node, seconds(*node))).collect();
+        let step_seconds = |node: NodeId| self.setting.step_seconds * self.slowness(node);
+        let seconds = |(node, steps): (&NodeId, &u32)| (*node, f64::from(*steps) * step_seconds(*node));
+        let compute: BTreeMap<NodeId, f64> = steps.iter().map(seconds).collect();
+        let took: Vec<NodeId> = plan.participants().filter(|node| !dying.contains(node)).collect();
+        for node in took {
+            if let (Some(steps @ 1..), Some(seconds)) = (steps.get(&node).copied(), compute.get(&node)) {
+                let took = Duration::try_from_secs_f64(*seconds).unwrap_or(Duration::MAX);
+                self.paces.note(node, took, steps);
+            }
+        }
         let mut played = match plan.kind {
             RoundKind::Sparse | RoundKind::Dense => self.pairwise(&plan, &dying, &compute)?,
             RoundKind::Reduced => self.reduced(&plan, &dying, &compute)?,
@@ -315,11 +329,11 @@ impl<'a> Simulation<'a> {
         who: &BTreeSet<NodeId>,
         prepare: impl Fn(&mut Node) + Sync,
     ) -> Result<BTreeMap<NodeId, NodeOutcome>, SimulateError> {
-        let samples = &self.data.train;
+        let (samples, job) = (&self.data.train, &self.job);
         let nodes = working(&mut self.nodes, who);
         let trained = self.crew.each(nodes, |backend, node| {
             prepare(node);
-            let trained = node.train(backend, samples, plan)?;
+            let trained = node.train(backend, samples, plan, job.steps_of(node.id, plan))?;
             Ok::<_, BackendError>((node.id, trained))
         });
         let mut done = BTreeMap::new();
@@ -1098,6 +1112,26 @@ mod tests {
         );
         assert!(last.sent_bytes_per_node > 0.0 && last.virtual_seconds > 0.0);
         assert!(run.mean_bottleneck_mbit_s.unwrap() > 0.1);
+    }
+
+    #[test]
+    fn a_slow_node_takes_fewer_steps_once_that_is_known_and_holds_up_nobody_any_more() {
+        let job = "rounds=8\nlocal_steps=10\nfinal_dense_rounds=0\nplanner='random'";
+        let mut setting = setting(job, Network::equal(4, 1_000_000));
+        (setting.trains, setting.step_seconds) = (false, 0.1);
+        setting.events = vec!["slow:2*10".parse().unwrap()];
+        let data = digits();
+        let mut simulation = Simulation::new(&setting, &data, 1).unwrap();
+        for _ in 0..8 {
+            simulation.round().unwrap();
+        }
+        assert_eq!(simulation.job().paces, BTreeMap::from([(NodeId(2), 1)]));
+        // Three rounds of ten seconds, and five of one.
+        assert!(
+            (35.0..36.0).contains(&simulation.seconds),
+            "{}",
+            simulation.seconds
+        );
     }
 
     #[test]

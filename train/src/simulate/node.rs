@@ -8,7 +8,7 @@ use crate::backend::{Backend, BackendError};
 use crate::data::{Batches, Part, Samples};
 use crate::method::{Collective, Done, Learnt, MethodError, Methods};
 use crate::private_steps::PrivateSteps;
-use crate::steps::{self, Trained, learning_rate, take_steps};
+use crate::steps::{self, Trained, learning_rate, own_plan, take_steps};
 use lapwing_base::{JobSpec, NodeId, RoundPlan};
 
 /// One of the nodes of a simulation.
@@ -84,12 +84,13 @@ impl Node {
         self.methods.common(self.momentum.clone())
     }
 
-    /// Does the round's local work.
+    /// Does the round's local work, in as many steps as are its own.
     pub(super) fn train(
         &mut self,
         backend: &mut dyn Backend,
         data: &Samples,
         plan: &RoundPlan,
+        steps: u32,
     ) -> Result<Trained, BackendError> {
         let part = Part::new(data, &self.part);
         let trained = if plan.local_steps == 0 {
@@ -102,6 +103,7 @@ impl Node {
         } else {
             backend.write(&self.model)?;
             backend.set_optimiser_state(&self.momentum)?;
+            let plan = &own_plan(plan, steps);
             let trained = match &mut self.private {
                 Some(private) => private.take(backend, part, &mut self.step, plan)?,
                 None => take_steps(backend, &mut self.batches, part, &mut self.step, plan)?,
