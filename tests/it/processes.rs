@@ -19,11 +19,11 @@ pub(crate) struct Processes {
 
 impl Processes {
     async fn of(count: usize) -> Self {
-        Self::each(vec![Vec::new(); count]).await
+        Self::each(vec![Vec::new(); count], count).await
     }
 
-    /// As many nodes as there are lists of arguments.
-    pub(crate) async fn each(arguments: Vec<Vec<String>>) -> Self {
+    /// As many nodes as there are lists of arguments, which share so many parts of the digits.
+    pub(crate) async fn each(arguments: Vec<Vec<String>>, parts: usize) -> Self {
         let count = arguments.len();
         let dir = tempfile::tempdir().unwrap();
         let gateway = lapwing(&dir.path().join("gateway.log"))
@@ -42,7 +42,7 @@ impl Processes {
         };
         for place in 0..count {
             processes.nodes.push(None);
-            processes.start(place, count);
+            processes.start(place, parts);
         }
         for place in 0..count {
             processes.up(place).await;
@@ -58,7 +58,7 @@ impl Processes {
         self.dir.path().join(format!("node-{place}.log"))
     }
 
-    pub(crate) fn start(&mut self, place: usize, count: usize) {
+    pub(crate) fn start(&mut self, place: usize, parts: usize) {
         assert!(self.nodes[place].is_none(), "it runs");
         let child = lapwing(&self.log(place))
             .args([
@@ -72,7 +72,7 @@ impl Processes {
             .args(&self.arguments[place])
             .args([
                 "--data",
-                &format!("digits#partition=iid,seed=1,part={}/{count}", place + 1),
+                &format!("digits#partition=iid,seed=1,part={}/{parts}", place % parts + 1),
             ])
             .arg("--data-dir")
             .arg(self.data_dir(place))
@@ -363,7 +363,7 @@ async fn a_python_trainer_is_trained_by_gossip_and_dies_with_its_node() {
     let trainer = format!(
         "PYTHONPATH='{root}/python' python3 '{root}/python/examples/softmax.py' '{root}/train/data/digits.csv.gz'"
     );
-    let mut processes = Processes::each(vec![vec!["--trainer".to_owned(), trainer]; 3]).await;
+    let mut processes = Processes::each(vec![vec!["--trainer".to_owned(), trainer]; 3], 3).await;
     processes.formed(3, 3).await;
     let job = processes
         .submit(
