@@ -379,18 +379,20 @@ impl Shared {
         let member = phase.member.clone();
         let (waiting, failed, leaving) = (phase.waiting.clone(), phase.failed.clone(), phase.leaving);
         drop(phase);
-        let roster = member
-            .as_ref()
-            .map(|member| member.consensus.roster().borrow().clone());
+        let agreed = member.as_ref().map(|member| {
+            let (roster, state) = (member.consensus.roster(), member.consensus.state());
+            (roster.borrow().clone(), state.borrow().clone())
+        });
         let member = member
             .as_ref()
-            .zip(roster.as_ref())
-            .map(|(member, roster)| MemberParts {
+            .zip(agreed.as_ref())
+            .map(|(member, (roster, state))| MemberParts {
                 id: member.consensus.id(),
                 roster,
                 raft: member.consensus.raft().borrow().clone(),
                 training: member.training.borrow().clone(),
-                config_version: member.consensus.state().borrow().config.version(),
+                config_version: state.config.version(),
+                bandwidths: &state.bandwidths,
             });
         StatusDocument::new(Parts {
             name: &self.name,

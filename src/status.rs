@@ -1,7 +1,7 @@
 //! The status document: everything that one node shows of itself, from which the terminal view, the metrics
 //! and `lapwing status` are drawn. Only its shape, and how the rooms' own snapshots fill it.
 
-use lapwing_base::{Bandwidth, ByteSize, CLASSES, Class, Multiaddr, Ppm};
+use lapwing_base::{Bandwidth, Bandwidths, ByteSize, CLASSES, Class, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
 use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, RelayedBecause, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
@@ -281,6 +281,8 @@ pub struct PeerSection {
     pub bandwidth_mbit_s: Option<f64>,
     /// From the peer to this node, measured.
     pub download_mbit_s: Option<f64>,
+    /// From this node to the peer, as the log has it: what plans go by.
+    pub committed_mbit_s: Option<f64>,
     /// Payload sent since the start, by class.
     pub sent_bytes: BTreeMap<&'static str, u64>,
     /// Payload received since the start, by class.
@@ -310,6 +312,8 @@ pub(crate) struct MemberParts<'a> {
     pub(crate) raft: RaftStatus,
     pub(crate) training: TrainingStatus,
     pub(crate) config_version: u64,
+    /// As the log has them.
+    pub(crate) bandwidths: &'a Bandwidths,
 }
 
 impl StatusDocument {
@@ -509,9 +513,9 @@ fn reach(network: &NetworkStatus, member: &MemberParts<'_>) -> NetworkState {
 }
 
 fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSection {
-    let name = member
-        .and_then(|member| member.roster.by_peer(&peer.peer))
-        .map(|record| record.name.clone());
+    let met = member.and_then(|member| Some((member, member.roster.by_peer(&peer.peer)?)));
+    let name = met.map(|(_, record)| record.name.clone());
+    let committed = met.and_then(|(member, record)| member.bandwidths.get(member.id, record.id));
     PeerSection {
         peer_id: peer.peer,
         member: name.is_some(),
@@ -526,6 +530,7 @@ fn peer_section(peer: PeerStatus, member: Option<&MemberParts<'_>>) -> PeerSecti
         ping_ms: peer.pinged.map(milliseconds),
         bandwidth_mbit_s: peer.bandwidth.map(Bandwidth::as_mbit_s),
         download_mbit_s: peer.download.map(Bandwidth::as_mbit_s),
+        committed_mbit_s: committed.map(Bandwidth::as_mbit_s),
         sent_bytes: by_class(&peer.sent),
         received_bytes: by_class(&peer.received),
         last_error: peer.last_error,
@@ -549,6 +554,7 @@ impl PeerSection {
             ping_ms: None,
             bandwidth_mbit_s: None,
             download_mbit_s: None,
+            committed_mbit_s: None,
             sent_bytes: by_class(&[ByteSize(0); CLASSES.len()]),
             received_bytes: by_class(&[ByteSize(0); CLASSES.len()]),
             last_error: None,

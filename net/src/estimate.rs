@@ -37,6 +37,22 @@ impl Estimate {
         });
     }
 
+    /// Takes in that the link is at least this fast, which a transfer shows whose congestion window was still growing. It
+    /// raises what is known and never lowers it, and is no reason to measure any later.
+    pub fn record_at_least(&mut self, speed: Bandwidth, now: Instant, fresh: Duration) {
+        let known = self.speed(now, fresh);
+        if known.is_none_or(|known| known < speed) {
+            let measured_at = self
+                .known
+                .map(|known| known.measured_at)
+                .filter(|_| known.is_some());
+            self.known = Some(Known {
+                kbit_s: f64::from(speed.kbit_s),
+                measured_at: measured_at.unwrap_or(now),
+            });
+        }
+    }
+
     /// The speed, when it was measured within `fresh`.
     pub fn speed(&self, now: Instant, fresh: Duration) -> Option<Bandwidth> {
         let known = self.known?;
@@ -74,6 +90,23 @@ mod tests {
             estimate.record(Bandwidth::mbit(2), now, FRESH);
         }
         assert!(estimate.speed(now, FRESH).unwrap() < Bandwidth::mbit(20));
+    }
+
+    #[test]
+    fn what_a_link_does_at_least_raises_what_is_known_and_never_lowers_it() {
+        let now = Instant::now();
+        let mut estimate = Estimate::default();
+        estimate.record_at_least(Bandwidth::mbit(10), now, FRESH);
+        assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(10)));
+        let later = now + FRESH / 2;
+        estimate.record_at_least(Bandwidth::mbit(2), later, FRESH);
+        assert_eq!(estimate.speed(later, FRESH), Some(Bandwidth::mbit(10)));
+        estimate.record_at_least(Bandwidth::mbit(20), later, FRESH);
+        assert_eq!(estimate.speed(later, FRESH), Some(Bandwidth::mbit(20)));
+        assert_eq!(estimate.measured_at(), Some(now));
+        assert_eq!(estimate.speed(now + FRESH, FRESH), None);
+        estimate.record_at_least(Bandwidth::mbit(2), now + FRESH, FRESH);
+        assert_eq!(estimate.speed(now + FRESH, FRESH), Some(Bandwidth::mbit(2)));
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod refused;
 mod said;
 mod send;
 mod status;
+mod transfer;
 
 #[cfg(feature = "driver")]
 mod driver;
@@ -61,6 +62,7 @@ pub use send::{
     UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
+pub use transfer::{TransferClock, TransferTiming};
 
 #[cfg(feature = "driver")]
 pub use driver::bench;

@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Plans bandwidth probes: one at a time, at most 60 a minute, at most a tenth of the time, and only where no
-/// transfer has measured the link within the interval.
+/// Plans bandwidth probes: one at a time, at most 60 a minute, at most a tenth of the time (a third while it gets to know
+/// its links), and only where no transfer has measured the link within the interval.
+///
+/// Two probes with one node at an end measure each other, so a node takes part in one at a time and refuses others
+/// meanwhile; who was refused goes on with another peer and comes back soon.
 ///
 /// Whoever has many peers is probed by all of them, who know nothing of each other. So each puts off its first probe of a
 /// peer that has come, or come back, by a random part of the time in which all members could probe that one after the
@@ -23,7 +26,7 @@ pub struct Probes {
     tried: HashMap<PeerId, Tried>,
     /// Who was there at the last look.
     met: HashSet<PeerId>,
-    /// Nine times as long as the last probe took, after its end.
+    /// Some times as long as the last probe took, after its end.
     rest_until: Option<Instant>,
 }
 
@@ -53,6 +56,9 @@ impl Probes {
     pub const SLICE: ByteSize = Bucket::SLICE;
     /// A probe that is over sooner has measured the machine and not the link.
     pub const TOOK_MIN: Duration = Duration::from_millis(20);
+
+    /// So much longer a slice of the earlier half may have taken. In slow start it is about twice as long.
+    pub const STEADY: f64 = 1.25;
 
     /// Probes links that were not measured for `interval`, with a jitter that follows from the seed.
     pub fn new(interval: Duration, seed: u64) -> Self {
@@ -139,9 +145,19 @@ impl Probes {
         }
     }
 
-    /// A probe is over, whether it measured anything or not.
-    pub fn ended(&mut self, took: Duration, now: Instant) {
-        self.rest_until = Some(now + took * REST);
+    /// A probe is over, whether it measured anything or not; `is_first` if nothing was known of the link.
+    pub fn ended(&mut self, took: Duration, is_first: bool, now: Instant) {
+        let rest = if is_first { REST_FIRST } else { REST };
+        self.rest_until = Some(now + took * rest);
+    }
+
+    /// The peer takes part in another probe: this one was none, and others come first, but not for long.
+    pub fn refused(&mut self, peer: PeerId, members: usize, now: Instant) {
+        self.started_at.pop_back();
+        let wait = (spread(members) + TURN).mul_f64(self.rng.random_range(0.5..1.0));
+        if let Some(tried) = self.tried.get_mut(&peer) {
+            (tried.times, tried.again_at) = (0, now + wait);
+        }
     }
 
     /// The last probe of this peer measured nothing because something else was on its way: no reason to wait ever
@@ -225,7 +241,7 @@ impl ProbeClock {
         let (earlier, took) = (middle - first, last - middle);
         // The first slice does not count: when it began to arrive is not known.
         let per_slice = |took: Duration, slices: usize| took.as_secs_f64() / slices as f64;
-        let is_steady = per_slice(earlier, half - 1) <= per_slice(took, slices - half) * STEADY;
+        let is_steady = per_slice(earlier, half - 1) <= per_slice(took, slices - half) * Probes::STEADY;
         Some(ProbeTiming {
             lasted: last - first,
             counted: ByteSize(Probes::SLICE.0 * (slices - half) as u64),
@@ -235,13 +251,15 @@ impl ProbeClock {
     }
 }
 
-/// So much longer a slice of the earlier half may have taken. In slow start it is about twice as long.
-const STEADY: f64 = 1.25;
-
 const PER_MINUTE_MAX: usize = 60;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Nine parts of rest to one of probing make a tenth.
 const REST: u32 = 9;
+/// Plans are made with what is known, and at first that is nothing: the sooner all links are, the fewer exchanges go over
+/// the wrong ones.
+const REST_FIRST: u32 = 2;
+/// About as long as a probe of a fast link takes.
+const TURN: Duration = Duration::from_millis(100);
 /// A peer that did not answer a probe is asked again after this at most, then after twice as long, and so on up to the
 /// interval: who is asked by many at once refuses most of them, and each costs it a bulk lane.
 const RETRY: Duration = Duration::from_secs(5);
@@ -437,8 +455,36 @@ mod tests {
         let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
         let peers = [never(PeerId::random()), never(PeerId::random())];
         assert!(probes.next(&peers, 0, now).is_ok());
-        probes.ended(Duration::from_secs(1), now);
+        probes.ended(Duration::from_secs(1), false, now);
         assert_eq!(probes.next(&peers, 0, now), Err(now + Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn links_that_nobody_knows_yet_are_probed_for_a_third_of_the_time() {
+        let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
+        let peers = [never(PeerId::random()), never(PeerId::random())];
+        assert!(probes.next(&peers, 0, now).is_ok());
+        probes.ended(Duration::from_secs(1), true, now);
+        assert_eq!(probes.next(&peers, 0, now), Err(now + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_peer_that_takes_part_in_another_probe_is_asked_again_soon_and_the_others_meanwhile() {
+        let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
+        let peers = [never(PeerId::random()), never(PeerId::random())];
+        for _ in 0..PER_MINUTE_MAX {
+            let first = probes.next(&peers, 0, now).unwrap();
+            probes.refused(first, 0, now);
+            let second = probes.next(&peers, 0, now).unwrap();
+            assert_ne!(first, second);
+            probes.refused(second, 0, now);
+            let again = probes.next(&peers, 0, now).unwrap_err();
+            assert!(again > now && again <= now + TURN, "{:?}", again - now);
+            // Whoever is refused has not probed.
+            assert!(probes.next(&peers, 0, now + TURN).is_ok());
+            probes.refused(first, 0, now - TURN * 2);
+            probes.refused(second, 0, now - TURN * 2);
+        }
     }
 
     #[test]

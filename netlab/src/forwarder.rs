@@ -1,9 +1,10 @@
-//! Carries frames between the two ends of a shaped link: the driver of two [`Pipe`]s.
+//! Carries frames between the two ends of a shaped link: the driver of two [`Pipe`]s, and of the [`Paths`] beyond it.
 //!
 //! A thread of its own sleeps until a frame comes or is due, to the nanosecond as far as the kernel goes. The TAP
 //! devices have no offloads, so that no frame is larger than the packet size of the link allows.
 
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tappers::linux::Tap;
 
 use crate::error::LabError;
+use crate::paths::Paths;
 use crate::pipe::{Counters, Pipe};
 use crate::shape::Shape;
 
@@ -47,13 +49,21 @@ pub(crate) struct Forwarder {
 struct Shared {
     up: Mutex<Pipe>,
     down: Mutex<Pipe>,
+    /// What passes them has passed `up`.
+    paths: Mutex<Paths>,
     wake: OwnedFd,
     stopped: AtomicBool,
 }
 
 impl Forwarder {
     /// Carries what comes out of `lower` up to `upper`, and what comes out of `upper` down.
-    pub(crate) fn start(lower: Tap, upper: Tap, up: Pipe, down: Pipe) -> Result<Self, LabError> {
+    pub(crate) fn start(
+        lower: Tap,
+        upper: Tap,
+        up: Pipe,
+        down: Pipe,
+        paths: Paths,
+    ) -> Result<Self, LabError> {
         let start = || -> io::Result<Self> {
             lower.set_nonblocking(true)?;
             upper.set_nonblocking(true)?;
@@ -62,6 +72,7 @@ impl Forwarder {
             let shared = Arc::new(Shared {
                 up,
                 down,
+                paths: Mutex::new(paths),
                 wake,
                 stopped: AtomicBool::new(false),
             });
@@ -80,6 +91,10 @@ impl Forwarder {
     pub(crate) fn set_shape(&self, up: Shape, down: Shape) {
         self.shared.pipe(Way::Up).set_shape(up);
         self.shared.pipe(Way::Down).set_shape(down);
+    }
+
+    pub(crate) fn set_path(&self, to: &[IpAddr], shape: Shape) {
+        self.shared.paths().set(to, shape);
     }
 
     pub(crate) fn shape(&self, way: Way) -> Shape {
@@ -111,6 +126,10 @@ impl Shared {
         pipe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn paths(&self) -> MutexGuard<'_, Paths> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the driver reads the clock")]
     fn run(&self, lower: &Tap, upper: &Tap) {
         be_punctual();
@@ -137,14 +156,25 @@ impl Shared {
                     spare.extend(pipe.push(Instant::now(), frame));
                 }
                 let now = Instant::now();
-                while let Some(frame) = pipe.pop(now) {
+                let mut paths = (way == Way::Up).then(|| self.paths());
+                let mut next = || {
+                    while let Some(frame) = pipe.pop(now) {
+                        let path = paths.as_mut().and_then(|paths| paths.towards(&frame));
+                        let Some(path) = path else { return Some(frame) };
+                        // Lost, or dropped at the tail.
+                        drop(path.push(now, frame));
+                    }
+                    paths.as_mut()?.pop(now)
+                };
+                while let Some(frame) = next() {
                     // A device that is down takes nothing, as a cable that hangs loose.
                     let _ = to.send(&frame);
                     if spare.len() < SPARE_MAX {
                         spare.push(frame);
                     }
                 }
-                next_at = next_at.into_iter().chain(pipe.next_at()).min();
+                let beyond = paths.as_ref().and_then(|paths| paths.next_at());
+                next_at = next_at.into_iter().chain(pipe.next_at()).chain(beyond).min();
             }
             if readable.contains(&true) {
                 continue;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use crate::error::LabError;
 use crate::link::Link;
 use crate::node::{Node, Routed};
+use crate::shape::Shape;
 
 /// The device of every host.
 pub(crate) const DEVICE: &str = "eth0";
@@ -94,6 +95,18 @@ impl Host {
     /// If the system refuses.
     pub fn block(&self, to: &Self) -> Result<(), LabError> {
         self.node.link.block(&to.node.reachable_at())
+    }
+
+    /// Shapes what this host sends to another, by any address of it or of a router that it is behind (which shapes what
+    /// goes to those behind the same router, all together). It comes after the shape of the host's own link, as what is
+    /// slow beyond an uplink does, and holds for one direction: the way back has a path of its own. Asked again, it
+    /// changes how later frames are treated. Nothing measures a path, and what it drops is not in the link's counters.
+    ///
+    /// # Errors
+    ///
+    /// If the shape is out of reason, or the host's link has to be replaced by a shaped one and the system refuses that.
+    pub fn shape_path(&self, to: &Self, shape: Shape) -> Result<(), LabError> {
+        self.node.link.shape_path(&to.node.reachable_at(), shape)
     }
 
     /// Ends [`Self::block`].

@@ -39,6 +39,7 @@ mod link;
 mod namespace;
 mod nat;
 mod node;
+mod paths;
 mod pipe;
 mod probe;
 mod reflectors;

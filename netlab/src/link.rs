@@ -17,6 +17,7 @@ use crate::draws::Draws;
 use crate::error::LabError;
 use crate::forwarder::{Forwarder, Way};
 use crate::namespace::Namespace;
+use crate::paths::Paths;
 use crate::pipe::{Counters, Pipe};
 use crate::ruleset;
 use crate::shape::Shape;
@@ -141,6 +142,19 @@ impl Link {
             Some(forwarder) => forwarder.set_shape(up, down),
             None => state.forwarder = Some(self.wire.replace(&state, up, down)?),
         }
+        Ok(())
+    }
+
+    /// Shapes what the node sends to certain addresses, after the link's own shape.
+    pub(crate) fn shape_path(&self, to: &[IpAddr], shape: Shape) -> Result<(), LabError> {
+        shape.check()?;
+        let mut state = self.wire.state();
+        let forwarder = match state.forwarder.take() {
+            Some(forwarder) => forwarder,
+            None => self.wire.replace(&state, Shape::default(), Shape::default())?,
+        };
+        forwarder.set_path(to, shape);
+        state.forwarder = Some(forwarder);
         Ok(())
     }
 
@@ -308,7 +322,8 @@ impl Wire {
             .enter(|| attach(&self.upper_device))?
             .map_err(&failed)?;
         let pipe = |shape, way| Pipe::new(shape, Draws::seed_of(self.seed, way));
-        let forwarder = Forwarder::start(lower, upper, pipe(up, 1), pipe(down, 2))?;
+        let paths = Paths::new(Draws::seed_of(self.seed, 3));
+        let forwarder = Forwarder::start(lower, upper, pipe(up, 1), pipe(down, 2), paths)?;
         self.configure(state)?;
         // They went with the devices.
         if state.cut_up || state.cut_down || !state.blocked.is_empty() {

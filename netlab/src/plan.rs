@@ -18,6 +18,8 @@ pub(crate) struct Plan {
     routers: Vec<RouterPlan>,
     #[serde(default, rename = "host")]
     hosts: Vec<HostPlan>,
+    #[serde(default, rename = "path")]
+    paths: Vec<PathPlan>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -47,6 +49,15 @@ struct HostPlan {
     link: Option<LinkPlan>,
     /// What a shell of the host runs in the background.
     run: Option<String>,
+}
+
+/// One way between two hosts.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PathPlan {
+    from: String,
+    to: String,
+    shape: ShapePlan,
 }
 
 /// Both directions alike, or with `up` and `down` apart.
@@ -114,6 +125,8 @@ enum Ipv6Plan {
 pub(crate) enum PlanError {
     #[error("{name:?} is behind {behind:?}, which is no router further up in the file")]
     Behind { name: String, behind: String },
+    #[error("a path from {from:?} to {to:?}: one of the two is no host of the file")]
+    Path { from: String, to: String },
     #[error("{name}: {wrong}")]
     Wrong { name: String, wrong: String },
     #[error("failed to lay out {name}")]
@@ -134,7 +147,8 @@ pub(crate) struct LaidOut {
 }
 
 impl Plan {
-    /// Lays it out: routers in the order of the file, then hosts, then the shapes of their links.
+    /// Lays it out: routers in the order of the file, then hosts, then the shapes of their links and of the paths
+    /// between hosts.
     pub(crate) fn lay_out(self) -> Result<LaidOut, PlanError> {
         let failed = |name: &str| {
             let name = name.to_owned();
@@ -187,6 +201,23 @@ impl Plan {
                 wrong,
             })?;
             link.shape_each(up, down).map_err(failed(name))?;
+        }
+        let named = |name: &str| {
+            hosts
+                .iter()
+                .map(|(host, _)| host)
+                .find(|host| host.name() == name)
+        };
+        for PathPlan { from, to, shape } in &self.paths {
+            let (Some(sender), Some(receiver)) = (named(from), named(to)) else {
+                let (from, to) = (from.clone(), to.clone());
+                return Err(PlanError::Path { from, to });
+            };
+            let shape = shape.shape().map_err(|wrong| PlanError::Wrong {
+                name: format!("the path from {from} to {to}"),
+                wrong,
+            })?;
+            sender.shape_path(receiver, shape).map_err(failed(from))?;
         }
         Ok(LaidOut {
             lab,
@@ -326,6 +357,7 @@ mod tests {
         assert!(plan.routers.iter().all(|router| router.nat().is_ok()));
         let links = plan.hosts.iter().filter_map(|host| host.link.as_ref());
         assert!(links.clone().count() > 0 && links.clone().all(|link| link.shapes().is_ok()));
+        assert!(!plan.paths.is_empty() && plan.paths.iter().all(|path| path.shape.shape().is_ok()));
     }
 
     #[test]
@@ -336,6 +368,7 @@ mod tests {
             "[[host]]\nname = 'a'\nlink.both.delay = 'NaNs'",
             "[[host]]\nname = 'a'\nlink.both.speed = '1mbit'",
             "[[router]]\nname = 'a'\nmapping = 'cone'",
+            "[[path]]\nfrom = 'a'\nshape.rate = '1mbit'",
             "[[router]]\nname = 'a'\nlifetime = '1h'",
         ] {
             assert!(toml::from_str::<Plan>(file).is_err(), "{file}");

@@ -4,5 +4,6 @@
 #![expect(clippy::disallowed_methods, reason = "tests of real time")]
 
 mod behind_nats;
+mod cities;
 mod running;
 mod saturated;

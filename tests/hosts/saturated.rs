@@ -138,7 +138,7 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
 fn submit(node: &Running, folder: &Path, data: &Path) -> String {
     let job = folder.join("job.toml");
     let text = format!(
-        "data = \"csv:{}\"\nrounds = 10000\nlocal_steps = 1\nbatch = 4\nlr = 0.0001\ncompression = 1\nplanner = \"exponential\"\nvalues = \"f32\"\n\
+        "data = \"csv:{}\"\nrounds = 10000\nlocal_steps = 1\nbatch = 4\nlr = 0.0001\ncompression = 1\nvalues = \"f32\"\n\
          evaluate_every = 0\nfinal_dense_rounds = 0\ncheckpoint_every = 1000000\n",
         data.display()
     );

@@ -4,8 +4,9 @@
 //! word, so that no peer decides how much memory another one uses.
 
 use bytes::Bytes;
-use lapwing_net::{ChannelError, ReceiveHalf, SendHalf};
-use std::time::{Duration, Instant};
+use lapwing_base::ByteSize;
+use lapwing_net::{ChannelError, ReceiveHalf, SendHalf, TransferClock, TransferTiming};
+use std::time::Instant;
 
 /// Payload of one frame: small enough that a frame of a higher class never waits long behind it.
 pub(crate) const FRAME_BYTES: usize = 64 * 1024;
@@ -30,10 +31,8 @@ pub(crate) fn frames(mut payload: Bytes) -> impl Iterator<Item = Bytes> {
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) bytes: Vec<u8>,
-    /// From the first frame to the last: what the sender's uplink allowed.
-    pub(crate) took: Duration,
-    /// Bytes that arrived after the first frame, to which `took` belongs.
-    pub(crate) timed_bytes: u64,
+    /// How fast it came: what the sender's uplink allowed. `None` of few frames.
+    pub(crate) timing: Option<TransferTiming>,
 }
 
 /// Receives exactly `expected` bytes and checks their BLAKE3 hash.
@@ -74,8 +73,7 @@ async fn gather(
     mut note: impl FnMut(&[u8]),
 ) -> Result<Received, PayloadError> {
     let mut bytes = Vec::with_capacity(expected);
-    let mut first: Option<(Instant, usize)> = None;
-    let mut last = None;
+    let mut clock = TransferClock::default();
     while bytes.len() < expected {
         let frame = channel.receive().await?.ok_or(PayloadError::Short {
             got: bytes.len(),
@@ -83,24 +81,16 @@ async fn gather(
         })?;
         #[expect(clippy::disallowed_methods, reason = "the driver times what it receives")]
         let now = Instant::now();
-        first.get_or_insert((now, frame.len()));
-        last = Some(now);
+        clock.record(ByteSize(frame.len() as u64), now);
         if frame.is_empty() || frame.len() > expected - bytes.len() {
             return Err(PayloadError::Long { expected });
         }
         note(&frame);
         bytes.extend_from_slice(&frame);
     }
-    let (took, timed_bytes) = match (first, last) {
-        (Some((first, first_len)), Some(last)) => {
-            (last.duration_since(first), (bytes.len() - first_len) as u64)
-        }
-        _ => (Duration::ZERO, 0),
-    };
     Ok(Received {
         bytes,
-        took,
-        timed_bytes,
+        timing: clock.timing(),
     })
 }
 

@@ -22,9 +22,9 @@ use super::shared::Shared;
 use super::{COMMANDS_MAX, Command, ConnectFailure, Driver, now, prober};
 use crate::{
     CandidateRow, Gate, Hello, Kind, LinkStatus, NetworkStatus, Path, Probes, RateLimits, ReachStatus,
-    Refusal,
+    Refusal, TransferTiming,
 };
-use lapwing_base::{Bandwidth, ByteSize, Keypair, Multiaddr, PeerId, Role};
+use lapwing_base::{Bandwidth, Keypair, Multiaddr, PeerId, Role};
 
 /// How a node takes part in the network.
 #[derive(Clone)]
@@ -281,11 +281,10 @@ impl Network {
             .collect()
     }
 
-    /// Takes what a peer has sent for a measurement of its link to this node, of which the peer is told: `took` is from
-    /// the end of the first frame to the end of the last, and `size` is what arrived between the two. Less than 64 KiB
-    /// says nothing. A link that transfers measure is not probed.
-    pub fn transfer_received(&self, peer: PeerId, size: ByteSize, took: Duration) {
-        prober::transfer_received(&self.inner.shared, peer, size, took);
+    /// Takes what a peer has sent for a measurement of its link to this node, of which the peer is told. Of less than
+    /// 64 KiB nothing is learnt. A link that transfers measure is not probed.
+    pub fn transfer_received(&self, peer: PeerId, timing: TransferTiming) {
+        prober::transfer_received(&self.inner.shared, peer, timing);
     }
 
     /// Other limits for single peers from now on, of what is sent and of what is received, in place of those that it

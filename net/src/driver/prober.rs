@@ -1,18 +1,24 @@
 //! How fast links are: tells peers what transfers of theirs have shown, and probes where there were none, as [`Probes`]
 //! says.
 //!
-//! A transfer is measured by whoever receives it, and told to the sender at most every few seconds.
+//! A transfer is measured by whoever receives it, as [`TransferTiming`] says, and told to the sender at most every few seconds.
 //!
 //! Of a probe too, the receiver measures, and only its later half, so that neither the round trip nor a congestion window
 //! that has yet to grow counts. Where the sender took longer to let go of the same slices, its time counts: a
 //! receiver that came late to the first finds several at once and would measure too much.
 //!
+//! A node takes part in one probe at a time: it asks before it sends, and a peer that probes or is probed says no. Where
+//! everybody has just come, all would otherwise measure each other's probes and nobody a link.
+//!
 //! A probe beside other traffic, at either end, measures what that leaves, or how buffers empty, and does not count.
 //! Whoever believed it would turn away from a link that is only busy.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -22,10 +28,10 @@ use super::channel::{Channel, ChannelError};
 use super::network::{RequestError, open, request};
 use super::now;
 use super::shared::Shared;
-use crate::{Access, Candidate, Kind, ProbeClock, ProbeTiming, Probes, decode, encode};
+use crate::{Access, Candidate, Kind, ProbeClock, ProbeTiming, Probes, TransferTiming, decode, encode};
 use lapwing_base::{Bandwidth, ByteSize, Class, PeerId};
 
-/// Slices of a probe, and the answer to it.
+/// Questions whether a probe may be sent, its slices, and the answers.
 pub(crate) const PROBE: Kind = Kind {
     class: Class::Maintenance,
     name: "probe",
@@ -42,12 +48,18 @@ const ANSWERED_AT_ONCE: usize = 4;
 /// 64 KiB in this time is 35 kbit/s: slower links are of no use to anybody.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Whether a probe of so many slices may be sent.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Measured {
-    /// What arrived after the first slice or frame.
-    counted: ByteSize,
-    /// Between the end of the first of them and the end of the last.
-    took: Duration,
+struct Question {
+    slices: u32,
+}
+
+/// The answer to the question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+enum Turn {
+    Yours,
+    /// Somebody else's.
+    Taken,
 }
 
 /// The answer to a probe.
@@ -78,15 +90,16 @@ const TELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Takes a transfer for a measurement of a peer's link to this node. The peer is told, if there is room among those that
 /// wait to be.
-pub(crate) fn transfer_received(shared: &Shared, peer: PeerId, size: ByteSize, took: Duration) {
-    if size < Probes::SIZE_MIN || took.is_zero() {
-        return;
-    }
+pub(crate) fn transfer_received(shared: &Shared, peer: PeerId, timing: TransferTiming) {
+    let Some(speed) = timing.speed() else { return };
     let (now, fresh) = (now(), shared.fresh());
     let due = {
         let mut peers = shared.peers();
         let entry = peers.entry(peer);
-        entry.download.record(Bandwidth::per(size, took), now, fresh);
+        match timing.is_steady {
+            true => entry.download.record(speed, now, fresh),
+            false => entry.download.record_at_least(speed, now, fresh),
+        }
         let due = entry.told_at.is_none_or(|at| now >= at + TELL_INTERVAL);
         if due {
             entry.told_at = Some(now);
@@ -95,17 +108,17 @@ pub(crate) fn transfer_received(shared: &Shared, peer: PeerId, size: ByteSize, t
     };
     if due {
         // Another transfer comes, or a probe.
-        let _ = shared.received.try_send((peer, Measured { counted: size, took }));
+        let _ = shared.received.try_send((peer, timing));
     }
 }
 
 /// Tells peers what their transfers have shown, until the queue ends.
-pub(crate) async fn tell_received(shared: Arc<Shared>, mut queue: mpsc::Receiver<(PeerId, Measured)>) {
-    while let Some((peer, measured)) = queue.recv().await {
+pub(crate) async fn tell_received(shared: Arc<Shared>, mut queue: mpsc::Receiver<(PeerId, TransferTiming)>) {
+    while let Some((peer, timing)) = queue.recv().await {
         if shared.link(&peer).is_none() {
             continue;
         }
-        let said = encode(&measured);
+        let said = encode(&timing);
         let told = request(&shared, peer, MEASURED, &said, TELL_TIMEOUT).await;
         if let Err(error) = told {
             trace!(%peer, %error, "a peer was not told how fast it is");
@@ -121,13 +134,15 @@ pub(crate) async fn hear_received(shared: Arc<Shared>, mut queue: mpsc::Receiver
             let Some(frame) = channel.receive().await? else {
                 return Ok(());
             };
-            let measured: Measured = decode(&frame).map_err(|source| ChannelError::Malformed {
+            let timing: TransferTiming = decode(&frame).map_err(|source| ChannelError::Malformed {
                 peer,
                 kind: MEASURED,
                 source,
             })?;
-            if measured.is_of(&shared, peer) {
-                shared.record(peer, Bandwidth::per(measured.counted, measured.took));
+            match timing.speed().filter(|_| can_have_been(timing, &shared, peer)) {
+                Some(speed) if timing.is_steady => shared.record(peer, speed),
+                Some(speed) => shared.record_at_least(peer, speed),
+                None => (),
             }
             channel.send(&[]).await?;
             channel.finish().await
@@ -138,13 +153,11 @@ pub(crate) async fn hear_received(shared: Arc<Shared>, mut queue: mpsc::Receiver
     }
 }
 
-impl Measured {
-    /// Whether there can have been such a transfer.
-    fn is_of(&self, shared: &Shared, peer: PeerId) -> bool {
-        let sent = shared.counters(peer).sent();
-        let bulk = sent[Class::Maintenance.index()].0 + sent[Class::Model.index()].0;
-        (Probes::SIZE_MIN.0..=bulk).contains(&self.counted.0) && !self.took.is_zero()
-    }
+/// Whether there can have been such a transfer.
+fn can_have_been(timing: TransferTiming, shared: &Shared, peer: PeerId) -> bool {
+    let sent = shared.counters(peer).sent();
+    let bulk = sent[Class::Maintenance.index()].0 + sent[Class::Model.index()].0;
+    timing.counted.0 <= bulk
 }
 
 /// Probes members' links as they become due, for ever.
@@ -158,14 +171,18 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
                 }
             }
             Ok(peer) => {
-                let speed = if is_idle(&shared).await {
-                    let begun_at = now();
-                    let probing = tokio::time::timeout(PROBE_TIMEOUT, probe(&shared, peer, &mut probes));
-                    let probed = probing.await;
+                let members = shared.acceptor.members();
+                let probed = if is_idle(&shared).await {
+                    let mut begun_at = None;
+                    let is_first = known(&shared, peer).is_none();
+                    let probing = probe(&shared, peer, &mut probes, &mut begun_at);
+                    let probed = tokio::time::timeout(PROBE_TIMEOUT, probing).await;
                     let ended_at = now();
-                    probes.ended(ended_at - begun_at, ended_at);
+                    if let Some(begun_at) = begun_at {
+                        probes.ended(ended_at - begun_at, is_first, ended_at);
+                    }
                     match probed {
-                        Ok(Ok(speed)) => speed,
+                        Ok(Ok(probed)) => probed,
                         Ok(Err(error)) => {
                             debug!(%peer, %error, "probe failed");
                             continue;
@@ -176,26 +193,44 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
                         }
                     }
                 } else {
-                    None
+                    Probed::Disturbed
                 };
-                trace!(%peer, ?speed, "link probed");
-                if speed.is_none() {
-                    probes.disturbed(peer, shared.acceptor.members(), now());
-                }
-                // What was known is not forgotten for being busy.
-                if let Some(speed) = speed.or_else(|| known(&shared, peer)) {
-                    shared.record(peer, speed);
+                trace!(%peer, ?probed, "link probed");
+                match probed {
+                    Probed::Alone(speed) => shared.record(peer, speed),
+                    Probed::Refused => probes.refused(peer, members, now()),
+                    Probed::Disturbed => {
+                        probes.disturbed(peer, members, now());
+                        // What was known is not forgotten for being busy.
+                        if let Some(speed) = known(&shared, peer) {
+                            shared.record(peer, speed);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// Whether a probe would have this node's links for itself.
+/// What came of a probe.
+#[derive(Clone, Copy, Debug)]
+enum Probed {
+    Alone(Bandwidth),
+    /// Something else was on its way, so that the link was not measured.
+    Disturbed,
+    /// The peer takes part in another one.
+    Refused,
+}
+
+/// Whether a probe would have this node's links for itself. Those that others send are no traffic: they are waited for.
 async fn is_idle(shared: &Shared) -> bool {
-    let before = traffic(shared);
+    // It is never closed.
+    drop(shared.probing.acquire().await);
+    let seen = || (traffic(shared), shared.probes_let_in.load(Ordering::Relaxed));
+    let (before, let_in_before) = seen();
     tokio::time::sleep(LOOK).await;
-    Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(traffic(shared).saturating_sub(before)))
+    let (after, let_in) = seen();
+    let_in > let_in_before || Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(after.saturating_sub(before)))
 }
 
 fn candidates(shared: &Shared) -> Vec<Candidate> {
@@ -218,26 +253,53 @@ fn known(shared: &Shared, peer: PeerId) -> Option<Bandwidth> {
     peers.get(&peer)?.estimate.speed(now(), fresh)
 }
 
-/// How fast the link to a peer is, by a probe that grows until it has measured that; `None` if it was not alone, as when
-/// two that have just met probe each other at the same time.
+/// How fast the link to a peer is, by a probe that grows until it has measured that. Says when it began, if it did.
 async fn probe(
     shared: &Arc<Shared>,
     peer: PeerId,
     probes: &mut Probes,
-) -> Result<Option<Bandwidth>, RequestError> {
+    begun_at: &mut Option<Instant>,
+) -> Result<Probed, RequestError> {
+    let mut channel = open(shared, peer, PROBE, PROBE_TIMEOUT).await?;
+    // Not before there is a channel, which may take several round trips.
+    let _turn = shared.probing.acquire().await;
     let rtt = rtt(shared, peer);
     let mut size = Probes::size(known(shared, peer), rtt);
     loop {
-        let Answer { timing, beside } = send_probe(shared, peer, size).await?;
+        if ask(&mut channel, peer, size).await? == Turn::Taken {
+            return Ok(Probed::Refused);
+        }
+        begun_at.get_or_insert_with(now);
+        let Answer { timing, beside } = send_probe(shared, &mut channel, peer, size).await?;
         if !Probes::has_been_alone(size, beside) {
-            return Ok(None);
+            return Ok(Probed::Disturbed);
         }
         match Probes::larger(size, timing, rtt) {
             Some(larger) => size = larger,
-            None => return Ok(Some(Bandwidth::per(timing.counted, timing.took))),
+            None => {
+                channel.finish().await?;
+                return Ok(Probed::Alone(Bandwidth::per(timing.counted, timing.took)));
+            }
         }
         probes.grown(now());
     }
+}
+
+async fn ask(channel: &mut Channel, peer: PeerId, size: ByteSize) -> Result<Turn, RequestError> {
+    let slices = u32::try_from(size.0 / Probes::SLICE.0).unwrap_or(u32::MAX);
+    channel.send(&encode(&Question { slices })).await?;
+    hear(channel, peer).await
+}
+
+async fn hear<T: DeserializeOwned>(channel: &mut Channel, peer: PeerId) -> Result<T, RequestError> {
+    let no_answer = RequestError::NoAnswer { peer, kind: PROBE };
+    let answer = channel.receive().await?.ok_or(no_answer)?;
+    let malformed = |source| ChannelError::Malformed {
+        peer,
+        kind: PROBE,
+        source,
+    };
+    Ok(decode(&answer).map_err(malformed)?)
 }
 
 /// Zero if it is not known.
@@ -247,8 +309,12 @@ fn rtt(shared: &Shared, peer: PeerId) -> Duration {
 }
 
 /// What has gone beside the probe is the larger of what both ends have seen of it.
-async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Result<Answer, RequestError> {
-    let mut channel = open(shared, peer, PROBE, PROBE_TIMEOUT).await?;
+async fn send_probe(
+    shared: &Shared,
+    channel: &mut Channel,
+    peer: PeerId,
+    size: ByteSize,
+) -> Result<Answer, RequestError> {
     let slice = vec![0; Probes::SLICE.as_usize()];
     let before = traffic(shared);
     let mut let_go = ProbeClock::default();
@@ -256,15 +322,7 @@ async fn send_probe(shared: &Arc<Shared>, peer: PeerId, size: ByteSize) -> Resul
         channel.send(&slice).await?;
         let_go.record(now());
     }
-    channel.finish().await?;
-    let no_answer = RequestError::NoAnswer { peer, kind: PROBE };
-    let answer = channel.receive().await?.ok_or(no_answer)?;
-    let malformed = |source| ChannelError::Malformed {
-        peer,
-        kind: PROBE,
-        source,
-    };
-    let mut seen: Answer = decode(&answer).map_err(malformed)?;
+    let mut seen: Answer = hear(channel, peer).await?;
     seen.timing.counted = seen.timing.counted.min(size);
     if let Some(let_go) = let_go.timing() {
         seen.timing.took = seen.timing.took.max(let_go.took);
@@ -307,40 +365,63 @@ pub(crate) async fn answer_probes(shared: Arc<Shared>, mut queue: mpsc::Receiver
     }
 }
 
+/// Until the one who probes has finished: a probe that grows keeps its turn.
 async fn answer(shared: &Shared, mut channel: Channel) -> Result<(), ChannelError> {
-    let before = traffic(shared);
-    let mut clock = ProbeClock::default();
-    while !clock.is_full() {
-        let Some(slice) = channel.receive().await? else {
-            break;
+    let mut turn = None;
+    while let Some(frame) = channel.receive().await? {
+        let slices = match decode::<Question>(&frame) {
+            Ok(Question { slices }) if SLICES.contains(&u64::from(slices)) => slices,
+            // No probe of ours is like this.
+            _ => return Ok(()),
         };
-        if slice.len() as u64 != Probes::SLICE.0 {
-            // No probe of ours has such a slice, and others could go on with them.
+        if turn.is_none() {
+            turn = shared.probing.try_acquire().ok();
+            shared
+                .probes_let_in
+                .fetch_add(u64::from(turn.is_some()), Ordering::Relaxed);
+        }
+        if turn.is_none() {
+            channel.send(&encode(&Turn::Taken)).await?;
+            return channel.finish().await;
+        }
+        channel.send(&encode(&Turn::Yours)).await?;
+        let before = traffic(shared);
+        let mut clock = ProbeClock::default();
+        for _ in 0..slices {
+            match channel.receive().await? {
+                Some(slice) if slice.len() as u64 == Probes::SLICE.0 => clock.record(now()),
+                _ => return Ok(()),
+            }
+        }
+        let Some(timing) = clock.timing() else {
             return Ok(());
-        }
-        clock.record(now());
-    }
-    // Nobody probes with less.
-    let Some(timing) = clock.timing() else {
-        return Ok(());
-    };
-    let size = ByteSize(timing.counted.0 * 2);
-    let beside = ByteSize(traffic(shared).saturating_sub(before).saturating_sub(size.0));
-    let is_whole = Probes::larger(size, timing, rtt(shared, channel.peer())).is_none();
-    if is_whole && !timing.took.is_zero() {
-        let (now, fresh) = (now(), shared.fresh());
-        let speed = Bandwidth::per(timing.counted, timing.took);
-        let mut peers = shared.peers();
-        let download = &mut peers.entry(channel.peer()).download;
-        let speed = if Probes::has_been_alone(size, beside) {
-            Some(speed)
-        } else {
-            download.speed(now, fresh)
         };
-        if let Some(speed) = speed {
-            download.record(speed, now, fresh);
-        }
+        let size = ByteSize(Probes::SLICE.0 * u64::from(slices));
+        let beside = ByteSize(traffic(shared).saturating_sub(before).saturating_sub(size.0));
+        answered(shared, channel.peer(), size, timing, beside);
+        channel.send(&encode(&Answer { timing, beside })).await?;
     }
-    channel.send(&encode(&Answer { timing, beside })).await?;
     channel.finish().await
+}
+
+/// Of a probe: from the least to the most.
+const SLICES: RangeInclusive<u64> =
+    Probes::SIZE_MIN.0 / Probes::SLICE.0..=Probes::SIZE_MAX.0 / Probes::SLICE.0;
+
+/// Takes a probe of a peer's for a measurement of what arrives from it, if it was one.
+fn answered(shared: &Shared, peer: PeerId, size: ByteSize, timing: ProbeTiming, beside: ByteSize) {
+    if timing.took.is_zero() || Probes::larger(size, timing, rtt(shared, peer)).is_some() {
+        return;
+    }
+    let (now, fresh) = (now(), shared.fresh());
+    let mut peers = shared.peers();
+    let download = &mut peers.entry(peer).download;
+    let speed = if Probes::has_been_alone(size, beside) {
+        Some(Bandwidth::per(timing.counted, timing.took))
+    } else {
+        download.speed(now, fresh)
+    };
+    if let Some(speed) = speed {
+        download.record(speed, now, fresh);
+    }
 }

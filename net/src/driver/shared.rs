@@ -2,19 +2,20 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::acceptor::Acceptor;
 use super::limits::Limits;
 use super::links::Link;
-use super::prober::Measured;
 use super::websocket;
 use super::{Command, draw, now};
 use crate::{
     AddressBook, Counters, Estimate, Lookouts, PeerTable, Probes, ReachStatus, Refused, RefusedCounters,
+    TransferTiming,
 };
 use lapwing_base::{Bandwidth, Multiaddr, PeerId};
 
@@ -30,9 +31,13 @@ pub(crate) struct Shared {
     pub(crate) websockets: Arc<websocket::Counters>,
     pub(crate) probe_interval: Duration,
     /// What transfers have shown, for those who sent them.
-    pub(crate) received: mpsc::Sender<(PeerId, Measured)>,
+    pub(crate) received: mpsc::Sender<(PeerId, TransferTiming)>,
     /// Woken when there may be a link to probe.
     pub(crate) probe_wanted: Notify,
+    /// Who has it takes part in a probe, as the one who probes or the one who answers.
+    pub(crate) probing: Semaphore,
+    /// Probes of others that were let in.
+    pub(crate) probes_let_in: AtomicU64,
     book: Mutex<AddressBook>,
     peers: Mutex<PeerTable>,
     addresses: Mutex<Addresses>,
@@ -54,7 +59,7 @@ impl Shared {
         commands: mpsc::Sender<Command>,
         limits: Limits,
         probe_interval: Duration,
-        received: mpsc::Sender<(PeerId, Measured)>,
+        received: mpsc::Sender<(PeerId, TransferTiming)>,
     ) -> Self {
         Self {
             me,
@@ -66,6 +71,8 @@ impl Shared {
             probe_interval,
             received,
             probe_wanted: Notify::new(),
+            probing: Semaphore::new(1),
+            probes_let_in: AtomicU64::new(0),
             book: Mutex::default(),
             peers: Mutex::default(),
             addresses: Mutex::default(),
@@ -111,6 +118,13 @@ impl Shared {
     pub(crate) fn record(&self, peer: PeerId, speed: Bandwidth) {
         let fresh = self.fresh();
         self.peers().entry(peer).estimate.record(speed, now(), fresh);
+    }
+
+    /// Takes in that a transfer to a peer was as fast as this, while its window grew.
+    pub(crate) fn record_at_least(&self, peer: PeerId, speed: Bandwidth) {
+        let fresh = self.fresh();
+        let mut peers = self.peers();
+        peers.entry(peer).estimate.record_at_least(speed, now(), fresh);
     }
 
     /// The link that a new channel to a peer takes.

@@ -2,7 +2,7 @@
 
 use crate::nodes::{Node, PATIENCE, befriend, config, eventually, kind, limited};
 use lapwing_base::{Bandwidth, ByteSize, Class};
-use lapwing_net::{NetworkConfig, RateLimits, Transport};
+use lapwing_net::{NetworkConfig, RateLimits, TransferTiming, Transport};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -151,9 +151,14 @@ async fn the_probe_of_a_fresh_connection_measures_a_limited_uplink() {
 async fn a_transfer_of_64_kib_counts_and_a_smaller_one_does_not() {
     let (a, b) = (Node::start().await, Node::start().await);
     let second = Duration::from_secs(1);
-    a.network.transfer_received(b.id(), ByteSize::kib(63), second);
+    let timing = |counted| TransferTiming {
+        counted,
+        took: second,
+        is_steady: true,
+    };
+    a.network.transfer_received(b.id(), timing(ByteSize::kib(63)));
     assert_eq!(a.network.status().peers, []);
-    a.network.transfer_received(b.id(), ByteSize::kib(64), second);
+    a.network.transfer_received(b.id(), timing(ByteSize::kib(64)));
     assert_eq!(a.peer(&b).download, Some(Bandwidth::kbit(524)));
     assert_eq!(a.peer(&b).bandwidth, None, "the other direction");
 }
@@ -176,8 +181,12 @@ async fn a_transfer_measures_the_link_for_both_ends_and_a_probe_only_where_there
     // Each counts half, so that of what loopback carries twenty of them leave a millionth.
     for _ in 0..20 {
         let size = ByteSize::mib(1);
-        b.network
-            .transfer_received(a.id(), size, slow.time_for(size).unwrap());
+        let timing = TransferTiming {
+            counted: size,
+            took: slow.time_for(size).unwrap(),
+            is_steady: true,
+        };
+        b.network.transfer_received(a.id(), timing);
     }
     let seen = b.peer(&a).download.unwrap();
     assert!((2.0..3.0).contains(&seen.as_mbit_s()), "{seen}");

@@ -68,6 +68,22 @@ fn a_rate_carries_at_least_93_percent_of_it_as_payload() {
 
 #[test]
 #[ignore = "needs root: lays out network namespaces"]
+fn a_path_limits_what_goes_to_one_host_and_nothing_else() {
+    let lab = Lab::new().unwrap();
+    let [client, near, far] = ["client", "near", "far"].map(|name| lab.public_host(name).unwrap());
+    client.shape_path(&far, Shape::mbit(5)).unwrap();
+    client.link().shape(Shape::mbit(20).with_queue(200 * MS)).unwrap();
+    for (server, mbit) in [(&near, 20), (&far, 5)] {
+        let got = udp_throughput(&client, server, 20);
+        println!("{}: {mbit} Mbit/s asked, {got:.1} of payload", server.name());
+        assert!((f64::from(mbit) * 0.93..f64::from(mbit)).contains(&got), "{got}");
+    }
+    let back = udp_throughput(&far, &client, 20);
+    assert!((20.0 * 0.93..20.0).contains(&back), "{back}");
+}
+
+#[test]
+#[ignore = "needs root: lays out network namespaces"]
 fn a_standing_queue_is_as_long_as_it_was_asked_to_be() {
     let lab = Lab::new().unwrap();
     for (number, queue) in [

@@ -23,9 +23,6 @@ use tracing::{debug, info, warn};
 /// Models fetched at once for an average: enough to hide a slow peer, few enough to hold in memory.
 const FETCHING_MAX: usize = 4;
 
-/// Smallest exchange that says something about bandwidth: below, latency dominates.
-const TIMED_MIN: ByteSize = ByteSize::kib(256);
-
 /// Goes to the training thread at once: a round is settled before the next one is trained.
 pub(super) fn train(
     id: JobId,
@@ -160,11 +157,11 @@ impl Exchange {
             let offered = arrived.await.map_err(|_| ExchangeError::Stopped)?;
             exchange::swap_as_acceptor(offered, &mine, message.clone(), bytes_max).await?
         };
-        let speed = (received.timed_bytes >= TIMED_MIN.0)
-            .then(|| Bandwidth::per(ByteSize(received.timed_bytes), received.took));
-        if speed.is_some() {
-            network.transfer_received(peer, ByteSize(received.timed_bytes), received.took);
+        if let Some(timing) = received.timing {
+            network.transfer_received(peer, timing);
         }
+        let steady = received.timing.filter(|timing| timing.is_steady);
+        let speed = steady.and_then(|timing| timing.speed());
         let received_bytes = received.bytes.len() as u64;
         let told = Bytes::from(received.bytes);
         compute
