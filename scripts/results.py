@@ -211,7 +211,7 @@ def findings(by_name, baselines):
         kept = apart <= 1 and fewer >= 60
         found.append(
             f"* Within a point of `all-reduce` with at least 60 times fewer bytes: {verdict(kept)} "
-            f"({apart:+.2f} points below it, {fewer:.0f} times fewer)."
+            f"({apart:.2f} points below it, {fewer:.0f} times fewer)."
         )
     ahead, behind = [], []
     for row in by_name.values():
@@ -255,7 +255,10 @@ end, *averaged* the mean of all models; where a server holds the model, both are
 """
     for (data, partition), rows in blocks:
         page += f"## {data}, {partition.replace(':', ' ')}\n\n"
-        page += block(rows, len(run["seeds"])) + "\n" if rows else "No run yet.\n\n"
+        page += block(rows, len(run["seeds"])) if rows else ""
+        missing = [f"`{name}`" for name in tuning["own"] if name not in {row.algorithm for row in rows}]
+        page += ("\n" if rows else "") + f"Not computed yet: {', '.join(missing)}.\n" if missing else ""
+        page += "\n"
     if larger:
         of = grid["larger"]
         page += f"## A larger model: `{of['model']}` (1,663,370 parameters), {of['data']}, {of['partition'].replace(':', ' ')}\n\n"
