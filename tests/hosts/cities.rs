@@ -308,7 +308,7 @@ fn train(nodes: &[Running], folder: &Path, data: &Path, planner: &'static str) -
             history.iter().filter(|round| !round["merged"].is_null()).count()
         });
         if closed == rounds() {
-            took.get_or_insert(begun.elapsed());
+            took.get_or_insert_with(|| begun.elapsed());
         }
         if shown["phase"] == "finished" {
             break shown;

@@ -50,7 +50,7 @@ impl Paces {
     ) -> BTreeMap<NodeId, u32> {
         let present: BTreeSet<NodeId> = members.iter().copied().collect();
         self.recent.retain(|node, _| present.contains(node));
-        let mut times: Vec<Duration> = self.recent.values().filter_map(|recent| middle(recent)).collect();
+        let mut times: Vec<Duration> = self.recent.values().filter_map(middle).collect();
         times.sort_unstable();
         // Of two members, the faster one.
         let typical = times.get(times.len().saturating_sub(1) / 2).copied();
