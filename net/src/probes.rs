@@ -151,6 +151,14 @@ impl Probes {
         self.rest_until = Some(now + took * rest);
     }
 
+    /// The peer did not answer: it is left alone for a while, however long it kept the probe waiting.
+    pub fn failed(&mut self, peer: PeerId, now: Instant) {
+        let wait = RETRY.mul_f64(self.rng.random_range(0.5..1.0));
+        if let Some(tried) = self.tried.get_mut(&peer) {
+            tried.again_at = tried.again_at.max(now + wait);
+        }
+    }
+
     /// The peer takes part in another probe: this one was none, and others come first, but not for long.
     pub fn refused(&mut self, peer: PeerId, members: usize, now: Instant) {
         self.started_at.pop_back();
@@ -457,6 +465,21 @@ mod tests {
         assert!(probes.next(&peers, 0, now).is_ok());
         probes.ended(Duration::from_secs(1), false, now);
         assert_eq!(probes.next(&peers, 0, now), Err(now + Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_peer_that_let_a_probe_wait_is_left_alone_after_it() {
+        let (mut probes, now) = (Probes::new(INTERVAL, 1), Instant::now());
+        let silent = never(PeerId::random());
+        assert_eq!(probes.next(&[silent], 0, now), Ok(silent.peer));
+        let ended = now + Duration::from_secs(15);
+        probes.failed(silent.peer, ended);
+        let again = probes.next(&[silent], 0, ended).unwrap_err();
+        assert!(
+            again >= ended + RETRY / 2 && again <= ended + RETRY,
+            "{:?}",
+            again - ended
+        );
     }
 
     #[test]

@@ -48,6 +48,10 @@ const ANSWERED_AT_ONCE: usize = 4;
 /// 64 KiB in this time is 35 kbit/s: slower links are of no use to anybody.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Who is asked has the answer at once; where a link needs longer for that, it is too busy to be measured. Whoever waits
+/// keeps its own turn from others, and a bulk lane open.
+const TURN_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Whether a probe of so many slices may be sent.
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
@@ -185,10 +189,12 @@ pub(crate) async fn probe_members(shared: Arc<Shared>, mut probes: Probes) {
                         Ok(Ok(probed)) => probed,
                         Ok(Err(error)) => {
                             debug!(%peer, %error, "probe failed");
+                            probes.failed(peer, ended_at);
                             continue;
                         }
                         Err(_) => {
                             debug!(%peer, "probe was not answered in time");
+                            probes.failed(peer, ended_at);
                             continue;
                         }
                     }
@@ -288,7 +294,9 @@ async fn probe(
 async fn ask(channel: &mut Channel, peer: PeerId, size: ByteSize) -> Result<Turn, RequestError> {
     let slices = u32::try_from(size.0 / Probes::SLICE.0).unwrap_or(u32::MAX);
     channel.send(&encode(&Question { slices })).await?;
-    hear(channel, peer).await
+    tokio::time::timeout(TURN_TIMEOUT, hear(channel, peer))
+        .await
+        .map_err(|_| RequestError::NoAnswer { peer, kind: PROBE })?
 }
 
 async fn hear<T: DeserializeOwned>(channel: &mut Channel, peer: PeerId) -> Result<T, RequestError> {
