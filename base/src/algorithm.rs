@@ -115,6 +115,11 @@ impl Algorithm {
             privacy: None,
         };
         match self {
+            // Twice the step; 0.7 at two thirds of the rate ends no higher (docs/results.md).
+            Self::Default => Tuning {
+                outer_momentum_micro: 500_000,
+                ..plain
+            },
             // Section 4: alpha = 0.5, beta = 0.7.
             Self::NoLoCo => Tuning {
                 outer_momentum_micro: 500_000,
@@ -232,7 +237,7 @@ pub struct Tuning {
     pub lr_final: Ppm,
     /// DiLoCo and NoLoCo: how far the common model follows what all have learnt, in millionths.
     pub outer_lr_micro: u32,
-    /// DiLoCo and NoLoCo: how much of its last direction it keeps, in millionths.
+    /// DiLoCo, NoLoCo and the default: how much of its last direction it keeps, in millionths.
     pub outer_momentum_micro: u32,
     /// CHOCO-SGD: the step towards the neighbours' copies; NoLoCo: towards the partner's slow weights; in millionths.
     pub gossip_step_micro: u32,

@@ -2,7 +2,7 @@
 //! connected and reserved and has its link measured, and how long until everybody is back after the main was killed.
 //!
 //! `homes COUNT` starts the main in a process of its own and the homes in this one, each with an identity, a socket
-//! and a connection of its own. Linux only: it reads what the kernel tells of the main in `/proc`.
+//! and a connection of its own; `homes COUNT SECONDS` waits no longer than that for links to be measured. Linux only: it reads what the kernel tells of the main in `/proc`.
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has nothing to say")]
 #![expect(clippy::disallowed_methods, reason = "it measures real time")]
 
@@ -46,7 +46,7 @@ const MEASURING_PATIENCE: Duration = Duration::from_secs(1000);
 /// How long the main is watched while nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
 
-const USAGE: &str = "usage: homes COUNT";
+const USAGE: &str = "usage: homes COUNT [SECONDS]";
 
 #[tokio::main]
 async fn main() {
@@ -59,7 +59,14 @@ async fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["main", count, port] => serve(count.parse().unwrap(), port.parse().unwrap()).await,
-        [count] if count.parse::<u32>().is_ok() => measure(count.parse().unwrap()).await,
+        [count] if count.parse::<u32>().is_ok() => measure(count.parse().unwrap(), MEASURING_PATIENCE).await,
+        [count, seconds] => {
+            measure(
+                count.parse().unwrap(),
+                Duration::from_secs(seconds.parse().unwrap()),
+            )
+            .await
+        }
         _ => eprintln!("{USAGE}"),
     }
 }
@@ -103,7 +110,7 @@ async fn serve(count: u32, port: u16) {
     }
 }
 
-async fn measure(count: u32) {
+async fn measure(count: u32, patience: Duration) {
     let mut main = Main::start(count, 0);
     let address: Multiaddr = main.lines.next_line().await.unwrap().unwrap().parse().unwrap();
     let empty = main.memory();
@@ -127,7 +134,7 @@ async fn measure(count: u32) {
     let used = main.processor_time() - before;
     let share = 100.0 * used.as_secs_f64() / begun.elapsed().as_secs_f64();
     println!("main, idle: {share:.0} % of a processor, {}", main.shown());
-    let measured = measured(&homes, begun).await;
+    let measured = measured(&homes, begun, patience).await;
     println!("links measured, since then: {measured}");
     answered(&homes).await;
     println!("main, with all links measured: {}", main.shown());
@@ -255,10 +262,10 @@ async fn all(homes: &[Network], begun: Instant, is_so: fn(&ReachStatus) -> bool)
 }
 
 /// Waits until every home knows how fast its link to the main is.
-async fn measured(homes: &[Network], begun: Instant) -> Times {
+async fn measured(homes: &[Network], begun: Instant, patience: Duration) -> Times {
     let mut waiting: Vec<_> = homes.iter().collect();
     let mut came = Vec::new();
-    while !waiting.is_empty() && begun.elapsed() < MEASURING_PATIENCE {
+    while !waiting.is_empty() && begun.elapsed() < patience {
         tokio::time::sleep(Duration::from_secs(1)).await;
         waiting.retain(|home| home.measured().is_empty());
         came.resize(homes.len() - waiting.len(), begun.elapsed());

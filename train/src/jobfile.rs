@@ -130,9 +130,16 @@ fn is_for(key: &str, algorithm: Algorithm) -> Result<(), &'static str> {
             ),
             "`compression` is for `default`, `saps`, `dcd-psgd`, `choco-sgd` and `s-fedavg`: the others exchange everything",
         ),
-        "outer_lr" | "outer_momentum" => (
+        "outer_lr" => (
             matches!(algorithm, Algorithm::DiLoCo | Algorithm::NoLoCo),
-            "`outer_lr` and `outer_momentum` are for `diloco` and `noloco`",
+            "`outer_lr` is for `diloco` and `noloco`",
+        ),
+        "outer_momentum" => (
+            matches!(
+                algorithm,
+                Algorithm::Default | Algorithm::DiLoCo | Algorithm::NoLoCo
+            ),
+            "`outer_momentum` is for `default`, `diloco` and `noloco`",
         ),
         "gossip_step" => (
             matches!(algorithm, Algorithm::ChocoSgd | Algorithm::NoLoCo),
@@ -173,9 +180,9 @@ pub fn defaults(algorithm: Algorithm) -> JobSpec {
         rounds,
         local_steps,
         compression: match algorithm {
-            // With four steps a round, 8 to a whole exchange: 65 times fewer bytes than a sum of gradients in every step. Within
-            // that, the largest cycles that still mix (docs/results.md).
-            Algorithm::Default => 2,
+            // With five steps a round, 20 to a whole exchange: 140 times fewer bytes than a sum of gradients in every step. Twice
+            // the bytes end no higher (docs/results.md).
+            Algorithm::Default => 4,
             // What the authors of SAPS compare it at: beyond, it stops learning.
             Algorithm::DcdPsgd => 4,
             // With 14 nodes disagreement shrinks by 1/e in about 40 rounds; at 100 it would take 185.
@@ -221,14 +228,14 @@ struct Cadence {
 
 fn cadence(algorithm: Algorithm) -> Cadence {
     match algorithm {
-        // A round of four steps exchanges half of the model. One of eight that exchanges all of it takes as many bytes
-        // and half as many rounds; neither ends higher (LeNet, Fashion-MNIST in uneven parts), and the smaller message is
-        // less to lose with a partner.
+        // A round of five steps exchanges a quarter of the model. One of two that exchanges an eighth ends as high and
+        // takes more time, one of ten that exchanges half takes fewer bytes and less time, and drifts further apart between
+        // (LeNet, Fashion-MNIST in uneven parts).
         Algorithm::Default => Cadence {
-            rounds: 500,
-            local_steps: 4,
+            rounds: 400,
+            local_steps: 5,
             checkpoint_every: 1,
-            evaluate_every: 25,
+            evaluate_every: 20,
         },
         // Eight cycles at compression 25: with four, the digits end a point below 95 %.
         // Ten steps are about two passes over a node's share: 1,437 digits on 8 nodes are 180 each, 5.6 batches of 32.
@@ -434,6 +441,14 @@ const DATA_BYTES_MAX: usize = 256;
 const FINAL_DENSE_ROUNDS_MAX: u32 = 32;
 
 fn check_together(file: &File<'_, '_>, spec: &mut JobSpec) -> Result<(), JobFileError> {
+    if spec.tuning.clip && spec.algorithm == Algorithm::Default && spec.tuning.outer_momentum_micro > 0 {
+        if file.table.contains_key("outer_momentum") {
+            return Err(JobFileError::Contradiction(
+                "`clip` needs `outer_momentum` to be 0: a momentum goes on in the direction that a poisoned node gave",
+            ));
+        }
+        spec.tuning.outer_momentum_micro = 0;
+    }
     if spec.algorithm == Algorithm::AllReduce && ExternalModel::named(&spec.model).is_some() {
         return Err(JobFileError::Contradiction(
             "`all-reduce` sums gradients, and a trainer of `external` models tells parameters only",

@@ -25,6 +25,7 @@ pub(crate) mod fixture;
 #[cfg(feature = "driver")]
 mod methods;
 mod noloco;
+mod slow_momentum;
 mod sparse;
 mod values;
 
@@ -39,6 +40,7 @@ use self::dcd_psgd::DcdPsgd;
 use self::diloco::DiLoCo;
 use self::fed_avg::FedAvg;
 use self::noloco::NoLoCo;
+use self::slow_momentum::SlowMomentum;
 
 /// An algorithm on one node, with what it keeps beside the model.
 #[derive(Debug)]
@@ -264,6 +266,9 @@ impl MethodError {
 /// that; those of [`Meeting::All`](lapwing_base::Meeting::All) need the peer's [`state`](Collective::state) too.
 pub fn method(spec: &JobSpec, model: &[f32]) -> Method {
     match spec.algorithm {
+        Algorithm::Default if spec.tuning.outer_momentum_micro > 0 => {
+            Method::Gossip(Box::new(SlowMomentum::new(spec, model)))
+        }
         Algorithm::Default | Algorithm::Saps => Method::Gossip(Box::new(Averaging::new(spec, model.len()))),
         Algorithm::DPsgd => Method::Gossip(Box::new(DPsgd::new(spec, model.len()))),
         Algorithm::DcdPsgd => Method::Gossip(Box::new(DcdPsgd::new(spec, model))),

@@ -1,4 +1,5 @@
-//! Averaging by halves over a mask: SAPS, as published and with the cyclic mask, and every dense round.
+//! Averaging by halves over a mask: SAPS, as published, what [`SlowMomentum`](super::slow_momentum::SlowMomentum) goes on
+//! from, and every dense round.
 //!
 //! Tang et al., "Communication-Efficient Decentralized Learning with Sparsification and Adaptive Peer Selection" (ICDCS
 //! 2020, arXiv 2002.09692), Algorithm 2. Values are merged against what the partner decoded, so that a pair's mean
@@ -80,6 +81,37 @@ impl Averaging {
         }
         Ok(())
     }
+
+    /// [`settle`](Gossip::settle); returns the mask where something was merged.
+    pub(super) fn merge_on_mask(
+        &mut self,
+        plan: &RoundPlan,
+        merged: &[NodeId],
+        model: &mut [f32],
+    ) -> Result<Option<Mask>, MethodError> {
+        let round = plan.round;
+        check_length(model, self.parameters)?;
+        let is_here = |exchange: &&Exchange| exchange.round == round && exchange.received.is_some();
+        let here = self.exchange.as_ref().filter(is_here);
+        if let Some(&partner) = merged
+            .iter()
+            .find(|&&partner| here.is_none_or(|here| here.partner != partner))
+        {
+            return Err(MethodError::NotAccepted { round, partner });
+        }
+        let Some(exchange) = self.exchange.take() else {
+            return Ok(None);
+        };
+        let Exchange {
+            mask, sent, received, ..
+        } = exchange;
+        let received = received.filter(|_| !merged.is_empty());
+        if let Some(received) = &received {
+            self.merge(model, &mask, &sent, received)?;
+        }
+        self.spare = sent.into_buffer();
+        Ok(received.map(|_| mask))
+    }
 }
 
 impl Gossip for Averaging {
@@ -123,27 +155,7 @@ impl Gossip for Averaging {
     }
 
     fn settle(&mut self, plan: &RoundPlan, merged: &[NodeId], model: &mut [f32]) -> Result<(), MethodError> {
-        let round = plan.round;
-        check_length(model, self.parameters)?;
-        let is_here = |exchange: &&Exchange| exchange.round == round && exchange.received.is_some();
-        let here = self.exchange.as_ref().filter(is_here);
-        if let Some(&partner) = merged
-            .iter()
-            .find(|&&partner| here.is_none_or(|here| here.partner != partner))
-        {
-            return Err(MethodError::NotAccepted { round, partner });
-        }
-        let Some(exchange) = self.exchange.take() else {
-            return Ok(());
-        };
-        let Exchange {
-            mask, sent, received, ..
-        } = exchange;
-        if let Some(received) = received.filter(|_| !merged.is_empty()) {
-            self.merge(model, &mask, &sent, &received)?;
-        }
-        self.spare = sent.into_buffer();
-        Ok(())
+        self.merge_on_mask(plan, merged, model).map(|_| ())
     }
 
     fn state(&self) -> Vec<(String, &[f32])> {
@@ -189,7 +201,7 @@ mod tests {
     #[test]
     fn rounds_are_those_of_the_paper_under_either_mask_and_whatever_was_lost() {
         for algorithm in [Algorithm::Default, Algorithm::Saps] {
-            let mut world = World::new(algorithm, Values::F32, 5, 60);
+            let mut world = World::of(without_momentum(algorithm, Values::F32), 5, 60);
             let mut expected = world.models_f64();
             for round in 1..=30 {
                 let mut plan = pairs_plan(round, 5, 5);
@@ -208,7 +220,7 @@ mod tests {
     #[test]
     fn coarse_values_keep_the_mean_of_all_and_bring_them_together() {
         for kind in [Values::F16, Values::Int8] {
-            let mut world = World::new(Algorithm::Default, kind, 6, 300);
+            let mut world = World::of(without_momentum(Algorithm::Default, kind), 6, 300);
             world.train(1);
             let before = (world.mean(), world.disagreement());
             for round in 1..=60 {
@@ -225,17 +237,17 @@ mod tests {
 
     #[test]
     fn what_cannot_be_trusted_is_refused_and_changes_nothing() {
-        refuses_what_it_should(Algorithm::Default, pairs_plan(1, 5, 4));
+        refuses_what_it_should(Algorithm::Saps, pairs_plan(1, 5, 4));
     }
 
     #[test]
     fn training_that_goes_on_during_the_exchange_is_kept() {
-        training_meanwhile_is_kept(Algorithm::Default, pairs_plan(1, 5, 4));
+        training_meanwhile_is_kept(Algorithm::Saps, pairs_plan(1, 5, 4));
     }
 
     /// How far the mean of eight honest nodes is drawn away by a ninth, whose model is always the same nonsense.
     fn drawn_away(clip: bool) -> f64 {
-        let mut spec = spec(Algorithm::Default, Values::F32);
+        let mut spec = without_momentum(Algorithm::Default, Values::F32);
         spec.tuning.clip = clip;
         let [mut honest, mut poisoned] = [0, 1].map(|_| World::of(spec.clone(), 9, 40));
         let (mut sum, rounds) = (0.0, 100);
@@ -272,7 +284,7 @@ mod tests {
     #[test]
     fn among_honest_nodes_a_clipped_merge_ends_where_a_plain_one_does() {
         let ends = [false, true].map(|clip| {
-            let mut spec = spec(Algorithm::Default, Values::Int8);
+            let mut spec = without_momentum(Algorithm::Default, Values::Int8);
             spec.tuning.clip = clip;
             let mut world = World::of(spec, 8, 200);
             for round in 1..=60 {
@@ -293,7 +305,7 @@ mod tests {
 
     #[test]
     fn the_distances_seen_are_kept_over_a_restart() {
-        let mut spec = spec(Algorithm::Default, Values::Int8);
+        let mut spec = without_momentum(Algorithm::Default, Values::Int8);
         spec.tuning.clip = true;
         let [mut steady, mut restarted] = [0, 1].map(|_| World::of(spec.clone(), 5, 30));
         for round in 1..=15 {

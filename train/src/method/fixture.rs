@@ -13,6 +13,13 @@ pub(super) fn spec(algorithm: Algorithm, values: Values) -> JobSpec {
     }
 }
 
+/// The same without what only [`SlowMomentum`](super::slow_momentum::SlowMomentum) does.
+pub(super) fn without_momentum(algorithm: Algorithm, values: Values) -> JobSpec {
+    let mut spec = spec(algorithm, values);
+    spec.tuning.outer_momentum_micro = 0;
+    spec
+}
+
 pub(super) fn node(place: usize) -> NodeId {
     NodeId(place as u64 + 1)
 }
