@@ -110,11 +110,6 @@ def tuned(runs, grid):
     return {algorithm: keys for algorithm, (keys, _) in best.items()}, tried
 
 
-def first_at(run, target):
-    """The first evaluation with that averaged accuracy."""
-    return next((point for point in run["points"] if (point["averaged_accuracy"] or 0) >= target), None)
-
-
 def mean(values):
     return statistics.fmean(values)
 
@@ -143,11 +138,11 @@ class Row:
         self.seconds = mean([end["virtual_seconds"] for end in ends])
 
     def to(self, target):
-        """Bytes and seconds to an accuracy in the mean; nothing if a seed does not reach it."""
-        points = [first_at(run, target) for run in self.runs]
-        if not all(points):
-            return None
-        return mean([sent_and_received(point) for point in points]), mean([p["virtual_seconds"] for p in points])
+        """Bytes and seconds to the first evaluation at which the mean over the seeds has that accuracy, if it ever has."""
+        for points in zip(*(run["points"] for run in self.runs)):
+            if mean([point["averaged_accuracy"] or 0 for point in points]) >= target:
+                return mean([sent_and_received(p) for p in points]), mean([p["virtual_seconds"] for p in points])
+        return None
 
     def within(self, limit):
         """The best averaged accuracy within so many bytes, in the mean; nothing if one has no evaluation by then."""
@@ -194,7 +189,7 @@ def savings(default, row, is_best):
     claim = "38.5 % less traffic and 49.8 % less time to the accuracy of the best of the five, " if is_best else "To that of "
     ours = default.to(mean(row.averaged))
     if ours is None:
-        return f"{claim}{what}: " + (f"{verdict(False)}; not every seed reaches it." if is_best else "not every seed reaches it.")
+        return f"{claim}{what}: " + (f"{verdict(False)}; its mean does not reach it." if is_best else "its mean does not reach it.")
     traffic, time = (100 * (1 - mine / its) for mine, its in zip(ours, (row.bytes, row.seconds)))
     amount = f"{traffic:.1f} % less traffic, {time:.1f} % less time"
     return f"{claim}{what}: " + (f"{verdict(traffic >= 38.5 and time >= 49.8)} ({amount})." if is_best else f"{amount}.")
@@ -250,7 +245,7 @@ real.
 {run['nodes']} nodes on `{run['network']}`, `{run['model']}`, {run['epochs']} epochs; {common} for all. Mean and standard deviation
 over the seeds {', '.join(map(str, run['seeds']))}. *Bytes* are sent and received, per node. *Local* is the mean of the nodes' own models at the
 end, *averaged* the mean of all models; where a server holds the model, both are the server's. *To* an accuracy: the first of
-{run['points']} evaluations at which the averaged model has it, with the accuracy of the best of {', '.join(f'`{name}`' for name in BASELINES)}.
+{run['points']} evaluations at which the averaged model has it in the mean over the seeds, with the accuracy of the best of {', '.join(f'`{name}`' for name in BASELINES)}.
 
 """
     for (data, partition), rows in blocks:

@@ -72,10 +72,15 @@ async fn gateway() -> Result<Vec<Row>, Failure> {
 }
 
 async fn train() -> Result<Vec<Row>, Failure> {
+    let parent = std::env::temp_dir();
+    let folder = Folder::new(&parent, "lapwing-bench", false)
+        .map_err(|error| Failure::new(format!("make a folder in {}", parent.display()), error))?;
+    let path = folder.path().to_owned();
     // It computes for seconds, and Ctrl-C is to be heard meanwhile.
-    tokio::task::spawn_blocking(lapwing_train::bench::rows)
-        .await
-        .map_err(|error| Failure::new("measure the training kernels", error))
+    let measured = tokio::task::spawn_blocking(move || lapwing_train::bench::rows(&path)).await;
+    measured
+        .map_err(|error| Failure::new("measure the training", error))?
+        .map_err(|error| Failure::new("measure the training", error))
 }
 
 fn table(rows: &[Row]) -> Table {

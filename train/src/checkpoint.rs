@@ -10,10 +10,12 @@
 //! Integers and floats are little endian. The values are the model, the optimiser's state, what the algorithm keeps
 //! beside them, and, when exchanges are pending, the bytes that were received.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use lapwing_base::{JobId, NodeId, Round, RoundReport};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +23,7 @@ use crate::layout::PARAMETERS_MAX;
 
 /// The state of one node's training at one moment.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checkpoint {
+pub struct Checkpoint<'a> {
     /// The job.
     pub job: JobId,
     /// The hash of the model's layout.
@@ -31,11 +33,11 @@ pub struct Checkpoint {
     /// Optimiser steps done; the next batch is this one.
     pub step: u64,
     /// The flat parameters.
-    pub model: Vec<f32>,
+    pub model: Cow<'a, [f32]>,
     /// The optimiser's momentum, as long as the model.
-    pub optimiser: Vec<f32>,
+    pub optimiser: Cow<'a, [f32]>,
     /// What the algorithm keeps beside them, each vector with a name of its own.
-    pub kept: Vec<(String, Vec<f32>)>,
+    pub kept: Vec<(String, Cow<'a, [f32]>)>,
     /// The report of a round that is trained but that the log had not closed yet; without its links.
     pub held: Option<RoundReport>,
     /// The exchanges of that round that are here.
@@ -48,7 +50,7 @@ pub struct Pending {
     /// The digest of the plan under which they were made.
     pub plan: [u8; 32],
     /// What each partner sent, as it is on the wire.
-    pub received: Vec<(NodeId, Vec<u8>)>,
+    pub received: Vec<(NodeId, Bytes)>,
 }
 
 /// Why a checkpoint was not written. The one before it is intact.
@@ -143,7 +145,7 @@ struct PendingHeader {
     received: Vec<(NodeId, u64)>,
 }
 
-impl Checkpoint {
+impl Checkpoint<'_> {
     /// Replaces the file with this checkpoint; it is on the disk when this returns.
     ///
     /// # Errors
@@ -218,7 +220,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// When the file cannot be read, is none of ours, or is damaged.
-    pub fn load(file: &Path) -> Result<Option<Self>, LoadError> {
+    pub fn load(file: &Path) -> Result<Option<Checkpoint<'static>>, LoadError> {
         let input = match File::open(file) {
             Ok(input) => input,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -282,7 +284,7 @@ impl Input {
         }
     }
 
-    fn checkpoint(mut self) -> Result<Checkpoint, Fault> {
+    fn checkpoint(mut self) -> Result<Checkpoint<'static>, Fault> {
         let mut magic = [0; 8];
         match self.take(&mut magic) {
             Ok(()) if magic == MAGIC => {}
@@ -306,7 +308,7 @@ impl Input {
         let optimiser = self.values(header.optimiser)?;
         let mut kept = Vec::with_capacity(header.kept.len());
         for (name, length) in header.kept {
-            kept.push((name, self.values(length)?));
+            kept.push((name, self.values(length)?.into()));
         }
         let pending = match header.pending {
             Some(pending) => {
@@ -314,7 +316,7 @@ impl Input {
                 for (partner, length) in pending.received {
                     let mut bytes = vec![0; length as usize];
                     self.take(&mut bytes)?;
-                    received.push((partner, bytes));
+                    received.push((partner, bytes.into()));
                 }
                 Some(Pending {
                     plan: pending.plan,
@@ -335,8 +337,8 @@ impl Input {
             layout: header.layout,
             round: header.round,
             step: header.step,
-            model,
-            optimiser,
+            model: model.into(),
+            optimiser: optimiser.into(),
             kept,
             held: header.held,
             pending,
@@ -402,7 +404,7 @@ impl Input {
 mod tests {
     use super::*;
 
-    fn checkpoint(pending: bool) -> Checkpoint {
+    fn checkpoint(pending: bool) -> Checkpoint<'static> {
         let values = |count: u16, scale: f32| (0..count).map(|i| f32::from(i) * scale).collect();
         Checkpoint {
             job: JobId(7),
@@ -411,11 +413,14 @@ mod tests {
             step: 410,
             model: values(40_000, 0.5),
             optimiser: values(40_000, -0.25),
-            kept: vec![("slow".into(), values(40_000, 1.0)), ("none".into(), Vec::new())],
+            kept: vec![
+                ("slow".into(), values(40_000, 1.0)),
+                ("none".into(), Cow::default()),
+            ],
             held: None,
             pending: pending.then(|| Pending {
                 plan: [9; 32],
-                received: vec![(NodeId(5), (0..101).collect()), (NodeId(6), vec![7; 3])],
+                received: vec![(NodeId(5), (0..101).collect()), (NodeId(6), vec![7; 3].into())],
             }),
         }
     }

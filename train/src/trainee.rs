@@ -12,14 +12,15 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::private_steps::PrivateSteps;
 use crate::steps::{self, Trained, take_steps};
 use lapwing_base::{Ppm, RoundPlan};
+use std::borrow::Cow;
 
 /// A model that learns. Synchronous: it computes on the caller's thread.
 pub(crate) trait Trainee: Send {
     /// Where each parameter lies in the flat vector.
     fn layout(&self) -> &Layout;
 
-    /// Copies all parameters to `flat`, whatever was in it.
-    fn read(&self, flat: &mut Vec<f32>);
+    /// All parameters; lent where they lie in one vector, and copied where they do not.
+    fn flat(&self) -> Cow<'_, [f32]>;
 
     /// Replaces all parameters. The optimiser's state stays.
     ///
@@ -27,6 +28,13 @@ pub(crate) trait Trainee: Send {
     ///
     /// When the length is not the layout's, or a value is not finite; then nothing is changed.
     fn write(&mut self, flat: &[f32]) -> Result<(), TraineeError>;
+
+    /// Changes parameters where they lie, as [`Backend::edit`] says.
+    ///
+    /// # Errors
+    ///
+    /// When a value is not finite afterwards; then the model is to be replaced.
+    fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), TraineeError>;
 
     /// Takes the plan's local steps, from the step with the number `step` on, which then is the next one's.
     ///
@@ -51,7 +59,7 @@ pub(crate) trait Trainee: Send {
     fn descend(&mut self, gradient: &[f32], lr: f32) -> Result<(), TraineeError>;
 
     /// The optimiser's momentum, in the layout's order, of a model that tells gradients.
-    fn momentum(&self) -> Vec<f32>;
+    fn momentum(&self) -> Cow<'_, [f32]>;
 
     /// What has been told of one of its samples so far, where the job promises differential privacy.
     fn epsilon(&self) -> Option<f64> {
@@ -68,14 +76,14 @@ pub(crate) trait Trainee: Send {
     /// When the samples do not fit the model.
     fn accuracy(&mut self) -> Result<Ppm, TraineeError>;
 
-    /// What the optimiser has to know after a restart; only for [`Self::set_optimiser_state`] to make sense of.
+    /// What has to be known after a restart.
     ///
     /// # Errors
     ///
     /// When it cannot be had now.
-    fn optimiser_state(&mut self) -> Result<Vec<f32>, TraineeError>;
+    fn state(&mut self) -> Result<State<'_>, TraineeError>;
 
-    /// Goes on with what [`Self::optimiser_state`] gave.
+    /// Goes on with what [`State::optimiser`] was.
     ///
     /// # Errors
     ///
@@ -89,6 +97,15 @@ pub(crate) trait Trainee: Send {
     ///
     /// When it cannot be told so now.
     fn forget(&mut self) -> Result<(), TraineeError>;
+}
+
+/// What a model has to know after a restart.
+#[derive(Debug)]
+pub(crate) struct State<'a> {
+    /// All parameters.
+    pub(crate) model: Cow<'a, [f32]>,
+    /// Only for [`Trainee::set_optimiser_state`] to make sense of.
+    pub(crate) optimiser: Cow<'a, [f32]>,
 }
 
 /// Why a model did not learn, or was not changed.
@@ -119,12 +136,16 @@ impl Trainee for BuiltIn {
         self.backend.layout()
     }
 
-    fn read(&self, flat: &mut Vec<f32>) {
-        self.backend.read(flat);
+    fn flat(&self) -> Cow<'_, [f32]> {
+        self.backend.flat()
     }
 
     fn write(&mut self, flat: &[f32]) -> Result<(), TraineeError> {
         Ok(self.backend.write(flat)?)
+    }
+
+    fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), TraineeError> {
+        Ok(self.backend.edit(edit)?)
     }
 
     fn train(&mut self, step: &mut u64, plan: &RoundPlan) -> Result<Trained, TraineeError> {
@@ -161,7 +182,7 @@ impl Trainee for BuiltIn {
         Ok(self.backend.descend(gradient, lr)?)
     }
 
-    fn momentum(&self) -> Vec<f32> {
+    fn momentum(&self) -> Cow<'_, [f32]> {
         self.backend.optimiser_state()
     }
 
@@ -177,8 +198,11 @@ impl Trainee for BuiltIn {
         Ok(self.backend.evaluate(&self.data.test)?.accuracy())
     }
 
-    fn optimiser_state(&mut self) -> Result<Vec<f32>, TraineeError> {
-        Ok(self.backend.optimiser_state())
+    fn state(&mut self) -> Result<State<'_>, TraineeError> {
+        Ok(State {
+            model: self.backend.flat(),
+            optimiser: self.backend.optimiser_state(),
+        })
     }
 
     fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), TraineeError> {

@@ -18,12 +18,13 @@ use crate::private_steps::PrivateSteps;
 use crate::quantise;
 use crate::ring::Ring;
 use crate::steps::{Trained, learning_rate, own_plan};
-use crate::trainee::{BuiltIn, Trainee, TraineeError};
+use crate::trainee::{BuiltIn, State, Trainee, TraineeError};
 use bytes::Bytes;
 use lapwing_base::{
     ByteSize, JobId, JobSpec, JobView, NodeId, Ppm, Roster, Round, RoundKind, RoundPlan, RoundReport,
 };
 use rand::RngExt as _;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
@@ -95,6 +96,22 @@ pub fn consensus_file(dir: &Path, job: JobId) -> PathBuf {
 }
 
 impl Worker {
+    /// At the start of a job, with the model with which all of its nodes begin.
+    pub(crate) fn new(me: NodeId, job: JobId, spec: JobSpec, trainee: Box<dyn Trainee>, dir: &Path) -> Self {
+        Self {
+            me,
+            job,
+            methods: Methods::new(&spec, &trainee.flat()),
+            spec,
+            trainee,
+            step: 0,
+            settled: Round(0),
+            open: None,
+            checkpoint_file: checkpoint_file(dir, job),
+            consensus_file: consensus_file(dir, job),
+        }
+    }
+
     /// Loads data, model and, if there is one, the checkpoint.
     pub(crate) fn open(
         view: &JobView,
@@ -102,24 +119,9 @@ impl Worker {
         config: &TrainerConfig,
         stop: &CancellationToken,
     ) -> Result<(Self, Opened), WorkerError> {
-        let spec = view.spec.clone();
         let trainee = trainee(view, roster, config, stop)?;
         let parameters = trainee.layout().parameters();
-        // All nodes of a job begin with the same one.
-        let mut initial = Vec::new();
-        trainee.read(&mut initial);
-        let mut worker = Self {
-            me: config.me,
-            job: view.id,
-            methods: Methods::new(&spec, &initial),
-            spec,
-            trainee,
-            step: 0,
-            settled: Round(0),
-            open: None,
-            checkpoint_file: checkpoint_file(&config.dir, view.id),
-            consensus_file: consensus_file(&config.dir, view.id),
-        };
+        let mut worker = Self::new(config.me, view.id, view.spec.clone(), trainee, &config.dir);
         let held = worker.restore(view)?;
         let consensus = worker.stored_consensus()?;
         let opened = Opened {
@@ -152,7 +154,9 @@ impl Worker {
         self.trainee.set_optimiser_state(&checkpoint.optimiser)?;
         self.step = checkpoint.step;
         self.settled = checkpoint.round;
-        self.methods.restore(checkpoint.kept)?;
+        let kept = checkpoint.kept.into_iter();
+        self.methods
+            .restore(kept.map(|(name, vector)| (name, vector.into_owned())).collect())?;
         let held = checkpoint.held.filter(|held| held.round > self.settled);
         // Without its plan a round cannot be settled; then so many have passed that the node catches up from a peer.
         if let Some(held) = &held
@@ -196,7 +200,7 @@ impl Worker {
             self.offer(round, partner)?;
         }
         for (partner, received) in pending.received {
-            self.accept(round, partner, &Bytes::from(received))?;
+            self.accept(round, partner, &received)?;
         }
         Ok(())
     }
@@ -212,8 +216,7 @@ impl Worker {
 
     /// Notes the model from which a round's work starts, and encodes it for those that this node serves.
     pub(crate) fn begin_serving(&mut self, plan: &RoundPlan) -> Result<Bytes, WorkerError> {
-        let mut flat = Vec::new();
-        self.trainee.read(&mut flat);
+        let flat = self.trainee.flat();
         let mut message = Vec::new();
         quantise::encode(&flat, self.spec.values, &mut message);
         if let Some(collective) = self.methods.collective(plan) {
@@ -236,9 +239,7 @@ impl Worker {
     pub(crate) fn train(&mut self, plan: &RoundPlan, steps: u32) -> Result<Trained, WorkerError> {
         let mut open = Open::new(plan.clone());
         if let Some(collective) = self.methods.collective(plan) {
-            let mut flat = Vec::new();
-            self.trainee.read(&mut flat);
-            collective.begin(plan, &flat);
+            collective.begin(plan, &self.trainee.flat());
         }
         let is_idle = matches!(plan.kind, RoundKind::Served { server } if server == self.me)
             && !plan.alone.contains(&self.me);
@@ -270,10 +271,9 @@ impl Worker {
             }
             return Ok((self.contribution(round)?, 0));
         }
-        let (mut flat, mut message) = (Vec::new(), Vec::new());
-        self.trainee.read(&mut flat);
+        let mut message = Vec::new();
         let gossip = self.methods.gossip(&plan).ok_or_else(not_in_hand)?;
-        gossip.offer(&plan, partner, &flat, &mut message)?;
+        gossip.offer(&plan, partner, &self.trainee.flat(), &mut message)?;
         Ok((message.into(), gossip.message_bytes_max(&plan)))
     }
 
@@ -309,10 +309,8 @@ impl Worker {
         let round = open.plan.round;
         let collective = self.methods.collective(&open.plan);
         let collective = collective.ok_or(WorkerError::NotInHand { round })?;
-        let mut model = Vec::new();
-        self.trainee.read(&mut model);
         let done = Done {
-            model: &model,
+            model: &self.trainee.flat(),
             gradient: &open.gradient,
             samples: self.trainee.samples(),
         };
@@ -372,30 +370,26 @@ impl Worker {
     }
 
     fn save(&mut self, held: Option<&RoundReport>) -> Result<(), WorkerError> {
-        let mut model = Vec::new();
-        self.trainee.read(&mut model);
         let open = self.open.as_ref().filter(|_| held.is_some());
         let pending = open.filter(|open| !open.received.is_empty() || open.mean.is_some());
         let pending = pending.map(|open| Pending {
             plan: open.plan.digest(),
             received: match &open.mean {
                 Some(mean) => vec![(self.me, mean.iter().flat_map(|x| x.to_le_bytes()).collect())],
-                None => {
-                    let received = open.received.iter();
-                    received
-                        .map(|(partner, message)| (*partner, message.to_vec()))
-                        .collect()
-                }
+                None => open.received.clone(),
             },
         });
+        let layout = self.trainee.layout().hash();
+        let State { model, optimiser } = self.trainee.state()?;
+        let kept = self.methods.state().into_iter();
         let checkpoint = Checkpoint {
             job: self.job,
-            layout: self.trainee.layout().hash(),
+            layout,
             round: self.settled,
             step: self.step,
             model,
-            optimiser: self.trainee.optimiser_state()?,
-            kept: self.methods.state(),
+            optimiser,
+            kept: kept.map(|(name, vector)| (name, Cow::Borrowed(vector))).collect(),
             held: held.cloned(),
             pending,
         };
@@ -418,11 +412,10 @@ impl Worker {
                 let Some(gossip) = self.methods.gossip(&open.plan) else {
                     return Ok(());
                 };
-                let mut flat = Vec::new();
-                self.trainee.read(&mut flat);
-                gossip.settle(&open.plan, merged, &mut flat)?;
-                self.trainee.write(&flat)?;
-                Ok(())
+                let mut settled = Ok(());
+                self.trainee
+                    .edit(&mut |flat| settled = gossip.settle(&open.plan, merged, flat))?;
+                Ok(settled?)
             }
             RoundKind::Reduced if merged.is_empty() && !open.plan.pairs.is_empty() => Ok(()),
             RoundKind::Reduced => {
@@ -478,31 +471,28 @@ impl Worker {
         let Some(collective) = self.methods.collective(plan) else {
             return Ok(());
         };
-        let mut flat = Vec::new();
-        self.trainee.read(&mut flat);
-        match collective.settle(plan, mean, &mut flat)? {
-            Learnt::Model => self.trainee.write(&flat)?,
-            Learnt::Gradient => self.trainee.descend(mean, learning_rate(plan))?,
+        let mut learnt = Ok(Learnt::Model);
+        self.trainee
+            .edit(&mut |flat| learnt = collective.settle(plan, mean, flat))?;
+        if learnt? == Learnt::Gradient {
+            self.trainee.descend(mean, learning_rate(plan))?;
         }
         Ok(())
     }
 
     /// The model as it is now.
     pub(crate) fn current(&self) -> Held {
-        let mut flat = Vec::new();
-        self.trainee.read(&mut flat);
         Held {
             round: self.settled,
             accuracy: None,
-            flat: Arc::new(flat),
+            flat: Arc::new(self.trainee.flat().into_owned()),
         }
     }
 
     /// What a peer that catches up takes: the model as it is now, and after it what all who take part have in common.
     pub(crate) fn shared(&self) -> Held {
-        let mut flat = Vec::new();
-        self.trainee.read(&mut flat);
-        for vector in self.methods.common(self.trainee.momentum()) {
+        let mut flat = self.trainee.flat().into_owned();
+        for vector in self.methods.common(&self.trainee.momentum()) {
             flat.extend(vector);
         }
         Held {
@@ -521,13 +511,15 @@ impl Worker {
         })
     }
 
-    /// The accuracy of another model on the test set.
-    pub(crate) fn evaluate(&mut self, other: &[f32]) -> Result<Ppm, WorkerError> {
-        let mut own = Vec::new();
-        self.trainee.read(&mut own);
-        self.trainee.write(other)?;
-        let accuracy = self.trainee.accuracy();
-        self.trainee.write(&own)?;
+    /// The accuracy of another model on the test set; `other` is as it was afterwards.
+    pub(crate) fn evaluate(&mut self, other: &mut [f32]) -> Result<Ppm, WorkerError> {
+        let (given, expected) = (other.len(), self.trainee.layout().parameters());
+        if given != expected {
+            return Err(MethodError::Length { given, expected }.into());
+        }
+        let taken = self.trainee.edit(&mut |flat| flat.swap_with_slice(other));
+        let accuracy = taken.and_then(|()| self.trainee.accuracy());
+        self.trainee.edit(&mut |flat| flat.swap_with_slice(other))?;
         Ok(accuracy?)
     }
 

@@ -6,6 +6,8 @@
 
 mod forward;
 
+use std::borrow::Cow;
+
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData, TensorReadError};
 
@@ -67,15 +69,19 @@ impl Backend for Burn {
         self.model.layout()
     }
 
-    fn read(&self, flat: &mut Vec<f32>) {
-        flat.clear();
-        flat.extend_from_slice(&self.flat);
+    fn flat(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self.flat)
     }
 
     fn write(&mut self, flat: &[f32]) -> Result<(), BackendError> {
         check_flat(flat, self.model.layout())?;
         self.flat.copy_from_slice(flat);
         Ok(())
+    }
+
+    fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), BackendError> {
+        edit(&mut self.flat);
+        check_flat(&self.flat, self.model.layout())
     }
 
     fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError> {
@@ -146,8 +152,8 @@ impl Backend for Burn {
         Ok(tally.score())
     }
 
-    fn optimiser_state(&self) -> Vec<f32> {
-        self.optimiser.state().to_vec()
+    fn optimiser_state(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(self.optimiser.state())
     }
 
     fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), BackendError> {

@@ -12,6 +12,7 @@ pub use message::MessageError;
 pub(crate) use message::Opening;
 pub use vectors::VectorsError;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ use crate::draws::Draws;
 use crate::external::ExternalModel;
 use crate::layout::Layout;
 use crate::steps::Trained;
-use crate::trainee::{Trainee, TraineeError};
+use crate::trainee::{State, Trainee, TraineeError};
 
 /// How long a trainer may say nothing before it is given up, but for local steps: a large library takes ten seconds to be
 /// loaded on a fast machine, and this is for busy ones.
@@ -375,14 +376,19 @@ impl Trainee for Child {
         &self.layout
     }
 
-    fn read(&self, flat: &mut Vec<f32>) {
-        flat.clone_from(&self.flat);
+    fn flat(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self.flat)
     }
 
     fn write(&mut self, flat: &[f32]) -> Result<(), TraineeError> {
         check_flat(flat, &self.layout)?;
         self.flat.copy_from_slice(flat);
         Ok(())
+    }
+
+    fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), TraineeError> {
+        edit(&mut self.flat);
+        Ok(check_flat(&self.flat, &self.layout)?)
     }
 
     fn train(&mut self, step: &mut u64, plan: &RoundPlan) -> Result<Trained, TraineeError> {
@@ -404,8 +410,8 @@ impl Trainee for Child {
         Err(ChildError::Gradient.into())
     }
 
-    fn momentum(&self) -> Vec<f32> {
-        Vec::new()
+    fn momentum(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&[])
     }
 
     fn samples(&self) -> u64 {
@@ -418,16 +424,19 @@ impl Trainee for Child {
         Ok(accuracy)
     }
 
-    fn optimiser_state(&mut self) -> Result<Vec<f32>, TraineeError> {
+    fn state(&mut self) -> Result<State<'_>, TraineeError> {
         // A process that is not there remembers nothing, and none is started to say so.
-        if self.process.is_none() {
-            return Ok(Vec::new());
-        }
-        let state = self.save().unwrap_or_else(|error| {
-            warn!(error = %lapwing_base::chain(&error), "the checkpoint is without the optimiser's state");
-            Vec::new()
-        });
-        Ok(packed(&state))
+        let state = match self.process {
+            Some(_) => self.save().unwrap_or_else(|error| {
+                warn!(error = %lapwing_base::chain(&error), "the checkpoint is without the optimiser's state");
+                Vec::new()
+            }),
+            None => Vec::new(),
+        };
+        Ok(State {
+            model: Cow::Borrowed(&self.flat),
+            optimiser: Cow::Owned(packed(&state)),
+        })
     }
 
     fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), TraineeError> {
@@ -593,9 +602,7 @@ mod tests {
     }
 
     fn flat(child: &Child) -> Vec<f32> {
-        let mut flat = Vec::new();
-        child.read(&mut flat);
-        flat
+        child.flat().into_owned()
     }
 
     fn told(error: impl std::error::Error) -> String {
@@ -729,7 +736,7 @@ mod tests {
         let kept = dir.path().join("kept").display().to_string();
         let restored = format!("cp \"$state\" '{kept}'; echo '{{\"type\":\"restored\"}}'");
         let mut child = open(&trainer(HELLO, &[("save", saved), ("restore", &restored)]), &dir).unwrap();
-        let state = child.optimiser_state().unwrap();
+        let state = child.state().unwrap().optimiser.into_owned();
         child.set_optimiser_state(&state).unwrap();
         assert_eq!(fs::read(&kept).unwrap(), b"momentum!");
         child.forget().unwrap();

@@ -32,8 +32,14 @@ pub trait Backend: Send {
     /// Where each parameter lies in the flat vector.
     fn layout(&self) -> &Layout;
 
+    /// All parameters; lent where they lie in one vector, and copied where they do not.
+    fn flat(&self) -> Cow<'_, [f32]>;
+
     /// Copies all parameters to `flat`, whatever was in it.
-    fn read(&self, flat: &mut Vec<f32>);
+    fn read(&self, flat: &mut Vec<f32>) {
+        flat.clear();
+        flat.extend_from_slice(&self.flat());
+    }
 
     /// Replaces all parameters. The optimiser's state stays.
     ///
@@ -41,6 +47,17 @@ pub trait Backend: Send {
     ///
     /// When the length is not the layout's, or a value is not finite; then nothing is changed.
     fn write(&mut self, flat: &[f32]) -> Result<(), BackendError>;
+
+    /// Changes parameters where they lie, without a copy where they lie in one vector. The optimiser's state stays.
+    ///
+    /// # Errors
+    ///
+    /// When a value is not finite afterwards; then the model is to be replaced.
+    fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), BackendError> {
+        let mut flat = self.flat().into_owned();
+        edit(&mut flat);
+        self.write(&flat)
+    }
 
     /// One step of the optimiser on a batch, with learning rate `lr`.
     ///
@@ -86,8 +103,8 @@ pub trait Backend: Send {
     /// When the samples do not fit the model.
     fn evaluate(&mut self, data: &Samples) -> Result<Score, BackendError>;
 
-    /// The optimiser's momentum, in the layout's order.
-    fn optimiser_state(&self) -> Vec<f32>;
+    /// The optimiser's momentum, in the layout's order; lent as [`Self::flat`] is.
+    fn optimiser_state(&self) -> Cow<'_, [f32]>;
 
     /// Replaces the optimiser's momentum.
     ///

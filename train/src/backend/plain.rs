@@ -16,6 +16,8 @@ mod norm;
 mod pool;
 mod steps;
 
+use std::borrow::Cow;
+
 use lapwing_base::Tuning;
 use pulp::Arch;
 
@@ -109,15 +111,19 @@ impl Backend for Plain {
         self.model.layout()
     }
 
-    fn read(&self, flat: &mut Vec<f32>) {
-        flat.clear();
-        flat.extend_from_slice(&self.flat);
+    fn flat(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self.flat)
     }
 
     fn write(&mut self, flat: &[f32]) -> Result<(), BackendError> {
         check_flat(flat, self.model.layout())?;
         self.flat.copy_from_slice(flat);
         Ok(())
+    }
+
+    fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), BackendError> {
+        edit(&mut self.flat);
+        check_flat(&self.flat, self.model.layout())
     }
 
     fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError> {
@@ -194,8 +200,8 @@ impl Backend for Plain {
         Ok(tally.score())
     }
 
-    fn optimiser_state(&self) -> Vec<f32> {
-        self.optimiser.state().to_vec()
+    fn optimiser_state(&self) -> Cow<'_, [f32]> {
+        Cow::Borrowed(self.optimiser.state())
     }
 
     fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), BackendError> {

@@ -8,6 +8,7 @@
 mod forward;
 mod script;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use lapwing_base::Tuning;
@@ -238,6 +239,12 @@ impl Backend for Tch {
         &self.layout
     }
 
+    fn flat(&self) -> Cow<'_, [f32]> {
+        let mut flat = Vec::new();
+        self.read(&mut flat);
+        Cow::Owned(flat)
+    }
+
     fn read(&self, flat: &mut Vec<f32>) {
         copy_or_nan(&self.flat, flat);
     }
@@ -293,10 +300,10 @@ impl Backend for Tch {
         Ok(tally.score())
     }
 
-    fn optimiser_state(&self) -> Vec<f32> {
+    fn optimiser_state(&self) -> Cow<'_, [f32]> {
         let mut state = Vec::new();
         copy_or_nan(&self.momentum, &mut state);
-        state
+        Cow::Owned(state)
     }
 
     fn set_optimiser_state(&mut self, state: &[f32]) -> Result<(), BackendError> {

@@ -479,7 +479,7 @@ impl Averaging {
             }
         }
         drop(fetched);
-        let average: Vec<f32> = sum
+        let mut average: Vec<f32> = sum
             .into_iter()
             .map(|sum| (sum / f64::from(models)) as f32)
             .collect();
@@ -489,7 +489,7 @@ impl Averaging {
             compute
                 .run(move |slot| {
                     with(slot, job, |worker| {
-                        let accuracy = worker.evaluate(&average)?;
+                        let accuracy = worker.evaluate(&mut average)?;
                         let kept = is_final
                             .then(|| worker.keep_consensus(average, Some(accuracy), sent))
                             .transpose()?;

@@ -52,10 +52,10 @@ impl Methods {
     }
 
     /// What must be kept over a restart beside the model, by names that tell dense rounds from the others.
-    pub(crate) fn state(&self) -> Vec<(String, Vec<f32>)> {
-        let named = |prefix: &'static str| {
-            move |(name, vector): (String, &[f32])| (format!("{prefix}{name}"), vector.to_vec())
-        };
+    pub(crate) fn state(&self) -> Vec<(String, &[f32])> {
+        fn named<'a>(prefix: &str) -> impl Fn((String, &'a [f32])) -> (String, &'a [f32]) {
+            move |(name, vector)| (format!("{prefix}{name}"), vector)
+        }
         let of_method = self.state_of_method().into_iter().map(named(OF_METHOD));
         of_method
             .chain(self.averaging.state().into_iter().map(named(OF_DENSE)))
@@ -95,13 +95,14 @@ impl Methods {
 
     /// What all who take part have alike beside the model, each as long as it, so that whoever joins needs it too: what
     /// the algorithm keeps, and, where all take the same steps, the optimiser's `momentum`.
-    pub(crate) fn common(&self, momentum: Vec<f32>) -> Vec<Vec<f32>> {
+    pub(crate) fn common(&self, momentum: &[f32]) -> Vec<Vec<f32>> {
         if self.commons() == 0 {
             return Vec::new();
         }
         let state = self.state_of_method().into_iter();
         let kept = state.map(|(_, vector)| vector.to_vec());
-        kept.chain(self.is_of_gradients().then_some(momentum)).collect()
+        kept.chain(self.is_of_gradients().then(|| momentum.to_vec()))
+            .collect()
     }
 
     /// Goes on from another's model and [`common`](Self::common); returns the optimiser's momentum, where it is common.
@@ -172,7 +173,7 @@ mod tests {
         ] {
             let spec = spec(algorithm, Values::F32);
             let here = Methods::new(&spec, &model);
-            let common = here.common(vec![7.0; 3]);
+            let common = here.common(&[7.0; 3]);
             assert_eq!((common.len(), here.commons()), (vectors, vectors), "{algorithm}");
             let mut joining = Methods::new(&spec, &[0.0; 3]);
             let momentum = joining.join(&spec, &model, common.clone()).unwrap();

@@ -81,7 +81,7 @@ impl Node {
 
     /// What whoever joins needs beside the model.
     pub(super) fn common(&self) -> Vec<Vec<f32>> {
-        self.methods.common(self.momentum.clone())
+        self.methods.common(&self.momentum)
     }
 
     /// Does the round's local work, in as many steps as are its own.
@@ -109,7 +109,8 @@ impl Node {
                 None => take_steps(backend, &mut self.batches, part, &mut self.step, plan)?,
             };
             backend.read(&mut self.model);
-            self.momentum = backend.optimiser_state();
+            self.momentum.clear();
+            self.momentum.extend_from_slice(&backend.optimiser_state());
             trained
         };
         self.totals.samples += u64::from(trained.samples);
@@ -212,7 +213,8 @@ impl Node {
             backend.set_optimiser_state(&self.momentum)?;
             backend.descend(mean, learning_rate(plan))?;
             backend.read(&mut self.model);
-            self.momentum = backend.optimiser_state();
+            self.momentum.clear();
+            self.momentum.extend_from_slice(&backend.optimiser_state());
         }
         Ok(())
     }
