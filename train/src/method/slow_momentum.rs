@@ -7,7 +7,10 @@
 
 use super::values::{check_length, restored};
 use super::{Averaging, Gossip, MethodError};
+use crate::lanes::{Kernel, widest};
+use crate::mask::Mask;
 use half::f16;
+use half::slice::HalfFloatSliceExt as _;
 use lapwing_base::{JobSpec, NodeId, RoundPlan};
 
 /// What one node offers and takes is what [`Averaging`] does. Where a pair has merged, each of the two then goes on in
@@ -27,29 +30,86 @@ pub(crate) struct SlowMomentum {
 impl SlowMomentum {
     /// For a node whose model is now `model`, which all nodes of the job have.
     pub(crate) fn new(spec: &JobSpec, model: &[f32]) -> Self {
+        let mut last = vec![0.0; model.len()];
+        for (model, last) in model.chunks(BLOCK).zip(last.chunks_mut(BLOCK)) {
+            let mut ended = [0.0; BLOCK];
+            ended[..model.len()].copy_from_slice(model);
+            pack(&mut ended[..model.len()], &mut [0.0; BLOCK][..model.len()], last);
+        }
         Self {
             averaging: Averaging::new(spec, model.len()),
             share: spec.tuning.outer_momentum_micro as f32 / 1e6,
-            last: model.iter().map(|x| packed(*x, 0.0)).collect(),
+            last,
         }
     }
 }
 
-/// Where a slow step ended and how long it was, as two halves.
-fn packed(ended: f32, step: f32) -> f32 {
-    // What is too large for a half would come back as no number.
-    let bits = |x: f32| u32::from(f16::from_f32(x.clamp(-HALF_MAX, HALF_MAX)).to_bits());
-    f32::from_bits(bits(ended) | bits(step) << 16)
+/// Where slow steps ended and how long they were, as two halves of each number of `last`; as many of all.
+#[inline(always)]
+fn pack(ended: &mut [f32], steps: &mut [f32], last: &mut [f32]) {
+    let mut halves = [[f16::ZERO; BLOCK]; 2];
+    for (wide, halves) in [ended, steps].into_iter().zip(&mut halves) {
+        // What is too large for a half would come back as no number.
+        wide.iter_mut().for_each(|x| *x = x.clamp(-HALF_MAX, HALF_MAX));
+        halves[..wide.len()].convert_from_f32_slice(wide);
+    }
+    let [ended, steps] = halves;
+    for ((both, ended), step) in last.iter_mut().zip(ended).zip(steps) {
+        *both = f32::from_bits(u32::from(ended.to_bits()) | u32::from(step.to_bits()) << 16);
+    }
 }
 
-/// What [`packed`] was given, rounded.
-fn unpacked(both: f32) -> (f32, f32) {
-    let both = both.to_bits();
-    let half = |bits: u32| f16::from_bits(bits as u16).to_f32();
-    (half(both & 0xffff), half(both >> 16))
+/// What [`pack`] was given, rounded.
+#[inline(always)]
+fn unpack(last: &[f32], ended: &mut [f32], steps: &mut [f32]) {
+    let mut halves = [[f16::ZERO; BLOCK]; 2];
+    let [first, second] = &mut halves;
+    for ((both, ended), step) in last.iter().zip(first).zip(second) {
+        let both = both.to_bits();
+        (*ended, *step) = (f16::from_bits(both as u16), f16::from_bits((both >> 16) as u16));
+    }
+    for (wide, halves) in [ended, steps].into_iter().zip(halves) {
+        halves[..wide.len()].convert_to_f32_slice(wide);
+    }
 }
 
 const HALF_MAX: f32 = 65_504.0;
+
+/// Coordinates at a time, at most: what is computed of them stays near the processor.
+const BLOCK: usize = 256;
+
+/// Goes on with each coordinate of a mask that fits both.
+struct GoingOn<'a> {
+    model: &'a mut [f32],
+    last: &'a mut [f32],
+    mask: &'a Mask,
+    share: f32,
+}
+
+impl Kernel for GoingOn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let [mut values, mut last, mut ended, mut steps] = [[0.0; BLOCK]; 4];
+        for first in (0..self.mask.len()).step_by(BLOCK) {
+            let length = BLOCK.min(self.mask.len() - first);
+            let (values, last) = (&mut values[..length], &mut last[..length]);
+            let (ended, steps) = (&mut ended[..length], &mut steps[..length]);
+            self.mask.gather_part(self.model, first, values);
+            self.mask.gather_part(self.last, first, last);
+            unpack(last, ended, steps);
+            for ((x, ended), step) in values.iter_mut().zip(&mut *ended).zip(&mut *steps) {
+                *x += self.share * *step;
+                *step = *x - *ended;
+                *ended = *x;
+            }
+            pack(ended, steps, last);
+            self.mask.scatter_part(self.model, first, values);
+            self.mask.scatter_part(self.last, first, last);
+        }
+    }
+}
 
 impl Gossip for SlowMomentum {
     fn offer(
@@ -75,13 +135,12 @@ impl Gossip for SlowMomentum {
         let Some(mask) = self.averaging.merge_on_mask(plan, merged, model)? else {
             return Ok(());
         };
-        for index in mask.coordinates() {
-            let index = index as usize;
-            let (x, last) = (&mut model[index], &mut self.last[index]);
-            let (ended, step) = unpacked(*last);
-            *x += self.share * step;
-            *last = packed(*x, *x - ended);
-        }
+        widest(GoingOn {
+            model,
+            last: &mut self.last,
+            mask: &mask,
+            share: self.share,
+        });
         Ok(())
     }
 
@@ -103,7 +162,7 @@ const LAST: &str = "last steps";
 #[cfg(test)]
 mod tests {
     use super::super::fixture::*;
-    use super::{packed, unpacked};
+    use super::{pack, unpack};
     use crate::mask::Mask;
     use lapwing_base::{Algorithm, RoundPlan, Values};
 
@@ -173,7 +232,7 @@ mod tests {
 
     #[test]
     fn without_momentum_it_is_averaging() {
-        let mut world = World::of(without_momentum(Algorithm::Default, Values::Int8), 2, 30);
+        let mut world = World::of(without_momentum(Algorithm::Default, Values::F32), 2, 30);
         assert!(world.nodes[0].state().is_empty());
         world.train(1);
         world.exchange(&pairs_plan(1, 2, 1), &[]);
@@ -197,16 +256,15 @@ mod tests {
 
     #[test]
     fn two_halves_come_back_from_one_number_whatever_they_are() {
-        for (ended, step) in [
-            (0.5, -0.25),
-            (-0.0, 0.0),
-            (1e-6, -1e-6),
-            (1e9, -1e9),
-            (60_000.0, -60_000.0),
-        ] {
-            let (ended_again, step_again) = unpacked(packed(ended, step));
-            for (x, again) in [(ended, ended_again), (step, step_again)] {
-                let x = f32::clamp(x, -65_504.0, 65_504.0);
+        let ended = [0.5, -0.0, 1e-6, 1e9, 60_000.0, f32::MIN];
+        let steps = [-0.25, 0.0, -1e-6, -1e9, -60_000.0, f32::MAX];
+        let (mut last, mut again) = ([0.0; 6], [[0.0; 6]; 2]);
+        pack(&mut ended.clone(), &mut steps.clone(), &mut last);
+        let [ended_again, steps_again] = &mut again;
+        unpack(&last, ended_again, steps_again);
+        for (given, again) in [ended, steps].into_iter().zip(again) {
+            for (x, again) in given.into_iter().zip(again) {
+                let x = x.clamp(-65_504.0, 65_504.0);
                 assert!((x - again).abs() <= x.abs() / 2048.0 + 6e-8, "{x}, not {again}");
             }
         }
