@@ -113,11 +113,12 @@ impl Algorithm {
             asked: Ppm(500_000),
             clip: false,
             privacy: None,
+            slow_momentum_micro: 0,
         };
         match self {
-            // Twice the step; 0.7 at two thirds of the rate ends no higher (docs/results.md).
+            // Twice the step (docs/algorithms.md).
             Self::Default => Tuning {
-                outer_momentum_micro: 500_000,
+                slow_momentum_micro: 500_000,
                 ..plain
             },
             // Section 4: alpha = 0.5, beta = 0.7.
@@ -237,7 +238,7 @@ pub struct Tuning {
     pub lr_final: Ppm,
     /// DiLoCo and NoLoCo: how far the common model follows what all have learnt, in millionths.
     pub outer_lr_micro: u32,
-    /// DiLoCo, NoLoCo and the default: how much of its last direction it keeps, in millionths.
+    /// DiLoCo and NoLoCo: how much of its last direction it keeps, in millionths.
     pub outer_momentum_micro: u32,
     /// CHOCO-SGD: the step towards the neighbours' copies; NoLoCo: towards the partner's slow weights; in millionths.
     pub gossip_step_micro: u32,
@@ -248,6 +249,10 @@ pub struct Tuning {
     /// What nodes promise about single samples, if anything. Not written with the rest: logs have had that for longer.
     #[serde(skip)]
     pub privacy: Option<Privacy>,
+    /// The default: how much of its last direction a pair keeps once it has averaged, in millionths. Not written with the
+    /// rest either.
+    #[serde(skip)]
+    pub slow_momentum_micro: u32,
 }
 
 /// How local steps hide single samples: differentially private SGD.

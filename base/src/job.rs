@@ -86,6 +86,21 @@ enum SpecEnd {
         tuning: Tuning,
         privacy: Privacy,
     },
+    Slow {
+        stop: Option<Ppm>,
+        planner: Planner,
+        tuning: Tuning,
+        privacy: Option<Privacy>,
+        slow_momentum_micro: u32,
+    },
+}
+
+/// What a job leaves to its algorithm that was written before there was a slow momentum.
+const fn first_tuning(algorithm: Algorithm) -> Tuning {
+    Tuning {
+        slow_momentum_micro: 0,
+        ..algorithm.tuning()
+    }
 }
 
 impl From<JobSpec> for SpecRecord {
@@ -97,13 +112,20 @@ impl From<JobSpec> for SpecRecord {
             ..
         } = spec;
         let end = match (stop, tuning.privacy) {
+            (_, privacy) if tuning.slow_momentum_micro > 0 => SpecEnd::Slow {
+                stop,
+                planner,
+                tuning,
+                privacy,
+                slow_momentum_micro: tuning.slow_momentum_micro,
+            },
             (_, Some(privacy)) => SpecEnd::Private {
                 stop,
                 planner,
                 tuning,
                 privacy,
             },
-            _ if tuning != spec.algorithm.tuning() => SpecEnd::Tuned {
+            _ if tuning != first_tuning(spec.algorithm) => SpecEnd::Tuned {
                 stop,
                 planner,
                 tuning,
@@ -133,7 +155,7 @@ impl From<JobSpec> for SpecRecord {
 
 impl From<SpecRecord> for JobSpec {
     fn from(record: SpecRecord) -> Self {
-        let (planner, tuning) = (record.algorithm.planner(), record.algorithm.tuning());
+        let (planner, tuning) = (record.algorithm.planner(), first_tuning(record.algorithm));
         let (stop, planner, tuning) = match record.end {
             SpecEnd::Open => (None, planner, tuning),
             SpecEnd::Stop(stop) => (Some(stop), planner, tuning),
@@ -150,6 +172,16 @@ impl From<SpecRecord> for JobSpec {
                 privacy,
             } => {
                 tuning.privacy = Some(privacy);
+                (stop, planner, tuning)
+            }
+            SpecEnd::Slow {
+                stop,
+                planner,
+                mut tuning,
+                privacy,
+                slow_momentum_micro,
+            } => {
+                (tuning.privacy, tuning.slow_momentum_micro) = (privacy, slow_momentum_micro);
                 (stop, planner, tuning)
             }
         };
@@ -578,6 +610,7 @@ mod tests {
                 let spec: JobSpec = postcard::from_bytes(&bytes).unwrap();
                 assert_eq!((spec.rounds, spec.evaluate_every), (9, 10));
                 assert_eq!((spec.stop, spec.planner), (stop, planner));
+                assert_eq!(spec.tuning.slow_momentum_micro, 0);
                 // It is written as it was, so that members of the older version still read it.
                 assert_eq!(postcard::to_stdvec(&spec).unwrap(), bytes);
             }

@@ -266,7 +266,7 @@ impl MethodError {
 /// that; those of [`Meeting::All`](lapwing_base::Meeting::All) need the peer's [`state`](Collective::state) too.
 pub fn method(spec: &JobSpec, model: &[f32]) -> Method {
     match spec.algorithm {
-        Algorithm::Default if spec.tuning.outer_momentum_micro > 0 => {
+        Algorithm::Default if spec.tuning.slow_momentum_micro > 0 && !spec.tuning.clip => {
             Method::Gossip(Box::new(SlowMomentum::new(spec, model)))
         }
         Algorithm::Default | Algorithm::Saps => Method::Gossip(Box::new(Averaging::new(spec, model.len()))),

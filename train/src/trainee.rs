@@ -33,7 +33,7 @@ pub(crate) trait Trainee: Send {
     ///
     /// # Errors
     ///
-    /// When a value is not finite afterwards; then the model is to be replaced.
+    /// As for [`Backend::edit`].
     fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), TraineeError>;
 
     /// Takes the plan's local steps, from the step with the number `step` on, which then is the next one's.

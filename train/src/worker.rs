@@ -381,6 +381,9 @@ impl Worker {
         });
         let layout = self.trainee.layout().hash();
         let State { model, optimiser } = self.trainee.state()?;
+        if !quantise::are_finite(&model) {
+            return Err(WorkerError::Diverged);
+        }
         let kept = self.methods.state().into_iter();
         let checkpoint = Checkpoint {
             job: self.job,
@@ -511,7 +514,7 @@ impl Worker {
         })
     }
 
-    /// The accuracy of another model on the test set; `other` is as it was afterwards.
+    /// The accuracy of another model on the test set; `other` is as it was afterwards, unless this fails.
     pub(crate) fn evaluate(&mut self, other: &mut [f32]) -> Result<Ppm, WorkerError> {
         let (given, expected) = (other.len(), self.trainee.layout().parameters());
         if given != expected {
@@ -706,6 +709,8 @@ pub(crate) enum WorkerError {
     Export(#[from] ExportError),
     #[error("the consensus model on disk cannot be used")]
     Import(#[from] ImportError),
+    #[error("the model has values that are not finite: training diverged; the checkpoint before is intact")]
+    Diverged,
     #[error("round {round} is not in hand")]
     NotInHand { round: Round },
     #[error("the round cannot be carried through")]
@@ -715,6 +720,50 @@ pub(crate) enum WorkerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobfile::defaults;
+    use crate::model::InputShape;
+    use lapwing_base::Algorithm;
+
+    fn worker(dir: &Path) -> Worker {
+        let spec = defaults(Algorithm::Default);
+        let (shape, source) = (InputShape::image(1, 8, 8), "digits");
+        let data = data::load(&source.parse().unwrap()).unwrap();
+        let backend = backend("plain", "mlp", shape, data.classes, 1, &spec.tuning).unwrap();
+        let trainee = BuiltIn {
+            backend,
+            data,
+            batches: Batches::of_part(1, 0, spec.batch),
+            private: None,
+        };
+        Worker::new(NodeId(1), JobId(1), spec, Box::new(trainee), dir)
+    }
+
+    #[test]
+    fn another_model_is_evaluated_and_both_are_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = worker(folder.path());
+        let own = worker.current().flat;
+        let other: Vec<f32> = own.iter().map(|value| -value).collect();
+        let mut lent = other.clone();
+        let accuracy = worker.evaluate(&mut lent).unwrap();
+        assert_eq!((&lent, &worker.current().flat), (&other, &own));
+        assert_eq!(worker.evaluate(&mut lent).unwrap(), accuracy);
+        lent[3] = f32::NAN;
+        assert!(worker.evaluate(&mut lent).is_err());
+        assert!(worker.evaluate(&mut lent[..7]).is_err());
+        assert_eq!(worker.current().flat, own);
+    }
+
+    #[test]
+    fn a_model_that_is_not_finite_does_not_replace_the_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = worker(folder.path());
+        worker.keep_own(Round(1)).unwrap();
+        let kept = std::fs::read(&worker.checkpoint_file).unwrap();
+        assert!(worker.trainee.edit(&mut |flat| flat[0] = f32::INFINITY).is_err());
+        assert!(matches!(worker.keep_own(Round(2)), Err(WorkerError::Diverged)));
+        assert_eq!(std::fs::read(&worker.checkpoint_file).unwrap(), kept);
+    }
 
     #[test]
     fn no_noise_is_drawn_twice() {

@@ -642,7 +642,7 @@ const VOTERS: usize = 3;
 ///
 /// Rate and steps are measured: on eight nodes with a Dirichlet 0.5 partition, 200 rounds of ten steps at 0.05 end
 /// at 95.6 to 96.1 % for seeds 1 to 5. A hundred end at 95.0 to 95.8 %, and a rate of 0.1 at 93.3 % for seed 1,
-/// where the nodes learn their own shares by heart before they have met; so does an outer momentum, which makes the
+/// where the nodes learn their own shares by heart before they have met; so does a slow momentum, which makes the
 /// steps longer.
 fn job_file(plan: &Plan, set: &str) -> String {
     let rounds = plan.rounds;
@@ -657,7 +657,7 @@ fn job_file(plan: &Plan, set: &str) -> String {
          lr = 0.05\n\
          compression = 25\n\
          values = \"int8\"\n\
-         outer_momentum = 0\n\
+         slow_momentum = 0\n\
          seed = {}\n\
          final_dense_rounds = {dense}\n\
          evaluate_every = {evaluate_every}\n",

@@ -52,7 +52,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     ///
-    /// When a value is not finite afterwards; then the model is to be replaced.
+    /// When a value is not finite afterwards; then the next step says that training diverged.
     fn edit(&mut self, edit: &mut dyn FnMut(&mut [f32])) -> Result<(), BackendError> {
         let mut flat = self.flat().into_owned();
         edit(&mut flat);

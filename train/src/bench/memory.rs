@@ -54,6 +54,7 @@ pub(super) fn rows(dir: &Path) -> Result<Vec<Row>, BenchError> {
 fn measure(algorithm: Algorithm, dir: &Path) -> Result<Option<f64>, WorkerError> {
     let spec = JobSpec {
         batch: SAMPLES,
+        checkpoint_every: 1,
         ..defaults(algorithm)
     };
     let Some(data) = samples() else {

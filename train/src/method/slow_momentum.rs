@@ -15,10 +15,10 @@ use lapwing_base::{JobSpec, NodeId, RoundPlan};
 
 /// What one node offers and takes is what [`Averaging`] does. Where a pair has merged, each of the two then goes on in
 /// the direction of its last slow step: `x += b d`, `d' = x - p`, `p' = x`, with `p` the value at which the last slow step
-/// ended, `d` how long that step was, and `b` the job's `outer_momentum`.
+/// ended, `d` how long that step was, and `b` the job's `slow_momentum`.
 ///
 /// Kept over a restart: `p` and `d` as halves, together one vector. The model itself is never rounded: what `p` has too
-/// little of one step has the next too much, a two-thousandth of the value at most. During a round, what averaging keeps.
+/// little of one step has the next too much, a two-thousandth of the value at most; values beyond 65,504 have no momentum. During a round, what averaging keeps.
 #[derive(Debug)]
 pub(crate) struct SlowMomentum {
     averaging: Averaging,
@@ -38,7 +38,7 @@ impl SlowMomentum {
         }
         Self {
             averaging: Averaging::new(spec, model.len()),
-            share: spec.tuning.outer_momentum_micro as f32 / 1e6,
+            share: spec.tuning.slow_momentum_micro as f32 / 1e6,
             last,
         }
     }
@@ -101,7 +101,9 @@ impl Kernel for GoingOn<'_> {
             unpack(last, ended, steps);
             for ((x, ended), step) in values.iter_mut().zip(&mut *ended).zip(&mut *steps) {
                 *x += self.share * *step;
-                *step = *x - *ended;
+                // What does not fit a half was not kept, so that how far it went is not known; and no number begins anew.
+                let is_known = x.abs() < HALF_MAX && ended.abs() < HALF_MAX;
+                *step = if is_known { *x - *ended } else { 0.0 };
                 *ended = *x;
             }
             pack(ended, steps, last);
@@ -162,7 +164,8 @@ const LAST: &str = "last steps";
 #[cfg(test)]
 mod tests {
     use super::super::fixture::*;
-    use super::{pack, unpack};
+    use super::{GoingOn, pack, unpack};
+    use crate::lanes::widest;
     use crate::mask::Mask;
     use lapwing_base::{Algorithm, RoundPlan, Values};
 
@@ -252,6 +255,29 @@ mod tests {
     #[test]
     fn training_that_goes_on_during_the_exchange_is_kept() {
         training_meanwhile_is_kept(Algorithm::Default, pairs_plan(1, 5, 4));
+    }
+
+    #[test]
+    fn values_that_do_not_fit_a_half_are_averaged_and_nothing_else() {
+        let mut model = vec![1e5, -7e4, 6.6e4, f32::NAN, 1.0];
+        let mut last = vec![0.0; 5];
+        let mask = Mask::All(5);
+        let mut again = |model: &mut [f32]| {
+            widest(GoingOn {
+                model,
+                last: &mut last,
+                mask: &mask,
+                share: 0.5,
+            });
+        };
+        again(&mut model);
+        model[3] = 2.0;
+        for _ in 0..20 {
+            again(&mut model);
+        }
+        assert_eq!(model[..3], [1e5, -7e4, 6.6e4]);
+        // What came to the last two before they were still has come to rest.
+        assert!(model[3..].iter().all(|x| (x - 2.0).abs() < 0.1), "{model:?}");
     }
 
     #[test]

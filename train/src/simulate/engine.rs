@@ -1146,7 +1146,8 @@ mod tests {
     /// Eight nodes on the digits, of which one lies from the start; the honest ones' local and averaged accuracy.
     fn poisoned(poison: Option<Poison>, clip: bool) -> (f64, f64, Vec<NodeId>) {
         let job = format!(
-            "rounds=80\nlocal_steps=5\nfinal_dense_rounds=3\nplanner='random'\ncompression=10\nseed=3\nclip={clip}"
+            "rounds=80\nlocal_steps=5\nfinal_dense_rounds=3\nplanner='random'\ncompression=10\n\
+             slow_momentum=0\nseed=3\nclip={clip}"
         );
         let mut setting = setting(&job, Network::equal(8, 8000));
         setting.backend = "plain".to_owned();
