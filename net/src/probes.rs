@@ -77,6 +77,12 @@ impl Probes {
         beside.0 <= probe.0 / 10
     }
 
+    /// Whether what would have measured the link was mostly a pause. Of the largest probe it counts: there is no better
+    /// one, and on a path that is very long, slices come a window at a time.
+    pub fn has_stalled(probe: ByteSize, timing: ProbeTiming) -> bool {
+        timing.is_stalled && probe < Self::SIZE_MAX
+    }
+
     /// How often a link is probed where the roster has as many members.
     pub fn interval(least: Duration, members: usize) -> Duration {
         least.max(spread(members))
@@ -225,6 +231,9 @@ pub struct ProbeTiming {
     pub took: Duration,
     /// Whether the earlier half came about as fast; or faster, as what a limit lets through at once does.
     pub is_steady: bool,
+    /// Whether most of the later half was one pause: whoever sends or reads had to wait for a processor, or a packet was
+    /// lost. That says nothing of the link.
+    pub is_stalled: bool,
 }
 
 impl ProbeClock {
@@ -250,14 +259,26 @@ impl ProbeClock {
         // The first slice does not count: when it began to arrive is not known.
         let per_slice = |took: Duration, slices: usize| took.as_secs_f64() / slices as f64;
         let is_steady = per_slice(earlier, half - 1) <= per_slice(took, slices - half) * Probes::STEADY;
+        let mut gaps: Vec<Duration> = self.0.windows(2).map(|two| two[1] - two[0]).collect();
+        let longest = gaps[half - 1..].iter().copied().max()?;
+        gaps.sort_unstable();
+        let usual = gaps[gaps.len() / 2];
+        let is_stalled =
+            longest >= Probes::TOOK_MIN && longest > usual * STALLED && longest > took.mul_f64(STALLED_SHARE);
         Some(ProbeTiming {
             lasted: last - first,
             counted: ByteSize(Probes::SLICE.0 * (slices - half) as u64),
             took,
             is_steady,
+            is_stalled,
         })
     }
 }
+
+/// A pause is so many times as long as slices usually are apart, and so large a part of what counts: of two slices that
+/// come evenly each takes a half.
+const STALLED: u32 = 4;
+const STALLED_SHARE: f64 = 0.6;
 
 const PER_MINUTE_MAX: usize = 60;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -358,6 +379,33 @@ mod tests {
             Some(Probes::SIZE_MAX)
         );
         assert_eq!(Probes::larger(Probes::SIZE_MAX, fast, rtt), None);
+    }
+
+    #[test]
+    fn a_pause_is_no_slow_link() {
+        let timing = |gaps: &[u64]| {
+            let (mut clock, mut at) = (ProbeClock::default(), Instant::now());
+            clock.record(at);
+            for gap in gaps {
+                at += Duration::from_millis(*gap);
+                clock.record(at);
+            }
+            clock.timing().unwrap()
+        };
+        for paused in [[7, 7, 200], [7, 200, 0], [0, 0, 200], [6, 250, 6]] {
+            assert!(
+                Probes::has_stalled(Probes::SIZE_MIN, timing(&paused)),
+                "{paused:?}"
+            );
+            assert!(!Probes::has_stalled(Probes::SIZE_MAX, timing(&paused)));
+        }
+        // What comes evenly, what a limit lets through at once before it does, and what is over at once anyway.
+        for link in [[130, 130, 130], [0, 130, 130], [90, 130, 170], [0, 0, 15]] {
+            assert!(!timing(&link).is_stalled, "{link:?}");
+        }
+        let mut lossy = [7; 15];
+        lossy[12] = 60;
+        assert!(!timing(&lossy).is_stalled);
     }
 
     #[test]

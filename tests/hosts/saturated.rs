@@ -74,6 +74,8 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
         nodes.iter().all(|node| round(&node.status()) >= 2)
     });
 
+    // What the pairs are chosen by.
+    nodes.iter().for_each(print_links);
     let (terms, rounds) = (terms(&nodes), rounds(&nodes));
     let before: Vec<_> = nodes.iter().map(carried).collect();
     let begun = Instant::now();
@@ -115,6 +117,7 @@ fn nobody_loses_its_leader_while_model_values_fill_every_uplink() {
     let (terms_after, rounds_after) = (self::terms(&nodes), self::rounds(&nodes));
     println!("terms {terms:?}, then {terms_after:?}; rounds {rounds:?}, then {rounds_after:?}");
     println!("the slowest answer of a node took {slowest:.2?}");
+    nodes.iter().for_each(print_links);
     let show = nodes[0].ask(&["job", "show", &job]).unwrap();
     for round in show["history"].as_array().unwrap() {
         println!("{} {}", round["round"], round["pairs"]);
@@ -174,6 +177,22 @@ fn rounds(nodes: &[Running]) -> Vec<u64> {
 fn terms(nodes: &[Running]) -> Vec<u64> {
     let term = |node: &Running| node.status()?.pointer("/raft/term")?.as_u64();
     nodes.iter().map(|node| term(node).unwrap()).collect()
+}
+
+/// Prints how fast the log takes the links from a node for, and how fast it measures them.
+fn print_links(node: &Running) {
+    let status = node.status().unwrap_or_default();
+    let peers = status.pointer("/network/peers").and_then(Value::as_array);
+    for peer in peers.into_iter().flatten() {
+        println!(
+            "{} to {}: {} Mbit/s in the log, {} up and {} down",
+            node.name,
+            peer["name"],
+            peer["committed_mbit_s"],
+            peer["bandwidth_mbit_s"],
+            peer["download_mbit_s"]
+        );
+    }
 }
 
 /// Bytes of the frames that have left through a node's uplink.

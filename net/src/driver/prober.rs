@@ -11,7 +11,7 @@
 //! everybody has just come, all would otherwise measure each other's probes and nobody a link.
 //!
 //! A probe beside other traffic, at either end, measures what that leaves, or how buffers empty, and does not count.
-//! Whoever believed it would turn away from a link that is only busy.
+//! Whoever believed it would turn away from a link that is only busy. Nor does one that was mostly a pause.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -282,6 +282,7 @@ async fn probe(
         }
         match Probes::larger(size, timing, rtt) {
             Some(larger) => size = larger,
+            None if Probes::has_stalled(size, timing) => return Ok(Probed::Disturbed),
             None => {
                 channel.finish().await?;
                 return Ok(Probed::Alone(Bandwidth::per(timing.counted, timing.took)));
@@ -334,6 +335,7 @@ async fn send_probe(
     seen.timing.counted = seen.timing.counted.min(size);
     if let Some(let_go) = let_go.timing() {
         seen.timing.took = seen.timing.took.max(let_go.took);
+        seen.timing.is_stalled |= let_go.is_stalled;
     }
     let beside = ByteSize(traffic(shared).saturating_sub(before).saturating_sub(size.0));
     seen.beside = seen.beside.max(beside);
@@ -424,7 +426,8 @@ fn answered(shared: &Shared, peer: PeerId, size: ByteSize, timing: ProbeTiming, 
     let (now, fresh) = (now(), shared.fresh());
     let mut peers = shared.peers();
     let download = &mut peers.entry(peer).download;
-    let speed = if Probes::has_been_alone(size, beside) {
+    let is_alone = Probes::has_been_alone(size, beside) && !Probes::has_stalled(size, timing);
+    let speed = if is_alone {
         Some(Bandwidth::per(timing.counted, timing.took))
     } else {
         download.speed(now, fresh)
