@@ -652,6 +652,31 @@ mod tests {
     }
 
     #[test]
+    fn a_job_with_a_slow_momentum_reads_back_as_it_was() {
+        let mut spec: JobSpec = postcard::from_bytes(&older_spec()).unwrap();
+        spec.algorithm = Algorithm::Default;
+        let privacy = Privacy {
+            noise_micro: 1,
+            norm_micro: 2,
+            delta_nano: 3,
+        };
+        for slow_momentum_micro in [0, 250_000, 500_000] {
+            for privacy in [None, Some(privacy)] {
+                for stop in [None, Some(Ppm(1))] {
+                    spec.tuning = Tuning {
+                        privacy,
+                        slow_momentum_micro,
+                        ..Algorithm::Default.tuning()
+                    };
+                    (spec.stop, spec.planner) = (stop, Planner::Random);
+                    let bytes = postcard::to_stdvec(&spec).unwrap();
+                    assert_eq!(postcard::from_bytes::<JobSpec>(&bytes).as_ref(), Ok(&spec));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_job_with_a_planner_of_its_own_reads_back_as_it_was() {
         let older = (
             "mlp",

@@ -60,12 +60,9 @@ async fn main() {
     match words[..] {
         ["main", count, port] => serve(count.parse().unwrap(), port.parse().unwrap()).await,
         [count] if count.parse::<u32>().is_ok() => measure(count.parse().unwrap(), MEASURING_PATIENCE).await,
-        [count, seconds] => {
-            measure(
-                count.parse().unwrap(),
-                Duration::from_secs(seconds.parse().unwrap()),
-            )
-            .await
+        [count, seconds] if count.parse::<u32>().is_ok() && seconds.parse::<u64>().is_ok() => {
+            let patience = Duration::from_secs(seconds.parse().unwrap());
+            measure(count.parse().unwrap(), patience).await;
         }
         _ => eprintln!("{USAGE}"),
     }

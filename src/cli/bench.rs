@@ -29,7 +29,7 @@ pub(crate) enum BenchCommand {
     Net(net::NetFlags),
     /// Requests to a gateway beside a bare HTTP server, and the memory of a registered node
     Gateway,
-    /// Masks, gathering and merging beside a memory copy, and the planning of rounds
+    /// Masks, gathering and merging beside a memory copy, the planning of rounds, and the memory of a node
     Train,
 }
 

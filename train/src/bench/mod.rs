@@ -21,7 +21,7 @@ pub const PARAMETERS: usize = 1_663_370;
 const RUNS: u32 = 15;
 
 /// Measures the kernels on the papers' model, plans, and the memory of a node, whose checkpoints go to `dir`; takes about
-/// ten seconds and 0.5 GB.
+/// twenty seconds and 0.5 GB.
 ///
 /// # Errors
 ///
