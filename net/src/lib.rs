@@ -58,8 +58,8 @@ pub use refused::{Refused, RefusedCounters, Unwelcome};
 pub use send::{
     AckError, Arrivals, CHANNELS_MAX as LANE_CHANNELS_MAX, ChannelId, DelayWindow, Event as LaneEvent,
     LaneError, Limiter, Mode as WindowMode, Mux, Next, OpenChannelError, PacketError, RateLimits,
-    Read as ChannelRead, SLICE_MAX, Scheduler, Side as LaneSide, TARGET as DELAY_TARGET, Turn,
-    UnlimitedClass, WriteError,
+    Read as ChannelRead, Remembered as RememberedWindow, SLICE_MAX, Scheduler, Side as LaneSide,
+    TARGET as DELAY_TARGET, Turn, UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
 pub use transfer::{TransferClock, TransferTiming};

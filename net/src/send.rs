@@ -18,7 +18,7 @@ mod bottleneck;
 mod crossing;
 
 pub use arrivals::Arrivals;
-pub use delay_window::{DelayWindow, Mode, TARGET};
+pub use delay_window::{DelayWindow, Mode, Remembered, TARGET};
 pub use limiter::Limiter;
 pub use mux::{CHANNELS_MAX, Event, LaneError, Mux, OpenChannelError, Read, Side, Turn, WriteError};
 pub use packet::{ChannelId, PacketError, SLICE_MAX};

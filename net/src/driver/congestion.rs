@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
+use super::now;
 use super::shared::lock;
-use crate::{Arrivals, DelayWindow, WindowMode};
+use crate::{Arrivals, DelayWindow, RememberedWindow, WindowMode};
 
 /// Makes the controllers of bulk lanes, one for each path.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +44,7 @@ impl ControllerFactory for DelayCongestion {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(DelayController {
             window: DelayWindow::new(now, current_mtu),
-            crossing: Arc::default(),
+            hints: Arc::default(),
         })
     }
 }
@@ -60,23 +61,58 @@ pub(crate) struct Crossing {
 /// The peer of a bulk lane sends bulk too, and this is known of the queues in between at `now`.
 pub(crate) fn set_crossing(lane: &quinn::Connection, queues: Crossing, now: Instant) {
     let state = lane.congestion_state().into_any();
-    if let Some(DelayController { crossing, .. }) = state.downcast_ref() {
-        *lock(crossing) = Some((queues, now));
+    if let Some(DelayController { hints, .. }) = state.downcast_ref() {
+        lock(hints).crossing = Some((queues, now));
     }
+}
+
+/// Lets a new bulk lane go on with what the one before over the same path had found.
+pub(crate) fn resume(lane: &quinn::Connection, remembered: RememberedWindow) {
+    let state = lane.congestion_state().into_any();
+    if let Some(DelayController { hints, .. }) = state.downcast_ref() {
+        lock(hints).remembered = Some(remembered);
+    }
+}
+
+/// What a bulk lane has found; `None` if that is not enough to go on with.
+pub(crate) fn remember(lane: &quinn::Connection, now: Instant) -> Option<RememberedWindow> {
+    let state = lane.congestion_state().into_any();
+    let DelayController { window, .. } = state.downcast_ref()?;
+    window.remember(now)
 }
 
 #[derive(Clone, Debug)]
 struct DelayController {
     window: DelayWindow,
-    /// What was known last of the queues, and when. Copies of the controller, which are all that a connection hands out,
-    /// share it.
-    crossing: Arc<Mutex<Option<(Crossing, Instant)>>>,
+    /// Copies of the controller, which are all that a connection hands out, share them.
+    hints: Arc<Mutex<Hints>>,
+}
+
+/// What the session knows and the connection does not.
+#[derive(Debug, Default)]
+struct Hints {
+    /// What was known last of the queues, and when.
+    crossing: Option<(Crossing, Instant)>,
+    /// Not taken in yet.
+    remembered: Option<RememberedWindow>,
+}
+
+impl Hints {
+    fn crossing(&self, now: Instant) -> Option<Crossing> {
+        let fresh = self.crossing.filter(|(_, at)| now < *at + Arrivals::FRESH);
+        fresh.map(|(crossing, _)| crossing)
+    }
 }
 
 impl Controller for DelayController {
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: &RttEstimator) {
-        let fresh = lock(&self.crossing).filter(|(_, at)| now < *at + Arrivals::FRESH);
-        let crossing = fresh.map(|(crossing, _)| crossing);
+        let (crossing, remembered) = {
+            let mut hints = lock(&self.hints);
+            (hints.crossing(now), hints.remembered.take())
+        };
+        if let Some(remembered) = remembered {
+            self.window.resume(remembered, now);
+        }
         self.window.set_returning(
             crossing.map(|crossing| crossing.returning),
             crossing.and_then(|crossing| crossing.seen),
@@ -99,7 +135,15 @@ impl Controller for DelayController {
     }
 
     fn window(&self) -> u64 {
-        self.window.window()
+        let now = now();
+        let (crossing, remembered) = {
+            let hints = lock(&self.hints);
+            (hints.crossing(now), hints.remembered)
+        };
+        match remembered {
+            Some(remembered) => self.window.window_if_resumed(remembered, now),
+            None => self.window.window_at(now, crossing.is_some()),
+        }
     }
 
     fn metrics(&self) -> ControllerMetrics {

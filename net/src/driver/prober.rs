@@ -97,6 +97,7 @@ const TELL_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) fn transfer_received(shared: &Shared, peer: PeerId, timing: TransferTiming) {
     let Some(speed) = timing.speed() else { return };
     let (now, fresh) = (now(), shared.fresh());
+    trace!(%peer, %speed, counted = timing.counted.0, took = ?timing.took, timing.is_steady, "transfer measured");
     let due = {
         let mut peers = shared.peers();
         let entry = peers.entry(peer);

@@ -12,12 +12,14 @@
 
 mod base;
 mod losses;
+mod remembered;
 mod round_trip;
 mod stuck;
 
 use super::cubic::Cubic;
 use base::Base;
 use losses::{Losses, Trial};
+pub use remembered::Remembered;
 use round_trip::{Closing, RoundTrip};
 use std::time::{Duration, Instant};
 use stuck::Stuck;
@@ -38,6 +40,8 @@ pub struct DelayWindow {
     phase: Phase,
     base: Base,
     trip: RoundTrip,
+    /// When something was acknowledged last.
+    acked_at: Instant,
     /// Bytes a second that were acknowledged over the last round trip.
     rate: f64,
     losses: Losses,
@@ -47,6 +51,10 @@ pub struct DelayWindow {
     returning: Option<Duration>,
     /// How long what we send waits, as the other end sees it, while it says so.
     seen: Option<Duration>,
+    /// The most that a round trip of the start has carried.
+    carried: u64,
+    /// What the path was good for before, until the first round trip shows whether it is the same.
+    resumed: Option<Remembered>,
 }
 
 /// What the window is doing.
@@ -99,12 +107,46 @@ impl DelayWindow {
             phase: Phase::Startup,
             base: Base::new(now),
             trip: RoundTrip::opened(now, window),
+            acked_at: now,
             rate: 0.0,
             losses: Losses::new(now),
             fair_for: FAIR_MIN,
             returning: None,
             seen: None,
+            carried: 0,
+            resumed: None,
         }
+    }
+
+    /// Goes on with what an earlier connection over the same path has found: at once where a round trip shows that it is
+    /// the same, or when one does.
+    pub fn resume(&mut self, remembered: Remembered, now: Instant) {
+        self.resumed = Some(remembered);
+        if self.base.rtt().is_some() {
+            self.jump(now);
+        }
+    }
+
+    /// How large the window would be if it went on with that now.
+    pub fn window_if_resumed(&self, remembered: Remembered, now: Instant) -> u64 {
+        let jump = self.base.rtt().and_then(|rtt| remembered.jump(rtt, now));
+        let is_new = matches!(self.phase, Phase::Startup);
+        jump.filter(|_| is_new)
+            .unwrap_or(0)
+            .clamp(self.window, WINDOW_MAX)
+    }
+
+    /// What the next connection over this path may go on with; `None` if nothing was learnt.
+    pub fn remember(&self, now: Instant) -> Option<Remembered> {
+        let rtt = self.base.rtt()?;
+        let window = match &self.phase {
+            Phase::Startup => self.carried,
+            Phase::Steady(_) => self.window,
+            Phase::Drain { resume } => *resume,
+            // What it would be without the others is not known.
+            Phase::Fair { .. } => (self.rate * rtt.as_secs_f64()) as u64,
+        };
+        (window > WINDOW_INITIAL * self.mtu).then_some(Remembered { window, rtt, at: now })
     }
 
     /// How long what the other end sends waits in queues on its way here, while it sends bulk too; see [`super::Arrivals`].
@@ -126,6 +168,21 @@ impl DelayWindow {
         };
         let longer = 1.0 + ratio(returning, base + TARGET_EACH);
         scaled(self.window, longer).min(WINDOW_MAX)
+    }
+
+    /// The same at `now`, for a sender that keeps acknowledgements back while its window is full, as quinn does. `is_crossed`
+    /// says that the other end sends bulk too.
+    ///
+    /// Two such ends that fill their windows would each wait for the other until a timeout. So whoever has waited for a
+    /// while, and hears the other send, may say something.
+    pub fn window_at(&self, now: Instant, is_crossed: bool) -> u64 {
+        let window = self.window();
+        let held = HELD_FOR.max(self.base.rtt().unwrap_or_default() / 4);
+        if is_crossed && now >= self.acked_at + held {
+            (window + (window / 8).max(2 * self.mtu)).min(WINDOW_MAX)
+        } else {
+            window
+        }
     }
 
     /// What the window is doing.
@@ -151,12 +208,16 @@ impl DelayWindow {
     /// `bytes` that were sent at `sent_at` have arrived. `limited` says that the sender had nothing more to
     /// send, so that the path could have carried more.
     pub fn on_ack(&mut self, now: Instant, sent_at: Instant, bytes: u64, limited: bool) {
+        self.acked_at = self.acked_at.max(now);
         // Within one machine a clock that was read before the packet left gives no round trip at all.
         let rtt = now.checked_duration_since(sent_at).filter(|rtt| *rtt >= RTT_MIN);
         let rtt = rtt.map(|rtt| self.without_returning(rtt));
         if rtt.is_some_and(|rtt| self.base.observe(rtt)) {
             // Everybody who shares the link sees the queue run empty, and drains together from now on.
             self.base.drained_at = now;
+        }
+        if rtt.is_some() {
+            self.jump(now);
         }
         if sent_at >= self.losses.since {
             self.losses.acked += bytes;
@@ -177,10 +238,19 @@ impl DelayWindow {
         }
         match &mut self.phase {
             Phase::Startup => {
+                let delay = self.startup_delay();
                 if !limited {
-                    self.window += bytes;
+                    // Conservative slow start (RFC 9406, 4.2), where the delay may be no queue of ours.
+                    self.window += if delay.is_some() { bytes / 4 } else { bytes };
                 }
-                self.leave_startup_on_delay(now);
+                // While both ends send, each waits for what the other keeps back, and only the other knows of queues.
+                let queue = match self.returning {
+                    Some(_) => delay.and(self.seen).filter(|seen| *seen >= STARTUP_DELAY_MIN),
+                    None => delay,
+                };
+                if let Some(queue) = queue {
+                    self.leave_startup(now, queue);
+                }
             }
             Phase::Fair { cubic, .. } => {
                 if !limited {
@@ -294,16 +364,32 @@ impl DelayWindow {
         }
     }
 
-    fn leave_startup_on_delay(&mut self, now: Instant) {
-        let Some(base) = self.base.rtt() else { return };
-        let delay = self.trip.rtt_min.saturating_sub(base);
-        if self.trip.samples < STARTUP_SAMPLES
-            || delay < (base / 8).clamp(STARTUP_DELAY_MIN, STARTUP_DELAY_MAX)
-        {
+    /// Once, as soon as there is a round trip.
+    fn jump(&mut self, now: Instant) {
+        let Some(resumed) = self.resumed.take() else {
             return;
+        };
+        let window = self.window_if_resumed(resumed, now);
+        if window > self.window {
+            self.window = window;
+            self.open_round(now);
         }
+    }
+
+    /// How much longer than without a queue the round trip takes, where that may be a queue.
+    fn startup_delay(&self) -> Option<Duration> {
+        let base = self.base.rtt()?;
+        let delay = self.trip.rtt_min.saturating_sub(base);
+        let is_seen = self.trip.samples >= STARTUP_SAMPLES
+            && delay >= (base / 8).clamp(STARTUP_DELAY_MIN, STARTUP_DELAY_MAX);
+        is_seen.then_some(delay)
+    }
+
+    /// The start has filled the link, and a queue of this length.
+    fn leave_startup(&mut self, now: Instant, queue: Duration) {
+        let Some(base) = self.base.rtt() else { return };
         // The samples left when this much was in flight; the window has grown ahead of them since.
-        self.window = scaled(self.trip.window_at_open, ratio(base, base + delay));
+        self.window = scaled(self.trip.window_at_open, ratio(base, base + queue));
         self.settle(now, Steady::default());
         // What the overshoot loses says nothing of the window as it is now.
         self.losses.begin(now);
@@ -332,7 +418,7 @@ impl DelayWindow {
         let delay = rtt.saturating_sub(base);
         let limited = 2 * trip.acked_limited > trip.acked;
         match self.phase.clone() {
-            Phase::Startup => {}
+            Phase::Startup => self.carried = self.carried.max(trip.acked),
             Phase::Steady(steady) => {
                 if delay > TARGET {
                     self.losses.begin(now);
@@ -577,6 +663,10 @@ const CALM_STEP_MAX: f64 = 0.25;
 /// More than the queue of the way there changes within a few round trips where both ends send: what an acknowledgement
 /// took longer, the other end has held it back.
 const HELD: Duration = Duration::from_millis(20);
+
+/// After this without an acknowledgement the other end may be keeping them back: longer than they are apart on a link that
+/// is not slow.
+const HELD_FOR: Duration = Duration::from_millis(3);
 
 /// Which part of the delay above the target is taken back in one round trip where both ends send.
 const EASE: f64 = 0.3;

@@ -32,8 +32,8 @@ use crate::driver::usage::{Place, Usage, Use};
 use crate::driver::{congestion, explain, now};
 use crate::liveness::{Beat, Liveness, Pace};
 use crate::{
-    Allowance, Dialed, LinkStatus, Observation, Packets, Path, Sighting, SocketId, Traffic, Transport,
-    Unwelcome, decode, encode,
+    Allowance, Dialed, LinkStatus, Observation, Packets, Path, RememberedWindow, Sighting, SocketId, Traffic,
+    Transport, Unwelcome, decode, encode,
 };
 use lapwing_base::{ByteSize, CLASSES, Class, PeerId};
 
@@ -80,6 +80,8 @@ pub(crate) struct Session {
     control: Connection,
     bulk: watch::Sender<Bulk>,
     bulk_wanted: Notify,
+    /// What the last bulk lane has found, and where it led.
+    remembered: Mutex<Option<(SocketAddr, RememberedWindow)>>,
     pace: watch::Sender<Pace>,
     suspected: Notify,
     /// When the bulk lane last failed to open, as a count, so that waiters see a failure that is theirs.
@@ -138,6 +140,7 @@ impl Session {
             control,
             bulk: watch::Sender::new(Bulk::None),
             bulk_wanted: Notify::new(),
+            remembered: Mutex::default(),
             pace: watch::Sender::new(Pace::LOOSE),
             suspected: Notify::new(),
             failures: AtomicU64::new(0),
@@ -226,6 +229,11 @@ impl Session {
 
     /// One lane at a time: the peer opens another where it has lost the one before.
     fn set_bulk(&self, lane: Connection) {
+        if let Some((remote, remembered)) = *lock(&self.remembered)
+            && remote == lane.remote_address()
+        {
+            congestion::resume(&lane, remembered);
+        }
         if let Bulk::Up(before) | Bulk::Resting(before) = self.bulk.send_replace(Bulk::Up(lane)) {
             before.close(CLOSED, b"another one has taken its place");
         }
@@ -839,6 +847,9 @@ pub(super) async fn accept_bulk(session: Arc<Session>, quic: Arc<Quic>, lane: Co
         });
     };
     trace!(peer = %session.peer, %why, "bulk lane ended");
+    if let Some(remembered) = congestion::remember(&lane, now()) {
+        *lock(&session.remembered) = Some((lane.remote_address(), remembered));
+    }
     session.bulk.send_if_modified(|bulk| {
         let ours = matches!(
             bulk,
