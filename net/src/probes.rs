@@ -206,7 +206,14 @@ impl Probes {
             return None;
         }
         let factor = if timing.lasted < Self::TOOK_MIN { 16 } else { 4 };
-        Some(ByteSize((size.0 * factor).min(Self::SIZE_MAX.0)))
+        let mut larger = size.0 * factor;
+        if timing.is_steady {
+            // It was only too short: on a slow link four times as much would be in the way for long.
+            let missing = Self::lasts_min(rtt).as_secs_f64() / timing.lasted.as_secs_f64().max(1e-6);
+            let enough = ByteSize((size.0 as f64 * missing * LONG_ENOUGH) as u64);
+            larger = larger.min(enough.0.next_multiple_of(Self::SLICE.0));
+        }
+        Some(ByteSize(larger.min(Self::SIZE_MAX.0)))
     }
 
     /// What arrives within a few round trips shows how the congestion window grows: steady, if all of it was one window.
@@ -274,6 +281,9 @@ impl ProbeClock {
         })
     }
 }
+
+/// What a probe that was too short is made longer by, beyond what was missing.
+const LONG_ENOUGH: f64 = 1.5;
 
 /// A pause is so many times as long as slices usually are apart, and so large a part of what counts: of two slices that
 /// come evenly each takes a half.

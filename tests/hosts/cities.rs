@@ -113,6 +113,7 @@ fn plans_follow_what_nodes_measure_between_cities() {
     let adaptive = train(&nodes, &folder, &data, "adaptive");
     let committed = Links::seen(&nodes, "committed_mbit_s");
     let random = train(&nodes, &folder, &data, "random");
+    let both = Links::seen(&nodes, "committed_mbit_s");
 
     println!(
         "\n{:9} {:>7} {:>10} {:>14} {:>14} {:>9} {:>9}",
@@ -132,6 +133,8 @@ fn plans_follow_what_nodes_measure_between_cities() {
     }
     let uses = |from, to| adaptive.uses(from, to);
     committed.print("\nin the log", |_, _| true);
+    both.print("in the log after both jobs", |_, _| true);
+    both.print_worst(|_, _| true);
     committed.print("in the log, of the pairs that were planned", uses);
     committed.print_worst(uses);
     let in_order = committed.in_order(uses);

@@ -278,6 +278,7 @@ async fn probe(
         }
         begun_at.get_or_insert_with(now);
         let Answer { timing, beside } = send_probe(shared, &mut channel, peer, size).await?;
+        trace!(%peer, %size, ?timing, %beside, "probe answered");
         if !Probes::has_been_alone(size, beside) {
             return Ok(Probed::Disturbed);
         }

@@ -72,7 +72,10 @@ pub enum Mode {
 
 #[derive(Clone, Debug)]
 enum Phase {
-    Startup,
+    Startup {
+        /// Since when round trips have been longer than without a queue, while that may be no queue of ours.
+        suspected: Option<Instant>,
+    },
     Steady(Steady),
     /// The window to go on with.
     Drain {
@@ -104,7 +107,7 @@ impl DelayWindow {
         Self {
             mtu,
             window,
-            phase: Phase::Startup,
+            phase: Phase::Startup { suspected: None },
             base: Base::new(now),
             trip: RoundTrip::opened(now, window),
             acked_at: now,
@@ -130,7 +133,7 @@ impl DelayWindow {
     /// How large the window would be if it went on with that now.
     pub fn window_if_resumed(&self, remembered: Remembered, now: Instant) -> u64 {
         let jump = self.base.rtt().and_then(|rtt| remembered.jump(rtt, now));
-        let is_new = matches!(self.phase, Phase::Startup);
+        let is_new = matches!(self.phase, Phase::Startup { .. });
         jump.filter(|_| is_new)
             .unwrap_or(0)
             .clamp(self.window, WINDOW_MAX)
@@ -140,7 +143,7 @@ impl DelayWindow {
     pub fn remember(&self, now: Instant) -> Option<Remembered> {
         let rtt = self.base.rtt()?;
         let window = match &self.phase {
-            Phase::Startup => self.carried,
+            Phase::Startup { .. } => self.carried,
             Phase::Steady(_) => self.window,
             Phase::Drain { resume } => *resume,
             // What it would be without the others is not known.
@@ -188,7 +191,7 @@ impl DelayWindow {
     /// What the window is doing.
     pub const fn mode(&self) -> Mode {
         match self.phase {
-            Phase::Startup => Mode::Startup,
+            Phase::Startup { .. } => Mode::Startup,
             Phase::Steady(_) => Mode::Delay,
             Phase::Drain { .. } => Mode::Drain,
             Phase::Fair { .. } => Mode::Fair,
@@ -237,20 +240,9 @@ impl DelayWindow {
             }
         }
         match &mut self.phase {
-            Phase::Startup => {
-                let delay = self.startup_delay();
-                if !limited {
-                    // Conservative slow start (RFC 9406, 4.2), where the delay may be no queue of ours.
-                    self.window += if delay.is_some() { bytes / 4 } else { bytes };
-                }
-                // While both ends send, each waits for what the other keeps back, and only the other knows of queues.
-                let queue = match self.returning {
-                    Some(_) => delay.and(self.seen).filter(|seen| *seen >= STARTUP_DELAY_MIN),
-                    None => delay,
-                };
-                if let Some(queue) = queue {
-                    self.leave_startup(now, queue);
-                }
+            Phase::Startup { suspected } => {
+                let suspected = *suspected;
+                self.start(now, suspected, if limited { 0 } else { bytes });
             }
             Phase::Fair { cubic, .. } => {
                 if !limited {
@@ -283,7 +275,7 @@ impl DelayWindow {
                 return;
             }
             self.window = WINDOW_MIN * self.mtu;
-            self.phase = Phase::Startup;
+            self.phase = Phase::Startup { suspected: None };
             self.open_round(now);
             self.losses.begin(now);
             return;
@@ -301,7 +293,7 @@ impl DelayWindow {
         self.trip.lost += bytes;
         // A start that has outrun a shallow queue loses half of what it sends.
         let seen = self.trip.acked + self.trip.lost;
-        if matches!(self.phase, Phase::Startup)
+        if matches!(self.phase, Phase::Startup { .. })
             && seen >= STARTUP_LOSS_SAMPLE * self.mtu
             && self.trip.lost as f64 > STARTUP_LOSS_MAX * seen as f64
         {
@@ -325,12 +317,12 @@ impl DelayWindow {
                 cubic.on_loss(now, sent_at);
                 self.window = cubic.window();
             }
-            Phase::Startup | Phase::Steady(_) if sent_at >= self.trip.opened_at => {
+            Phase::Startup { .. } | Phase::Steady(_) if sent_at >= self.trip.opened_at => {
                 self.window = scaled(self.window, MARK_CUT);
                 self.settle(now, Steady::default());
             }
             // Answered already, or about to be.
-            Phase::Startup | Phase::Steady(_) | Phase::Drain { .. } => {}
+            Phase::Startup { .. } | Phase::Steady(_) | Phase::Drain { .. } => {}
         }
         self.bound();
     }
@@ -347,8 +339,9 @@ impl DelayWindow {
             Some((base, returning)) => {
                 // That queue is known as it was a moment ago, so this may be too much.
                 let ours = rtt.saturating_sub(returning).max(base.min(rtt));
+                let is_starting = matches!(self.phase, Phase::Startup { .. });
                 match self.seen.map(|seen| base + seen) {
-                    Some(seen) if ours > seen + HELD => seen,
+                    Some(seen) if ours > seen + HELD && !is_starting => seen,
                     Some(_) | None => ours,
                 }
             }
@@ -376,13 +369,32 @@ impl DelayWindow {
         }
     }
 
-    /// How much longer than without a queue the round trip takes, where that may be a queue.
-    fn startup_delay(&self) -> Option<Duration> {
-        let base = self.base.rtt()?;
+    /// So many bytes have arrived of a start that is not over.
+    fn start(&mut self, now: Instant, suspected: Option<Instant>, bytes: u64) {
+        let base = self.base.rtt().unwrap_or_default();
         let delay = self.trip.rtt_min.saturating_sub(base);
-        let is_seen = self.trip.samples >= STARTUP_SAMPLES
+        let is_long = self.trip.samples >= STARTUP_SAMPLES
             && delay >= (base / 8).clamp(STARTUP_DELAY_MIN, STARTUP_DELAY_MAX);
-        is_seen.then_some(delay)
+        let Some(returning) = self.returning else {
+            self.window += bytes;
+            if is_long {
+                self.leave_startup(now, delay);
+            }
+            return;
+        };
+        // While both ends send, each waits for what the other keeps back. Whether there is a queue only the other knows, and
+        // says it a little later: until then the window grows slowly (as in RFC 9406, 4.2).
+        self.window += if suspected.is_some() { bytes / 4 } else { bytes };
+        let since = suspected.or_else(|| is_long.then_some(now));
+        let is_told = since.is_some_and(|since| now >= since + base + returning + TOLD_WITHIN);
+        match self.seen {
+            Some(seen) if seen >= STARTUP_DELAY_MIN => self.leave_startup(now, seen),
+            None if is_told && is_long => self.leave_startup(now, delay),
+            Some(_) | None => {
+                let suspected = since.filter(|_| !is_told);
+                self.phase = Phase::Startup { suspected };
+            }
+        }
     }
 
     /// The start has filled the link, and a queue of this length.
@@ -418,7 +430,7 @@ impl DelayWindow {
         let delay = rtt.saturating_sub(base);
         let limited = 2 * trip.acked_limited > trip.acked;
         match self.phase.clone() {
-            Phase::Startup => self.carried = self.carried.max(trip.acked),
+            Phase::Startup { .. } => self.carried = self.carried.max(trip.acked),
             Phase::Steady(steady) => {
                 if delay > TARGET {
                     self.losses.begin(now);
@@ -646,6 +658,9 @@ const ROUND_MIN: Duration = Duration::from_millis(4);
 const STARTUP_SAMPLES: u32 = 8;
 const STARTUP_DELAY_MIN: Duration = Duration::from_millis(4);
 const STARTUP_DELAY_MAX: Duration = Duration::from_millis(8);
+
+/// A queue that is there now is told of within this and a round trip.
+const TOLD_WITHIN: Duration = Duration::from_millis(20);
 
 /// Packets of a round trip, and the share of them lost, that end the start.
 const STARTUP_LOSS_SAMPLE: u64 = 32;

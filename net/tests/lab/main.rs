@@ -6,6 +6,7 @@
 mod birthday;
 mod cell;
 mod counting;
+mod exchanges;
 mod fallback;
 mod faults;
 mod foreign;

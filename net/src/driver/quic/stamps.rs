@@ -21,10 +21,20 @@ pub(super) struct Stamps {
 struct Sent {
     /// How many frames the bulk lane had sent by then.
     frames: u64,
+    /// When it began to send after a pause.
+    began_at: Instant,
     /// When they had become so many.
     changed_at: Instant,
     /// When it was looked at last.
     at: Instant,
+}
+
+impl Sent {
+    /// More often while the window grows, which may double its queue within a round trip.
+    fn again_at(&self) -> Instant {
+        let is_new = self.at < self.began_at + NEW_FOR;
+        self.at + if is_new { INTERVAL_NEW } else { INTERVAL }
+    }
 }
 
 impl Stamps {
@@ -39,17 +49,24 @@ impl Stamps {
     /// What to tell the peer now, if anything, and when to look again. `frames` is how many the bulk lane has sent.
     pub(super) fn poll(&mut self, frames: u64, now: Instant) -> (Option<Bytes>, Instant) {
         let sent = match self.sent {
-            Some(sent) if now < sent.at + INTERVAL => return (None, sent.at + INTERVAL),
+            Some(sent) if now < sent.again_at() => return (None, sent.again_at()),
             Some(sent) if sent.frames == frames => Sent { at: now, ..sent },
+            Some(sent) if now < sent.changed_at + TOLD_AFTER => Sent {
+                frames,
+                changed_at: now,
+                at: now,
+                ..sent
+            },
             Some(_) | None => Sent {
                 frames,
+                began_at: now,
                 changed_at: now,
                 at: now,
             },
         };
         self.sent = Some(sent);
         let is_due = now < sent.changed_at + TOLD_AFTER;
-        (is_due.then(|| self.write(now)), now + INTERVAL)
+        (is_due.then(|| self.write(now)), sent.again_at())
     }
 
     /// Whether a datagram is one of these.
@@ -83,6 +100,10 @@ impl Stamps {
 
 /// How often the peer is told: a queue of 15 ms comes and goes in a few of these.
 const INTERVAL: Duration = Duration::from_millis(20);
+
+/// The same at first, and for how long: a start over all but the longest paths.
+const INTERVAL_NEW: Duration = Duration::from_millis(5);
+const NEW_FOR: Duration = Duration::from_millis(300);
 
 /// And for so long after the last frame: the less gets through, the more the peer's word is needed.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
