@@ -21,12 +21,15 @@ impl Estimate {
 
     /// Takes in one measurement.
     ///
-    /// Each counts half, so that a link that has become slow is known to be slow after two or three; one that
-    /// follows a silence of `fresh` stands alone.
+    /// A faster one counts at once: what else goes over the link, a processor that is late or a window that grows make it
+    /// look slow, and nothing makes it look fast for long. A slower one counts half, so that a link that has become slow is
+    /// known to be slow after two or three. One that follows a silence of `fresh` stands alone.
     pub fn record(&mut self, speed: Bandwidth, now: Instant, fresh: Duration) {
         let sample = f64::from(speed.kbit_s);
         let kbit_s = match self.known {
-            Some(known) if now.saturating_duration_since(known.measured_at) < fresh => {
+            Some(known)
+                if now.saturating_duration_since(known.measured_at) < fresh && sample < known.kbit_s =>
+            {
                 known.kbit_s + WEIGHT * (sample - known.kbit_s)
             }
             _ => sample,
@@ -90,6 +93,16 @@ mod tests {
             estimate.record(Bandwidth::mbit(2), now, FRESH);
         }
         assert!(estimate.speed(now, FRESH).unwrap() < Bandwidth::mbit(20));
+    }
+
+    #[test]
+    fn one_slow_measurement_among_others_is_made_good_by_the_next() {
+        let now = Instant::now();
+        let mut estimate = Estimate::default();
+        for speed in [10, 2, 10] {
+            estimate.record(Bandwidth::mbit(speed), now, FRESH);
+        }
+        assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(10)));
     }
 
     #[test]

@@ -741,11 +741,13 @@ fn active_members(roster: &Roster) -> Vec<NodeId> {
     members.filter(|&member| is_active(roster, member)).collect()
 }
 
-/// Half of what is new and half of what was known: a link that became ten times slower is below the median after
-/// one exchange, and a single slow exchange is forgotten after two good ones.
+/// What is new where it is faster, as the sender's own estimate does it; else half of it and half of what was known: a link
+/// that became ten times slower is below the median after one exchange.
 fn smoothed(known: Option<Bandwidth>, measured: Bandwidth) -> Bandwidth {
-    let known = known.map_or(measured.kbit_s, |known| known.kbit_s);
-    Bandwidth::kbit(known.midpoint(measured.kbit_s))
+    match known {
+        Some(known) if known > measured => Bandwidth::kbit(known.kbit_s.midpoint(measured.kbit_s)),
+        Some(_) | None => measured,
+    }
 }
 
 /// More than a tenth away from what the log says, or not in the log: smaller changes are noise, and no plan
