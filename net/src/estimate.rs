@@ -21,8 +21,8 @@ impl Estimate {
 
     /// Takes in one measurement.
     ///
-    /// A faster one counts at once: what else goes over the link, a processor that is late or a window that grows make it
-    /// look slow, and nothing makes it look fast for long. A slower one counts half, so that a link that has become slow is
+    /// A faster one counts whole, up to twice what was known: what else goes over the link, a processor that is late or a window
+    /// that grows make it look slow often, and little makes it look fast. A slower one counts half, so that a link that has become slow is
     /// known to be slow after two or three. One that follows a silence of `fresh` stands alone.
     pub fn record(&mut self, speed: Bandwidth, now: Instant, fresh: Duration) {
         let sample = f64::from(speed.kbit_s);
@@ -31,6 +31,9 @@ impl Estimate {
                 if now.saturating_duration_since(known.measured_at) < fresh && sample < known.kbit_s =>
             {
                 known.kbit_s + WEIGHT * (sample - known.kbit_s)
+            }
+            Some(known) if now.saturating_duration_since(known.measured_at) < fresh => {
+                sample.min(known.kbit_s * STEP_MAX)
             }
             _ => sample,
         };
@@ -72,6 +75,9 @@ impl Estimate {
 
 const WEIGHT: f64 = 0.5;
 
+/// What a reader finds at once that was late may look ten times as fast.
+const STEP_MAX: f64 = 2.0;
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
@@ -103,6 +109,9 @@ mod tests {
             estimate.record(Bandwidth::mbit(speed), now, FRESH);
         }
         assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(10)));
+        // One that is far too fast does not undo the others.
+        estimate.record(Bandwidth::mbit(1000), now, FRESH);
+        assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(20)));
     }
 
     #[test]

@@ -51,7 +51,7 @@ const TOLD_APART: f64 = 2.0;
 const IN_ORDER: f64 = 0.9;
 
 /// What the log knows of a link in the middle, of what it carries, once chance has paired everybody too: packets' headers
-/// are a twentieth of it.
+/// are 4 % of it.
 const KNOWN: f64 = 0.75;
 
 /// Between two looks at what the log knows of the links.

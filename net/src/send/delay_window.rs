@@ -55,6 +55,8 @@ pub struct DelayWindow {
     carried: u64,
     /// What the path was good for before, until the first round trip shows whether it is the same.
     resumed: Option<Remembered>,
+    /// Whether the window is what was remembered, and no round trip has carried it yet.
+    jumped: bool,
 }
 
 /// What the window is doing.
@@ -118,6 +120,7 @@ impl DelayWindow {
             seen: None,
             carried: 0,
             resumed: None,
+            jumped: false,
         }
     }
 
@@ -149,7 +152,7 @@ impl DelayWindow {
             // What it would be without the others is not known.
             Phase::Fair { .. } => (self.rate * rtt.as_secs_f64()) as u64,
         };
-        (window > WINDOW_INITIAL * self.mtu).then_some(Remembered { window, rtt, at: now })
+        (window > 0).then_some(Remembered { window, rtt, at: now })
     }
 
     /// How long what the other end sends waits in queues on its way here, while it sends bulk too; see [`super::Arrivals`].
@@ -159,9 +162,10 @@ impl DelayWindow {
     ///
     /// `seen` is what the other end says in return of what we send. That is known late, but it is known apart from all that
     /// may hold an acknowledgement up.
-    pub const fn set_returning(&mut self, queue: Option<Duration>, seen: Option<Duration>) {
-        self.returning = queue;
-        self.seen = seen;
+    pub fn set_returning(&mut self, queue: Option<Duration>, seen: Option<Duration>) {
+        // What is longer nobody waits for, whatever a peer says.
+        self.returning = queue.map(|queue| queue.min(TOLD_MAX));
+        self.seen = seen.map(|seen| seen.min(TOLD_MAX));
     }
 
     /// Bytes that may be in flight.
@@ -180,7 +184,9 @@ impl DelayWindow {
     /// while, and hears the other send, may say something.
     pub fn window_at(&self, now: Instant, is_crossed: bool) -> u64 {
         let window = self.window();
-        let held = HELD_FOR.max(self.base.rtt().unwrap_or_default() / 4);
+        // On a slow link acknowledgements are far apart by themselves.
+        let apart = Duration::from_secs_f64(2.0 * self.mtu as f64 / self.rate.max(RATE_MIN));
+        let held = HELD_FOR.max(self.base.rtt().unwrap_or_default() / 4).max(apart);
         if is_crossed && now >= self.acked_at + held {
             (window + (window / 8).max(2 * self.mtu)).min(WINDOW_MAX)
         } else {
@@ -276,6 +282,7 @@ impl DelayWindow {
             }
             self.window = WINDOW_MIN * self.mtu;
             self.phase = Phase::Startup { suspected: None };
+            self.carried = 0;
             self.open_round(now);
             self.losses.begin(now);
             return;
@@ -298,7 +305,12 @@ impl DelayWindow {
             && self.trip.lost as f64 > STARTUP_LOSS_MAX * seen as f64
         {
             let ceiling = Some(self.trip.window_at_open);
-            self.window = scaled(self.trip.window_at_open, LOSS_CUT);
+            self.window = if self.jumped {
+                // What was remembered is not the path's any more.
+                self.trip.acked / 2
+            } else {
+                scaled(self.trip.window_at_open, LOSS_CUT)
+            };
             self.settle(
                 now,
                 Steady {
@@ -365,6 +377,7 @@ impl DelayWindow {
         let window = self.window_if_resumed(resumed, now);
         if window > self.window {
             self.window = window;
+            self.jumped = true;
             self.open_round(now);
         }
     }
@@ -388,8 +401,13 @@ impl DelayWindow {
         let since = suspected.or_else(|| is_long.then_some(now));
         let is_told = since.is_some_and(|since| now >= since + base + returning + TOLD_WITHIN);
         match self.seen {
-            Some(seen) if seen >= STARTUP_DELAY_MIN => self.leave_startup(now, seen),
+            // What was in the queue before this connection began to send is not its doing.
+            Some(seen) if seen >= STARTUP_DELAY_MAX && self.trip.samples >= STARTUP_SAMPLES => {
+                self.leave_startup(now, seen);
+            }
             None if is_told && is_long => self.leave_startup(now, delay),
+            // Nobody keeps acknowledgements back for so long, whatever the other end says.
+            Some(_) if is_told && delay > base.max(DENIED_MAX) => self.leave_startup(now, delay),
             Some(_) | None => {
                 let suspected = since.filter(|_| !is_told);
                 self.phase = Phase::Startup { suspected };
@@ -430,7 +448,10 @@ impl DelayWindow {
         let delay = rtt.saturating_sub(base);
         let limited = 2 * trip.acked_limited > trip.acked;
         match self.phase.clone() {
-            Phase::Startup { .. } => self.carried = self.carried.max(trip.acked),
+            Phase::Startup { .. } => {
+                self.carried = self.carried.max(trip.acked);
+                self.jumped = false;
+            }
             Phase::Steady(steady) => {
                 if delay > TARGET {
                     self.losses.begin(now);
@@ -662,6 +683,12 @@ const STARTUP_DELAY_MAX: Duration = Duration::from_millis(8);
 /// A queue that is there now is told of within this and a round trip.
 const TOLD_WITHIN: Duration = Duration::from_millis(20);
 
+/// A queue that a peer tells of is no longer than this.
+const TOLD_MAX: Duration = Duration::from_secs(1);
+
+/// A delay that the other end's word does not explain away.
+const DENIED_MAX: Duration = Duration::from_millis(100);
+
 /// Packets of a round trip, and the share of them lost, that end the start.
 const STARTUP_LOSS_SAMPLE: u64 = 32;
 const STARTUP_LOSS_MAX: f64 = 0.2;
@@ -682,6 +709,9 @@ const HELD: Duration = Duration::from_millis(20);
 /// After this without an acknowledgement the other end may be keeping them back: longer than they are apart on a link that
 /// is not slow.
 const HELD_FOR: Duration = Duration::from_millis(3);
+
+/// Bytes a second on the slowest links that matter, as far as packets are apart.
+const RATE_MIN: f64 = 125_000.0;
 
 /// Which part of the delay above the target is taken back in one round trip where both ends send.
 const EASE: f64 = 0.3;

@@ -151,6 +151,22 @@ mod tests {
     }
 
     #[test]
+    fn the_peer_is_told_more_often_at_first_and_after_a_pause() {
+        let origin = now();
+        let mut stamps = Stamps::new(origin);
+        let mut told = |from: u32, until: u32| {
+            let ticks = (from..until).filter(|ms| {
+                let at = origin + Duration::from_millis(1) * *ms;
+                stamps.poll((*ms).into(), at).0.is_some()
+            });
+            ticks.count()
+        };
+        assert_eq!(told(0, 300), 60);
+        assert_eq!(told(320, 1320), 50);
+        assert_eq!(told(5000, 5300), 60);
+    }
+
+    #[test]
     fn what_is_no_stamp_is_not_taken_for_one() {
         assert!(!Stamps::is_stamp(&[]));
         assert!(!Stamps::is_stamp(&[KIND]));
