@@ -12,7 +12,7 @@ use crate::status::{MemberParts, Parts, StatusDocument};
 use crate::wiring::entry::Entry;
 use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
-use lapwing_base::{JobView, Multiaddr, PeerId, Role, chain};
+use lapwing_base::{JobView, Keypair, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
@@ -209,7 +209,7 @@ impl Node {
                 cache_file: Some(dir.gateway_cache()),
                 ..ClientConfig::default()
             };
-            let client = Client::new(client_config, keypair)?;
+            let client = Client::new(client_config, keypair.clone())?;
             let peer = network.peer_id();
             let card = card_of(&network);
             let link = GatewayLink::new(
@@ -235,6 +235,7 @@ impl Node {
             started: now(),
             trained: trainer.map(|trainer| trainer.model),
             network,
+            keypair,
             phase: watch::Sender::new(Phase::default()),
             stop: CancellationToken::new(),
         });
@@ -325,6 +326,7 @@ pub(crate) struct Shared {
     /// The model of this node's own program, if it has one.
     pub(crate) trained: Option<ExternalModel>,
     pub(crate) network: Network,
+    pub(crate) keypair: Keypair,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) stop: CancellationToken,
 }
@@ -551,7 +553,7 @@ async fn check_samples(spec: &DataSpec) -> Result<(), StartError> {
 async fn start_network(
     config: &NodeConfig,
     dir: &DataDir,
-    keypair: lapwing_base::Keypair,
+    keypair: Keypair,
     gate: watch::Receiver<Gate>,
 ) -> Result<Network, StartError> {
     let network_config = |listen| NetworkConfig {

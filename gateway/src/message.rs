@@ -6,7 +6,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
-use lapwing_base::{ClusterId, Keypair, Member, Multiaddr, PeerId, PublicKey, Role, Term};
+use lapwing_base::{ClusterId, Keypair, Member, Multiaddr, PeerId, Role, Term, public_key};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -156,19 +156,6 @@ impl<M: Message> Signed<M> {
         let prefix = format!("lapwing-gateway/v1/{}\0", M::DOMAIN);
         postcard::to_extend(message, prefix.into_bytes()).ok()
     }
-}
-
-/// The key inside a peer id; `None` for ids that are only a hash of their key.
-fn public_key(peer: &PeerId) -> Option<PublicKey> {
-    // A multihash is (code, length, digest); code 0 is "identity", whose digest is the encoded key itself.
-    let bytes = peer.to_bytes();
-    let [0, length, digest @ ..] = bytes.as_slice() else {
-        return None;
-    };
-    if usize::from(*length) != digest.len() {
-        return None;
-    }
-    PublicKey::try_decode_protobuf(digest).ok()
 }
 
 impl Message for Registration {

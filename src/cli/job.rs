@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use lapwing_base::ByteSize;
-use serde_json::Value;
+use lapwing_train::Evidence;
+use serde_json::{Value, json};
 
 use super::admin_client::{AdminClient, Target};
 use super::cluster::{done, escaped};
@@ -43,6 +44,11 @@ pub(crate) enum JobCommand {
         /// Where to write it
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+    /// Checks what a node has kept of a partner's message that it could not use: who signed it, and for which round
+    Evidence {
+        /// A file of the folder `train/evidence` in the node's data directory
+        file: PathBuf,
     },
 }
 
@@ -80,6 +86,7 @@ pub(crate) async fn run(command: &JobCommand, output: Output) -> Result<(), Fail
             done(&answer, &format!("{} is stopped", subject.id), output)
         }
         JobCommand::Export { subject, out } => export(subject, out, output).await,
+        JobCommand::Evidence { file } => evidence(file, output),
     }
 }
 
@@ -125,6 +132,32 @@ enum JobFileError {
     TooLong,
     #[error("it is no text; a job file is TOML, with a line such as `rounds = 200`")]
     NoText,
+}
+
+/// Fails where the file proves nothing.
+fn evidence(file: &Path, output: Output) -> Result<(), Failure> {
+    let evidence = Evidence::read(file)
+        .map_err(|error| Failure::new(format!("check the evidence {}", file.display()), error))?;
+    let bytes = evidence.message().len() as u64;
+    if output.is_json() {
+        return output.document(&json!({
+            "job": format!("job-{}", evidence.job().0),
+            "round": evidence.round().0,
+            "from": evidence.from.to_string(),
+            "to": evidence.to.to_string(),
+            "claimed": evidence.why,
+            "bytes": bytes,
+        }));
+    }
+    output.line(format!(
+        "{} has signed this message of {} to {}, for round {} of job-{}\nwhoever kept it says that it sent {}, which is not proven",
+        evidence.from,
+        ByteSize(bytes),
+        evidence.to,
+        evidence.round(),
+        evidence.job().0,
+        evidence.why
+    ))
 }
 
 async fn list(client: &AdminClient, output: Output) -> Result<(), Failure> {

@@ -69,6 +69,7 @@ pub(crate) async fn live(
 
     let trainer_config = TrainerConfig {
         me,
+        keypair: shared.keypair.clone(),
         data,
         backend: config.backend.clone(),
         trainer: config.trainer.clone(),

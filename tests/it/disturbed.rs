@@ -131,6 +131,43 @@ async fn a_node_whose_python_trainer_computes_nonsense_is_in_quarantine_and_the_
         log.contains("this node is in quarantine"),
         "it is told what to do"
     );
+    is_proven(&processes, 4, &job).await;
+}
+
+/// Those who refused what this node sent have kept it, and anybody can check whose it is.
+async fn is_proven(processes: &Processes, liar: usize, job: &str) {
+    let status = processes.get(liar, "/v1/status").await.unwrap();
+    let kept = (0..liar).flat_map(|place| {
+        let folder = processes.data_dir(place).join("train/evidence");
+        std::fs::read_dir(folder).into_iter().flatten().flatten()
+    });
+    let kept: Vec<_> = kept.map(|entry| entry.path()).collect();
+    assert!(kept.len() >= 2, "two have refused it: {kept:?}");
+    let check = |file: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapwing"));
+        command
+            .args(["job", "evidence", "--json"])
+            .arg(file)
+            .output()
+            .unwrap()
+    };
+    let mut claimed = Vec::new();
+    for file in &kept {
+        let checked: Value = serde_json::from_slice(&check(file).stdout).unwrap();
+        assert_eq!(checked["from"], status["node"]["peer_id"], "{checked}");
+        assert_eq!(checked["job"], job, "{checked}");
+        claimed.push(checked["claimed"].clone());
+    }
+    assert!(claimed.contains(&"too-large".into()), "{claimed:?}");
+    let mut altered = std::fs::read(&kept[0]).unwrap();
+    *altered.last_mut().unwrap() ^= 1;
+    std::fs::write(&kept[0], altered).unwrap();
+    let output = check(&kept[0]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("it proves nothing"),
+        "{said}"
+    );
 }
 
 const JOB: &str = "model = 'external'\nrounds = 90\nlocal_steps = 5\nbatch = 8\ncompression = 4\nlr = 0.4\nlr_final = 0.02\nfinal_dense_rounds = 5\nevaluate_every = 45";

@@ -26,8 +26,8 @@ use crate::steps::Trained;
 use crate::worker::{Opened, Worker, WorkerError};
 use bytes::Bytes;
 use lapwing_base::{
-    Bandwidth, Garbage, JobId, JobView, LinkSpeed, Meeting, MemberState, NodeId, PeerId, Ppm, Quarantine,
-    Report, Roster, Round, RoundKind, RoundPlan, Values,
+    Bandwidth, Garbage, JobId, JobView, Keypair, LinkSpeed, Meeting, MemberState, NodeId, PeerId, Ppm,
+    Quarantine, Report, Roster, Round, RoundKind, RoundPlan, Values,
 };
 use lapwing_net::{Channel, Network};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -62,11 +62,16 @@ const ASKED_MAX: usize = 4;
 /// Evaluated rounds whose models are kept: the one being fetched, and the next.
 const SNAPSHOTS_KEPT: usize = 2;
 
+/// The folder of what partners have sent that could not be used.
+const EVIDENCE: &str = "evidence";
+
 /// What a trainer needs to know of its node.
 #[derive(Clone, Debug)]
 pub struct TrainerConfig {
     /// This node.
     pub me: NodeId,
+    /// With which it signs what it offers to partners.
+    pub keypair: Keypair,
     /// Its part of the data; `None` takes the job's data, split by the members' order.
     pub data: Option<DataSpec>,
     /// What computes, such as `burn`.
@@ -302,8 +307,9 @@ impl Driver {
                 },
                 Some(channel) = exchanges.recv(), if self.serving.len() < SERVING_MAX => {
                     let peer = channel.peer();
+                    let me = self.network.peer_id();
                     self.serving.spawn(async move {
-                        Served::Opened(peer, exchange::accept(channel, GREETING_PATIENCE).await)
+                        Served::Opened(peer, exchange::accept(channel, me, GREETING_PATIENCE).await)
                     });
                 }
                 Some(channel) = asks.recv(), if self.serving.len() < SERVING_MAX => {
@@ -478,7 +484,7 @@ impl Driver {
                 }
                 Effect::Exchange(plan) if able && plan.kind == RoundKind::Reduced => {
                     let (running, network) = (&mut self.running, &self.network);
-                    open.reduce(running, compute, network, self.config.me, &plan, &applied.roster);
+                    open.reduce(running, compute, network, &self.config, &plan, &applied.roster);
                 }
                 Effect::Exchange(plan) => {
                     let round = plan.round;
@@ -499,6 +505,8 @@ impl Driver {
                                     compute: compute.clone(),
                                     network,
                                     me: self.config.me,
+                                    keypair: self.config.keypair.clone(),
+                                    evidence: self.config.dir.join(EVIDENCE),
                                     plan: (*plan).clone(),
                                     partner,
                                     peer,
@@ -805,11 +813,38 @@ impl Driver {
             Served::Opened(peer, Ok(Opening::Withdrawn { job, round })) => {
                 self.on_withdrawn(peer, job, round)
             }
-            Served::Opened(peer, Err(error)) => debug!(%peer, %error, "a partner's offer could not be read"),
+            Served::Opened(peer, Err(error)) => {
+                debug!(%peer, %error, "a partner's offer could not be read");
+                if let Some(why) = error.garbage() {
+                    self.on_garbage(peer, why);
+                }
+            }
             Served::Asked(channel, Ok(ask)) => self.on_asked(channel, ask),
             Served::Asked(channel, Err(error)) => {
                 debug!(peer = %channel.peer(), %error, "a peer's question for a model could not be read");
             }
+        }
+    }
+
+    /// A partner has opened with what is no offer of its own: there is nothing better to wait for.
+    fn on_garbage(&mut self, peer: PeerId, why: Garbage) {
+        let Job::Open(open) = &mut self.job else { return };
+        // Of a ring the mean fails with it, at the deadline.
+        if open.reducing.is_some() {
+            return;
+        }
+        let waits = |exchange: &UnderWay| exchange.partner == peer && exchange.arrival.is_some();
+        if let Some(place) = open.exchanges.iter().position(waits) {
+            let exchange = open.exchanges.swap_remove(place);
+            exchange.task.abort();
+            let (id, refused) = (open.id, Some(why));
+            self.running.spawn(async move {
+                let exchanged = Exchanged {
+                    refused,
+                    ..Exchanged::default()
+                };
+                Event::Exchanged(id, exchange.round, exchange.node, exchanged, None)
+            });
         }
     }
 
@@ -838,7 +873,7 @@ impl Driver {
 
     /// A partner has its values ready: they are swapped now, or kept waiting until we are ready too.
     fn on_offered(&mut self, peer: PeerId, offered: Offered) {
-        let (job, round) = (offered.offer.job, offered.offer.round);
+        let (job, round) = (offered.offer.offer.job, offered.offer.offer.round);
         let refused = match &mut self.job {
             Job::Open(open) if open.id == job && open.parameters.is_none() => exchange::Decline::Unable,
             Job::Open(open) if open.id == job => {
@@ -1072,11 +1107,11 @@ impl OpenJob {
         running: &mut JoinSet<Event>,
         compute: ComputeHandle,
         network: &Network,
-        me: NodeId,
+        config: &TrainerConfig,
         plan: &RoundPlan,
         roster: &Roster,
     ) {
-        let (id, round) = (self.id, plan.round);
+        let (me, id, round) = (config.me, self.id, plan.round);
         let peer_of = |node: NodeId| roster.members.get(&node).map(|member| member.peer);
         self.reducing = Some(round);
         let ends = reduction::neighbours(plan, me).and_then(|(order, before, next)| {
@@ -1101,6 +1136,7 @@ impl OpenJob {
             job: id,
             compute,
             network: network.clone(),
+            keypair: config.keypair.clone(),
             plan: plan.clone(),
             order,
             next: peer_next,

@@ -3,6 +3,8 @@
 //! Both derive the same coordinates from the plan, and compare the plan's digest before anything that is told is
 //! believed. Whether the pair merges is not decided here but by the log (`round.rs`).
 //!
+//! Every offer is signed, with the hash of the message that follows: what a partner sends it cannot deny (`evidence.rs`).
+//!
 //! On the channel, in each direction: one [`Greeting`], then, after an offer, the message in frames
 //! of at most 64 KiB. The partner with the smaller number opens the channel.
 //!
@@ -13,7 +15,7 @@ use crate::payload::{self, FRAME_BYTES, PayloadError};
 use crate::ring::RingError;
 use crate::worker::WorkerError;
 use bytes::Bytes;
-use lapwing_base::{ByteSize, Class, Garbage, JobId, Round, RoundPlan};
+use lapwing_base::{ByteSize, Class, Garbage, JobId, Keypair, PeerId, Round, RoundPlan, public_key};
 use lapwing_net::{Access, Channel, ChannelError, DecodeError, Kind, OpenError, ReceiveHalf, SendHalf};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -52,10 +54,42 @@ impl Offer {
     }
 }
 
+/// An offer as it is sent.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SignedOffer {
+    pub(crate) offer: Offer,
+    /// Of [`Self::input`].
+    signature: Vec<u8>,
+}
+
+impl SignedOffer {
+    /// Signs an offer to a partner.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Unsigned`] where the key cannot sign.
+    pub(crate) fn new(offer: Offer, keypair: &Keypair, to: PeerId) -> Result<Self, ExchangeError> {
+        let input = Self::input(&offer, keypair.public().to_peer_id(), to);
+        let signature = input.and_then(|input| keypair.sign(&input).ok());
+        let signature = signature.ok_or(ExchangeError::Unsigned)?;
+        Ok(Self { offer, signature })
+    }
+
+    /// Whether `from` has made `to` this offer.
+    pub(crate) fn is_signed_by(&self, from: PeerId, to: PeerId) -> bool {
+        let signed = public_key(&from).zip(Self::input(&self.offer, from, to));
+        signed.is_some_and(|(key, input)| key.verify(&input, &self.signature))
+    }
+
+    /// The bytes that are signed: nothing that a key signs elsewhere begins like them.
+    fn input(offer: &Offer, from: PeerId, to: PeerId) -> Option<Vec<u8>> {
+        postcard::to_extend(&(from, to, offer), b"lapwing-train/v1/offer\0".to_vec()).ok()
+    }
+}
+
 /// The first frame of each side.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Greeting {
-    Offer(Offer),
+    Offer(SignedOffer),
     Declined(Decline),
     /// Instead of an offer: its sender takes no part in this round.
     Withdrawn {
@@ -96,15 +130,21 @@ pub(crate) enum Opening {
 #[derive(Debug)]
 pub(crate) struct Offered {
     pub(crate) channel: Channel,
-    pub(crate) offer: Offer,
+    /// Its signature was checked.
+    pub(crate) offer: SignedOffer,
 }
 
-/// Reads with what a partner opened `channel`.
-pub(crate) async fn accept(mut channel: Channel, patience: Duration) -> Result<Opening, ExchangeError> {
+/// Reads with what a partner opened `channel` to `me`.
+pub(crate) async fn accept(
+    mut channel: Channel,
+    me: PeerId,
+    patience: Duration,
+) -> Result<Opening, ExchangeError> {
     let frame = tokio::time::timeout(patience, channel.receive())
         .await
         .map_err(|_| ExchangeError::Late)??;
     match greeting(frame)? {
+        Greeting::Offer(offer) if !offer.is_signed_by(channel.peer(), me) => Err(ExchangeError::Forged),
         Greeting::Offer(offer) => Ok(Opening::Offered(Box::new(Offered { channel, offer }))),
         Greeting::Withdrawn { job, round } => Ok(Opening::Withdrawn { job, round }),
         Greeting::Declined(reason) => Err(ExchangeError::Declined(reason)),
@@ -131,13 +171,22 @@ pub(crate) async fn decline(mut channel: Channel, reason: Decline) -> Result<(),
     Ok(())
 }
 
-/// Swaps values over a channel that this side opened.
+/// What came of it: the partner's message, and its offer of it.
+#[derive(Debug)]
+pub(crate) struct Swapped {
+    pub(crate) received: payload::Received,
+    pub(crate) theirs: SignedOffer,
+}
+
+/// Swaps values over a channel that this side, `me`, opened.
 pub(crate) async fn swap_as_opener(
     channel: Channel,
-    mine: &Offer,
+    me: PeerId,
+    mine: &SignedOffer,
     message: Bytes,
     bytes_max: usize,
-) -> Result<payload::Received, ExchangeError> {
+) -> Result<Swapped, ExchangeError> {
+    let peer = channel.peer();
     let (mut sender, mut receiver) = channel.split();
     let send = async {
         sender
@@ -148,16 +197,13 @@ pub(crate) async fn swap_as_opener(
         Ok::<_, ExchangeError>(())
     };
     let receive = async {
-        let theirs = match greeting(receiver.receive().await?)? {
-            Greeting::Offer(offer) => offer,
-            Greeting::Declined(reason) => return Err(ExchangeError::Declined(reason)),
-            Greeting::Withdrawn { .. } => return Err(ExchangeError::Declined(Decline::Unable)),
-        };
-        let expected = check(mine, &theirs, bytes_max)?;
-        Ok(payload::receive(&mut receiver, expected, &theirs.hash).await?)
+        let theirs = answer(receiver.receive().await?, peer, me)?;
+        let expected = check(&mine.offer, &theirs.offer, bytes_max)?;
+        let received = payload::receive(&mut receiver, expected, &theirs.offer.hash).await?;
+        Ok(Swapped { received, theirs })
     };
-    let ((), received) = tokio::try_join!(send, receive)?;
-    Ok(received)
+    let ((), swapped) = tokio::try_join!(send, receive)?;
+    Ok(swapped)
 }
 
 /// Swaps values over a channel that the partner opened with an offer.
@@ -166,11 +212,11 @@ pub(crate) async fn swap_as_acceptor(
         channel,
         offer: theirs,
     }: Offered,
-    mine: &Offer,
+    mine: &SignedOffer,
     message: Bytes,
     bytes_max: usize,
-) -> Result<payload::Received, ExchangeError> {
-    let expected = match check(mine, &theirs, bytes_max) {
+) -> Result<Swapped, ExchangeError> {
+    let expected = match check(&mine.offer, &theirs.offer, bytes_max) {
         Ok(expected) => expected,
         Err(error) => {
             decline(channel, Decline::AnotherPlan).await?;
@@ -186,24 +232,22 @@ pub(crate) async fn swap_as_acceptor(
         sender.finish().await?;
         Ok::<_, ExchangeError>(())
     };
-    let receive = async { Ok(payload::receive(&mut receiver, expected, &theirs.hash).await?) };
+    let receive = async { Ok(payload::receive(&mut receiver, expected, &theirs.offer.hash).await?) };
     let ((), received) = tokio::try_join!(send, receive)?;
-    Ok(received)
+    Ok(Swapped { received, theirs })
 }
 
 /// Agrees with the next one on a ring that this side will send it pieces, over a channel that this side opened.
 pub(crate) async fn join_as_opener(
     mut channel: Channel,
-    mine: &Offer,
+    me: PeerId,
+    mine: &SignedOffer,
 ) -> Result<(SendHalf, ReceiveHalf), ExchangeError> {
     channel
         .send(&lapwing_net::encode(&Greeting::Offer(mine.clone())))
         .await?;
-    match greeting(channel.receive().await?)? {
-        Greeting::Offer(theirs) => check(mine, &theirs, 0)?,
-        Greeting::Declined(reason) => return Err(ExchangeError::Declined(reason)),
-        Greeting::Withdrawn { .. } => return Err(ExchangeError::Declined(Decline::Unable)),
-    };
+    let theirs = answer(channel.receive().await?, channel.peer(), me)?;
+    check(&mine.offer, &theirs.offer, 0)?;
     Ok(channel.split())
 }
 
@@ -213,9 +257,9 @@ pub(crate) async fn join_as_acceptor(
         mut channel,
         offer: theirs,
     }: Offered,
-    mine: &Offer,
+    mine: &SignedOffer,
 ) -> Result<(SendHalf, ReceiveHalf), ExchangeError> {
-    if let Err(error) = check(mine, &theirs, 0) {
+    if let Err(error) = check(&mine.offer, &theirs.offer, 0) {
         decline(channel, Decline::AnotherPlan).await?;
         return Err(error);
     }
@@ -242,6 +286,16 @@ fn check(mine: &Offer, theirs: &Offer, bytes_max: usize) -> Result<usize, Exchan
         })
 }
 
+/// With what a partner answers an offer.
+fn answer(frame: Option<Bytes>, peer: PeerId, me: PeerId) -> Result<SignedOffer, ExchangeError> {
+    match greeting(frame)? {
+        Greeting::Offer(offer) if offer.is_signed_by(peer, me) => Ok(offer),
+        Greeting::Offer(_) => Err(ExchangeError::Forged),
+        Greeting::Declined(reason) => Err(ExchangeError::Declined(reason)),
+        Greeting::Withdrawn { .. } => Err(ExchangeError::Declined(Decline::Unable)),
+    }
+}
+
 fn greeting(frame: Option<Bytes>) -> Result<Greeting, ExchangeError> {
     Ok(lapwing_net::decode(&frame.ok_or(ExchangeError::Silent)?)?)
 }
@@ -261,6 +315,10 @@ pub(crate) enum ExchangeError {
     Declined(Decline),
     #[error("the partner sent a greeting that cannot be read")]
     Unreadable(#[from] DecodeError),
+    #[error("the partner's offer is not signed by its key")]
+    Forged,
+    #[error("this node's key cannot sign an offer")]
+    Unsigned,
     #[error("the partner means another plan (its round {theirs}, ours {mine}); nothing was merged")]
     Mismatch { mine: Round, theirs: Round },
     #[error("the partner would send {bytes} bytes, where the plan allows {bytes_max}")]
@@ -282,7 +340,7 @@ impl ExchangeError {
     /// were sent, or not at all.
     pub(crate) fn garbage(&self) -> Option<Garbage> {
         match self {
-            Self::TooLong { .. } => Some(Garbage::Malformed),
+            Self::TooLong { .. } | Self::Forged => Some(Garbage::Malformed),
             Self::Payload(PayloadError::Damaged | PayloadError::Long { .. }) => Some(Garbage::Damaged),
             Self::Refused(WorkerError::Method(error)) => error.garbage(),
             _ => None,
@@ -333,6 +391,32 @@ mod tests {
         };
         let refused = check(&offer(10), &other, 100);
         assert!(matches!(refused, Err(ExchangeError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn an_offer_is_its_sender_s_alone_to_that_partner_alone_and_as_it_was_made() {
+        let (from, to) = (Keypair::generate_ed25519(), PeerId::random());
+        let me = from.public().to_peer_id();
+        let signed = SignedOffer::new(offer(10), &from, to).unwrap();
+        assert!(signed.is_signed_by(me, to));
+        assert!(!signed.is_signed_by(me, PeerId::random()));
+        assert!(!signed.is_signed_by(to, me));
+        let other = Keypair::generate_ed25519().public().to_peer_id();
+        assert!(!signed.is_signed_by(other, to));
+        let changed = SignedOffer {
+            offer: offer(11),
+            ..signed.clone()
+        };
+        assert!(!changed.is_signed_by(me, to));
+        let bare = SignedOffer {
+            signature: Vec::new(),
+            ..signed.clone()
+        };
+        assert!(!bare.is_signed_by(me, to));
+        let frame = |offer| Some(Bytes::from(lapwing_net::encode(&Greeting::Offer(offer))));
+        assert_eq!(answer(frame(signed.clone()), me, to).unwrap(), signed);
+        let forged = answer(frame(changed), me, to).unwrap_err();
+        assert_eq!(forged.garbage(), Some(Garbage::Malformed));
     }
 
     #[test]

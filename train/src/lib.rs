@@ -40,6 +40,8 @@ mod compute;
 #[cfg(feature = "driver")]
 mod driver;
 #[cfg(feature = "driver")]
+mod evidence;
+#[cfg(feature = "driver")]
 mod exchange;
 #[cfg(feature = "driver")]
 mod hash_tree;
@@ -90,6 +92,8 @@ pub use checkpoint::{Checkpoint, LoadError, Pending, SaveError};
 pub use data::{CsvError, DataError, IdxError, TextError, load};
 #[cfg(feature = "driver")]
 pub use driver::{Applied, Trainer, TrainerConfig, TrainerError};
+#[cfg(feature = "driver")]
+pub use evidence::{Evidence, EvidenceError};
 #[cfg(feature = "driver")]
 pub use model_file::{ExportError, ImportError, export_safetensors, import_safetensors, is_model};
 #[cfg(feature = "driver")]

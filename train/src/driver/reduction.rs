@@ -4,12 +4,12 @@
 use super::Event;
 use super::tasks::{Attempts, now, with};
 use crate::compute::{ComputeHandle, ComputeStopped};
-use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered};
+use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered, SignedOffer};
 use crate::payload;
 use crate::ring::{self, Ring, RingError};
 use crate::round::Exchanged;
 use bytes::Bytes;
-use lapwing_base::{JobId, NodeId, PeerId, RoundPlan, chain};
+use lapwing_base::{JobId, Keypair, NodeId, PeerId, RoundPlan, chain};
 use lapwing_net::{Network, ReceiveHalf, SendHalf};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -20,6 +20,7 @@ pub(super) struct Reduction {
     pub(super) job: JobId,
     pub(super) compute: ComputeHandle,
     pub(super) network: Network,
+    pub(super) keypair: Keypair,
     pub(super) plan: RoundPlan,
     pub(super) order: Vec<NodeId>,
     /// To whom pieces go.
@@ -75,6 +76,7 @@ impl Reduction {
             job,
             compute,
             network,
+            keypair,
             plan,
             order,
             next,
@@ -87,10 +89,11 @@ impl Reduction {
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
         // Of no message: what comes is as long as both know.
-        let mine = Offer::new(&plan, &[]);
+        let mine = SignedOffer::new(Offer::new(&plan, &[]), &keypair, next)?;
         let open = open_ring(&network, next, &mine, plan.deadline());
         let accept = async {
             let offered = arrived.await.map_err(|_| ExchangeError::Stopped)?;
+            let mine = SignedOffer::new(Offer::new(&plan, &[]), &keypair, offered.channel.peer())?;
             exchange::join_as_acceptor(offered, &mine).await
         };
         // What they do not use is kept, since a channel is closed with either half.
@@ -124,14 +127,14 @@ impl Reduction {
 async fn open_ring(
     network: &Network,
     next: PeerId,
-    mine: &Offer,
+    mine: &SignedOffer,
     patience: Duration,
 ) -> Result<(SendHalf, ReceiveHalf), ExchangeError> {
     let mut attempts = Attempts::new(next);
     loop {
         let joined = async {
             let channel = network.open(next, EXCHANGE, patience).await?;
-            exchange::join_as_opener(channel, mine).await
+            exchange::join_as_opener(channel, network.peer_id(), mine).await
         };
         match joined.await {
             Ok(halves) => return Ok(halves),

@@ -4,7 +4,8 @@
 
 use super::{Event, GREETING_PATIENCE, MODEL_PATIENCE, RESEND_INTERVAL};
 use crate::compute::{ComputeHandle, ComputeStopped};
-use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered};
+use crate::evidence::Evidence;
+use crate::exchange::{self, EXCHANGE, ExchangeError, Offer, Offered, SignedOffer};
 use crate::incoming::IncomingModel;
 use crate::merge;
 use crate::models::{self, FetchError, Header, Held, Which};
@@ -13,9 +14,11 @@ use crate::worker::{Worker, WorkerError};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use lapwing_base::{
-    Bandwidth, ByteSize, Evaluation, JobId, LinkSpeed, NodeId, PeerId, Ppm, Report, Round, RoundPlan, chain,
+    Bandwidth, ByteSize, Evaluation, JobId, Keypair, LinkSpeed, NodeId, PeerId, Ppm, Report, Round,
+    RoundPlan, chain,
 };
 use lapwing_net::Network;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -74,6 +77,9 @@ pub(super) struct Exchange {
     pub(super) compute: ComputeHandle,
     pub(super) network: Network,
     pub(super) me: NodeId,
+    pub(super) keypair: Keypair,
+    /// Where what a partner has sent is kept if it cannot be used.
+    pub(super) evidence: PathBuf,
     pub(super) plan: RoundPlan,
     pub(super) partner: NodeId,
     pub(super) peer: PeerId,
@@ -89,10 +95,15 @@ impl Exchange {
         let (job, round, me, partner) = (self.job, self.plan.round, self.me, self.partner);
         let (sent_before, received_before) = self.before;
         let started = now();
-        let swapped = tokio::time::timeout(self.plan.deadline(), self.swap())
+        let (folder, mut refused) = (self.evidence.clone(), None);
+        let swapped = tokio::time::timeout(self.plan.deadline(), self.swap(&mut refused))
             .await
             .unwrap_or(Err(ExchangeError::Late));
         let took = now().duration_since(started);
+        // Not within the deadline: a slow disk takes nothing back of what was refused.
+        if let Some(evidence) = refused {
+            keep(folder, evidence).await;
+        }
         match swapped {
             Ok(Swapped {
                 sent_bytes,
@@ -131,12 +142,15 @@ impl Exchange {
         }
     }
 
-    async fn swap(self) -> Result<Swapped, ExchangeError> {
+    /// What it refuses is in `refused` afterwards.
+    async fn swap(self, refused: &mut Option<Evidence>) -> Result<Swapped, ExchangeError> {
         let Self {
             job,
             compute,
             network,
             me,
+            keypair,
+            evidence: _,
             plan,
             partner,
             peer,
@@ -149,9 +163,9 @@ impl Exchange {
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
             .map_err(ExchangeError::Values)?;
-        let mine = Offer::new(&plan, &message);
+        let mine = SignedOffer::new(Offer::new(&plan, &message), &keypair, peer)?;
         // One of two opens, so that they never open past each other.
-        let received = if me < partner {
+        let exchange::Swapped { received, theirs } = if me < partner {
             swap_by_opening(&network, peer, &mine, &message, bytes_max, plan.deadline()).await?
         } else {
             let offered = arrived.await.map_err(|_| ExchangeError::Stopped)?;
@@ -164,16 +178,36 @@ impl Exchange {
         let speed = steady.and_then(|timing| timing.speed());
         let received_bytes = received.bytes.len() as u64;
         let told = Bytes::from(received.bytes);
-        compute
-            .run(move |slot| with(slot, job, |worker| worker.accept(round, partner, &told)))
+        let accepting = told.clone();
+        let accepted = compute
+            .run(move |slot| with(slot, job, |worker| worker.accept(round, partner, &accepting)))
             .await
             .map_err(|ComputeStopped| ExchangeError::Stopped)?
-            .map_err(ExchangeError::Refused)?;
+            .map_err(ExchangeError::Refused);
+        if let Err(error) = accepted {
+            if let Some(why) = error.garbage() {
+                let ends = (peer, network.peer_id());
+                *refused = Some(Evidence::new(ends, why, theirs, told.into()));
+            }
+            return Err(error);
+        }
         Ok(Swapped {
             sent_bytes: message.len() as u64,
             received_bytes,
             speed,
         })
+    }
+}
+
+/// Keeps what a partner has sent, and says where; without it the partner is refused all the same.
+async fn keep(folder: PathBuf, evidence: Evidence) {
+    let from = evidence.from;
+    let kept = tokio::task::spawn_blocking(move || evidence.keep(&folder)).await;
+    match kept.map_err(std::io::Error::other).flatten() {
+        Ok(file) => {
+            warn!(%from, file = %file.display(), "what the partner sent is kept; `lapwing job evidence` checks it")
+        }
+        Err(error) => warn!(%from, %error, "what the partner sent could not be kept"),
     }
 }
 
@@ -242,19 +276,19 @@ impl Attempts {
 async fn swap_by_opening(
     network: &Network,
     peer: PeerId,
-    mine: &Offer,
+    mine: &SignedOffer,
     message: &Bytes,
     bytes_max: usize,
     patience: Duration,
-) -> Result<crate::payload::Received, ExchangeError> {
+) -> Result<exchange::Swapped, ExchangeError> {
     let mut attempts = Attempts::new(peer);
     loop {
         let swapped = async {
             let channel = network.open(peer, EXCHANGE, patience).await?;
-            exchange::swap_as_opener(channel, mine, message.clone(), bytes_max).await
+            exchange::swap_as_opener(channel, network.peer_id(), mine, message.clone(), bytes_max).await
         };
         match swapped.await {
-            Ok(received) => return Ok(received),
+            Ok(swapped) => return Ok(swapped),
             Err(error) => attempts.again(error).await?,
         }
     }
