@@ -154,7 +154,7 @@ async fn is_proven(processes: &Processes, liar: usize, job: &str) {
     let mut claimed = Vec::new();
     for file in &kept {
         let checked: Value = serde_json::from_slice(&check(file).stdout).unwrap();
-        assert_eq!(checked["from"], status["node"]["peer_id"], "{checked}");
+        assert_eq!(checked["from"], status["peer_id"], "{checked}");
         assert_eq!(checked["job"], job, "{checked}");
         claimed.push(checked["claimed"].clone());
     }
