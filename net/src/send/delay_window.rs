@@ -146,13 +146,15 @@ impl DelayWindow {
     pub fn remember(&self, now: Instant) -> Option<Remembered> {
         let rtt = self.base.rtt()?;
         let window = match &self.phase {
+            // A few messages say nothing of the path.
+            Phase::Startup { .. } if self.carried <= WINDOW_INITIAL * self.mtu => return None,
             Phase::Startup { .. } => self.carried,
             Phase::Steady(_) => self.window,
             Phase::Drain { resume } => *resume,
             // What it would be without the others is not known.
             Phase::Fair { .. } => (self.rate * rtt.as_secs_f64()) as u64,
         };
-        (window > 0).then_some(Remembered { window, rtt, at: now })
+        Some(Remembered { window, rtt, at: now })
     }
 
     /// How long what the other end sends waits in queues on its way here, while it sends bulk too; see [`super::Arrivals`].
@@ -950,6 +952,66 @@ mod tests {
             window.on_ack(now, now - rtt, 1200, true);
         }
         assert_eq!(window.window(), 12_000);
+    }
+
+    #[test]
+    fn the_next_connection_goes_on_with_half_where_the_path_is_the_same() {
+        let start = Bulk::origin();
+        let rtt = Duration::from_millis(50);
+        let mut window = DelayWindow::new(start, 1200);
+        assert_eq!(window.remember(start), None);
+        let mut now = start;
+        // Each round trip carries the whole window; there is no queue.
+        for _ in 0..7 {
+            now += rtt;
+            for _ in 0..window.window() / 1200 {
+                window.on_ack(now, now - rtt, 1200, false);
+            }
+        }
+        let carried = window.window() / 4;
+        let remembered = window.remember(now).unwrap();
+        let resumed = |rtt: Duration, later: Duration| {
+            let at = now + later;
+            let mut next = DelayWindow::new(at, 1200);
+            next.resume(remembered, at);
+            assert_eq!(
+                next.window(),
+                12_000,
+                "not before a round trip shows which path it is"
+            );
+            next.on_ack(at + rtt, at, 1200, true);
+            next.window()
+        };
+        let soon = Duration::from_secs(1);
+        assert_eq!(resumed(rtt, soon), carried / 2);
+        assert_eq!(resumed(rtt * 4, soon), 12_000);
+        assert_eq!(resumed(rtt / 4, soon), 12_000);
+        assert_eq!(resumed(rtt, Duration::from_secs(3600)), 12_000);
+    }
+
+    #[test]
+    fn what_a_peer_says_of_queues_does_not_keep_a_start_going() {
+        // Acknowledgements take ever longer, and the peer denies it or claims that it is its own doing.
+        for (returning, seen) in [(0, Some(0)), (1 << 40, None), (1 << 40, Some(0))] {
+            let (mut now, rtt) = (Bulk::origin(), Duration::from_millis(20));
+            let mut window = DelayWindow::new(now, 1200);
+            let mut longest = rtt;
+            for _ in 0..400 {
+                window.set_returning(
+                    Some(Duration::from_micros(returning)),
+                    seen.map(Duration::from_micros),
+                );
+                for _ in 0..16 {
+                    window.on_ack(now + longest, now, 1200, false);
+                }
+                now += longest;
+                longest = (longest + longest / 10).min(Duration::from_secs(3));
+                if window.mode() != Mode::Startup {
+                    break;
+                }
+            }
+            assert_ne!(window.mode(), Mode::Startup, "{returning} {seen:?}");
+        }
     }
 
     #[test]

@@ -21,8 +21,9 @@ pub(super) struct Stamps {
 struct Sent {
     /// How many frames the bulk lane had sent by then.
     frames: u64,
-    /// When it began to send after a pause.
+    /// When it began to send after a pause, and how many frames it had sent before.
     began_at: Instant,
+    before: u64,
     /// When they had become so many.
     changed_at: Instant,
     /// When it was looked at last.
@@ -57,15 +58,17 @@ impl Stamps {
                 at: now,
                 ..sent
             },
-            Some(_) | None => Sent {
+            sent => Sent {
                 frames,
                 began_at: now,
+                before: sent.map_or(0, |sent| sent.frames),
                 changed_at: now,
                 at: now,
             },
         };
         self.sent = Some(sent);
-        let is_due = now < sent.changed_at + TOLD_AFTER;
+        let is_bulk = sent.frames.saturating_sub(sent.before) >= FRAMES_MIN;
+        let is_due = is_bulk && now < sent.changed_at + TOLD_AFTER;
         (is_due.then(|| self.write(now)), sent.again_at())
     }
 
@@ -105,6 +108,9 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const INTERVAL_NEW: Duration = Duration::from_millis(5);
 const NEW_FOR: Duration = Duration::from_millis(300);
 
+/// Fewer frames are answers, and no bulk: whoever sends to this end alone has to know that it is alone.
+const FRAMES_MIN: u64 = 8;
+
 /// And for so long after the last frame: the less gets through, the more the peer's word is needed.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
 
@@ -128,11 +134,11 @@ mod tests {
             let at = origin + INTERVAL * round;
             // A queue builds up from a to b.
             let queue = Duration::from_millis(if round < 10 { 0 } else { 12 });
-            let (stamp, _) = a.poll(round.into(), at);
+            let (stamp, _) = a.poll(100 * u64::from(round), at);
             let stamp = stamp.unwrap();
             assert!(Stamps::is_stamp(&stamp));
             by_b = b.heard(&stamp, at + queue);
-            let (stamp, _) = b.poll(round.into(), at + queue);
+            let (stamp, _) = b.poll(100 * u64::from(round), at + queue);
             by_a = stamp.and_then(|stamp| a.heard(&stamp, at + queue)).or(by_a);
         }
         let queue = Duration::from_millis(12);
@@ -145,9 +151,20 @@ mod tests {
     fn whoever_sends_nothing_says_nothing() {
         let origin = now();
         let mut stamps = Stamps::new(origin);
-        assert!(stamps.poll(1, origin).0.is_some());
-        let told = (1..200).filter(|round| stamps.poll(1, origin + INTERVAL * *round).0.is_some());
+        assert!(stamps.poll(100, origin).0.is_some());
+        let told = (1..200).filter(|round| stamps.poll(100, origin + INTERVAL * *round).0.is_some());
         assert_eq!(told.count(), 49);
+    }
+
+    #[test]
+    fn whoever_only_answers_is_not_taken_for_one_who_sends_bulk() {
+        let origin = now();
+        let mut stamps = Stamps::new(origin);
+        let told = (0..100_u32).filter(|round| {
+            let answers = u64::from(*round / 20);
+            stamps.poll(answers, origin + INTERVAL * *round).0.is_some()
+        });
+        assert_eq!(told.count(), 0);
     }
 
     #[test]
@@ -157,7 +174,7 @@ mod tests {
         let mut told = |from: u32, until: u32| {
             let ticks = (from..until).filter(|ms| {
                 let at = origin + Duration::from_millis(1) * *ms;
-                stamps.poll((*ms).into(), at).0.is_some()
+                stamps.poll(100 + u64::from(*ms) * 2, at).0.is_some()
             });
             ticks.count()
         };
