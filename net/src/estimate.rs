@@ -21,7 +21,7 @@ impl Estimate {
 
     /// Takes in one measurement.
     ///
-    /// A faster one counts whole, up to twice what was known: what else goes over the link, a processor that is late or a window
+    /// A faster one counts whole, up to four times what was known: what else goes over the link, a processor that is late or a window
     /// that grows make it look slow often, and little makes it look fast. A slower one counts half, so that a link that has become slow is
     /// known to be slow after two or three. One that follows a silence of `fresh` stands alone.
     pub fn record(&mut self, speed: Bandwidth, now: Instant, fresh: Duration) {
@@ -76,7 +76,7 @@ impl Estimate {
 const WEIGHT: f64 = 0.5;
 
 /// What a reader finds at once that was late may look ten times as fast.
-const STEP_MAX: f64 = 2.0;
+const STEP_MAX: f64 = 4.0;
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(10)));
         // One that is far too fast does not undo the others.
         estimate.record(Bandwidth::mbit(1000), now, FRESH);
-        assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(20)));
+        assert_eq!(estimate.speed(now, FRESH), Some(Bandwidth::mbit(40)));
     }
 
     #[test]
