@@ -741,8 +741,8 @@ fn active_members(roster: &Roster) -> Vec<NodeId> {
     members.filter(|&member| is_active(roster, member)).collect()
 }
 
-/// What is new where it is faster, up to four times what was known, as the sender's own estimate does it; else half of it and half of what was known: a link
-/// that became ten times slower is below the median after one exchange.
+/// What is new where it is faster, up to four times what was known, as the sender's own estimate does it; else half of it and
+/// half of what was known: a link that became ten times slower is below the median after one exchange.
 fn smoothed(known: Option<Bandwidth>, measured: Bandwidth) -> Bandwidth {
     match known {
         Some(known) if known > measured => Bandwidth::kbit(known.kbit_s.midpoint(measured.kbit_s)),

@@ -117,6 +117,9 @@ impl Evidence {
         fs::create_dir_all(folder)?;
         let file = folder.join(format!("job-{}-{}.{EXTENSION}", self.job().0, self.from));
         let bytes = postcard::to_allocvec(self).map_err(io::Error::other)?;
+        if bytes.len() as u64 > SIZE_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         durable::write(&file, &bytes)?;
         let mut kept: Vec<_> = fs::read_dir(folder)?
             .filter_map(Result::ok)

@@ -2,20 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use lapwing_base::{ByteSize, Class, Role};
-use lapwing_net::{Access, Channel, Kind};
+use lapwing_base::Role;
+use lapwing_net::Channel;
 use lapwing_netlab::{Lab, Nat, Rate, Shape};
 use tokio::sync::mpsc;
 
+use crate::latency::MODEL;
 use crate::nodes::{LabNode, enrol};
 use crate::world::ANY;
-
-const MODEL: Kind = Kind {
-    class: Class::Model,
-    name: "values",
-    access: Access::Members,
-    frame_max: ByteSize::kib(256),
-};
 
 /// A hundred thousand values of four bytes each way.
 const FRAMES: usize = 8;

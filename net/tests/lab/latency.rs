@@ -13,7 +13,7 @@ use lapwing_netlab::{Egress, Lab, Nat, Rate, Shape};
 use crate::nodes::{ECHO, LabNode, enrol, eventually, refresh};
 use crate::world::ANY;
 
-const MODEL: Kind = Kind {
+pub(crate) const MODEL: Kind = Kind {
     class: Class::Model,
     name: "values",
     access: Access::Members,
