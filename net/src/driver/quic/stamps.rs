@@ -47,12 +47,13 @@ impl Stamps {
         }
     }
 
-    /// What to tell the peer now, if anything, and when to look again. `frames` is how many the bulk lane has sent.
+    /// What to tell the peer now, if anything, and when to look again. `frames` is how many the bulk lane has sent; fewer
+    /// than before, and it is another lane.
     pub(super) fn poll(&mut self, frames: u64, now: Instant) -> (Option<Bytes>, Instant) {
         let sent = match self.sent {
             Some(sent) if now < sent.again_at() => return (None, sent.again_at()),
             Some(sent) if sent.frames == frames => Sent { at: now, ..sent },
-            Some(sent) if now < sent.changed_at + TOLD_AFTER => Sent {
+            Some(sent) if sent.frames < frames && now < sent.changed_at + TOLD_AFTER => Sent {
                 frames,
                 changed_at: now,
                 at: now,
@@ -61,7 +62,10 @@ impl Stamps {
             sent => Sent {
                 frames,
                 began_at: now,
-                before: sent.map_or(0, |sent| sent.frames),
+                before: sent
+                    .map(|sent| sent.frames)
+                    .filter(|before| *before < frames)
+                    .unwrap_or(0),
                 changed_at: now,
                 at: now,
             },
@@ -181,6 +185,20 @@ mod tests {
         assert_eq!(told(0, 300), 60);
         assert_eq!(told(320, 1320), 50);
         assert_eq!(told(5000, 5300), 60);
+    }
+
+    #[test]
+    fn the_next_lane_is_counted_from_its_first_frame() {
+        let origin = now();
+        for pause in [Duration::from_millis(100), Duration::from_secs(10)] {
+            let mut stamps = Stamps::new(origin);
+            assert!(stamps.poll(5000, origin).0.is_some());
+            let (few, bulk) = (
+                stamps.poll(2, origin + pause),
+                stamps.poll(10, origin + pause + INTERVAL),
+            );
+            assert_eq!((few.0.is_some(), bulk.0.is_some()), (false, true), "{pause:?}");
+        }
     }
 
     #[test]
