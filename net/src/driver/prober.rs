@@ -11,7 +11,8 @@
 //! everybody has just come, all would otherwise measure each other's probes and nobody a link.
 //!
 //! A probe beside other traffic, at either end, measures what that leaves, or how buffers empty, and does not count.
-//! Whoever believed it would turn away from a link that is only busy. Nor does one that was mostly a pause.
+//! Whoever believed it would turn away from a link that is only busy. Nor does one that was mostly a pause. So neither end
+//! begins one where it has seen other traffic a moment ago: that would only be disturbed.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -64,6 +65,8 @@ enum Turn {
     Yours,
     /// Somebody else's.
     Taken,
+    /// Nobody's: there is other traffic.
+    Busy,
 }
 
 /// The answer to a probe.
@@ -233,11 +236,16 @@ enum Probed {
 async fn is_idle(shared: &Shared) -> bool {
     // It is never closed.
     drop(shared.probing.acquire().await);
-    let seen = || (traffic(shared), shared.probes_let_in.load(Ordering::Relaxed));
-    let (before, let_in_before) = seen();
+    let let_in = || shared.probes_let_in.load(Ordering::Relaxed);
+    let before = let_in();
+    is_quiet(shared).await || let_in() > before
+}
+
+/// Whether there is no traffic that a probe would measure, looking for a moment.
+async fn is_quiet(shared: &Shared) -> bool {
+    let before = traffic(shared);
     tokio::time::sleep(LOOK).await;
-    let (after, let_in) = seen();
-    let_in > let_in_before || Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(after.saturating_sub(before)))
+    Probes::has_been_alone(Probes::SIZE_MIN, ByteSize(traffic(shared).saturating_sub(before)))
 }
 
 fn candidates(shared: &Shared) -> Vec<Candidate> {
@@ -273,8 +281,10 @@ async fn probe(
     let rtt = rtt(shared, peer);
     let mut size = Probes::size(known(shared, peer), rtt);
     loop {
-        if ask(&mut channel, peer, size).await? == Turn::Taken {
-            return Ok(Probed::Refused);
+        match ask(&mut channel, peer, size).await? {
+            Turn::Yours => (),
+            Turn::Taken => return Ok(Probed::Refused),
+            Turn::Busy => return Ok(Probed::Disturbed),
         }
         begun_at.get_or_insert_with(now);
         let Answer { timing, beside } = send_probe(shared, &mut channel, peer, size).await?;
@@ -388,13 +398,17 @@ async fn answer(shared: &Shared, mut channel: Channel) -> Result<(), ChannelErro
         };
         if turn.is_none() {
             turn = shared.probing.try_acquire().ok();
-            shared
-                .probes_let_in
-                .fetch_add(u64::from(turn.is_some()), Ordering::Relaxed);
-        }
-        if turn.is_none() {
-            channel.send(&encode(&Turn::Taken)).await?;
-            return channel.finish().await;
+            let refused = match turn {
+                None => Some(Turn::Taken),
+                Some(_) if !is_quiet(shared).await => Some(Turn::Busy),
+                Some(_) => None,
+            };
+            if let Some(refused) = refused {
+                drop(turn);
+                channel.send(&encode(&refused)).await?;
+                return channel.finish().await;
+            }
+            shared.probes_let_in.fetch_add(1, Ordering::Relaxed);
         }
         channel.send(&encode(&Turn::Yours)).await?;
         let before = traffic(shared);
