@@ -9,6 +9,7 @@ mod forward;
 mod script;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 use lapwing_base::Tuning;
@@ -35,7 +36,9 @@ pub(super) struct Tch {
     device: Device,
     /// The parameters, in the layout's order.
     flat: Tensor,
-    /// As long.
+    /// The same as tensors by which a loss can be differentiated, in their shapes; none of a script.
+    leaves: Vec<Tensor>,
+    /// As long as the parameters.
     momentum: Tensor,
     /// How much of the last direction is kept.
     kept: f32,
@@ -46,6 +49,13 @@ pub(super) struct Tch {
 /// Samples evaluated at a time: enough to keep the matrix kernels busy, few enough that what passes from layer to layer
 /// stays in tens of megabytes.
 const EVALUATED_AT_ONCE: usize = 64;
+
+/// Slopes in a row, and of which parameters.
+type Part = (Range<usize>, Tensor);
+
+/// Of so many parameters slopes are put together before they are used: calls of libtorch take longer than what they do then,
+/// and of more, another copy of all.
+const TOGETHER_MAX: usize = 1 << 19;
 
 impl Tch {
     /// The model with its first parameters and an optimiser at rest.
@@ -114,7 +124,8 @@ impl Tch {
             .as_ref()
             .map_or_else(|| model.layout(), Script::layout)
             .clone();
-        Ok(Self {
+        let mut tch = Self {
+            leaves: Vec::new(),
             momentum: flat.f_zeros_like()?,
             flat,
             layout,
@@ -123,7 +134,15 @@ impl Tch {
             device,
             kept: millionths(tuning.momentum_micro),
             decay: millionths(tuning.weight_decay_micro),
-        })
+        };
+        if tch.script.is_none() {
+            let views = tch.views()?;
+            tch.leaves = views
+                .iter()
+                .map(|view| view.f_detach()?.f_set_requires_grad(true))
+                .collect::<Result<_, _>>()?;
+        }
+        Ok(tch)
     }
 
     /// The parameters as views of the flat tensor, in their shapes.
@@ -138,15 +157,9 @@ impl Tch {
     }
 
     /// The parameters as tensors by which a loss can be differentiated.
-    fn parameters(&self) -> Result<Vec<Tensor>, TchError> {
-        match &self.script {
-            Some(script) => Ok(script.parameters().iter().map(Tensor::shallow_clone).collect()),
-            None => self
-                .views()?
-                .iter()
-                .map(|view| view.f_detach()?.f_set_requires_grad(true))
-                .collect(),
-        }
+    fn parameters(&self) -> Vec<Tensor> {
+        let parameters = self.script.as_ref().map_or(&self.leaves[..], Script::parameters);
+        parameters.iter().map(Tensor::shallow_clone).collect()
     }
 
     /// A batch's features as the model takes them: images, rows of numbers, or bytes.
@@ -181,11 +194,11 @@ impl Tch {
         logits.map_err(|error| refused(script.file(), &error))
     }
 
-    /// The mean loss of a batch, and the slopes of each parameter in its shape; all of them finite.
-    fn backpropagate(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<Tensor>), BackendError> {
+    /// The mean loss of a batch, and the slopes of parts of the parameters that together are all; all of them finite.
+    fn backpropagate(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<Part>), BackendError> {
         check_batch(batch, &self.model)?;
         compute_alone();
-        let parameters = self.parameters()?;
+        let parameters = self.parameters();
         let mut logits = self.logits(batch, &parameters, true)?;
         if let Some(shifts) = shifts(batch, &self.model) {
             logits = logits.f_add(&on(self.device, &shifts)?)?;
@@ -203,16 +216,24 @@ impl Tch {
                 *slopes = parameter.f_detach()?.f_zeros_like()?;
             }
         }
+        let rows = slopes.iter().map(|slopes| slopes.f_reshape(-1));
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<Part> = if self.layout.parameters() <= TOGETHER_MAX {
+            vec![(0..self.layout.parameters(), Tensor::f_cat(&rows, 0)?)]
+        } else {
+            let ranges = self.layout.iter().map(|parameter| parameter.range.clone());
+            ranges.zip(rows).collect()
+        };
         // What is largest and smallest tells whether all are finite, and is waited for once.
         let mut told = vec![loss.f_detach()?];
-        for slopes in &slopes {
+        for (_, slopes) in &parts {
             let (least, most) = slopes.f_aminmax(None, false)?;
             told.extend([least, most]);
         }
         let told = read_out(&Tensor::f_stack(&told, 0)?)?;
         let loss = told[0];
         match are_finite(&told) {
-            true => Ok((loss, slopes)),
+            true => Ok((loss, parts)),
             false => Err(BackendError::Diverged { loss }),
         }
     }
@@ -226,10 +247,17 @@ impl Tch {
         lr: f32,
     ) -> Result<(), TchError> {
         let scaled = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
-        let slopes = scaled(parameters, self.decay)?.f_add_(slopes)?;
+        let slopes = if self.decay == 0.0 {
+            slopes.shallow_clone()
+        } else {
+            scaled(parameters, self.decay)?.f_add_(slopes)?
+        };
         let _ = momentum.f_mul_scalar_(f64::from(self.kept))?.f_add_(&slopes)?;
-        let direction = scaled(momentum, self.kept)?.f_add_(&slopes)?;
-        let _ = parameters.f_sub_(&scaled(&direction, lr)?)?;
+        // In place, without another copy of the parameters in between.
+        let factor = |factor: f32| Tensor::from(factor).f_to_device(self.device);
+        let _ = parameters
+            .f_addcmul_(momentum, &factor(-lr * self.kept)?)?
+            .f_addcmul_(&slopes, &factor(-lr)?)?;
         Ok(())
     }
 }
@@ -256,12 +284,12 @@ impl Backend for Tch {
     }
 
     fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError> {
-        let (loss, slopes) = self.backpropagate(batch)?;
+        let (loss, parts) = self.backpropagate(batch)?;
         let _guard = tch::no_grad_guard();
-        for (parameter, slopes) in self.layout.iter().zip(&slopes) {
-            let mut values = part(&self.flat, &parameter.range)?;
-            let mut momentum = part(&self.momentum, &parameter.range)?;
-            self.move_down(&mut values, &mut momentum, &slopes.f_reshape(-1)?, lr)?;
+        for (range, slopes) in &parts {
+            let mut values = part(&self.flat, range)?;
+            let mut momentum = part(&self.momentum, range)?;
+            self.move_down(&mut values, &mut momentum, slopes, lr)?;
         }
         // A batch is bounded by its job's `u32`.
         let samples = u32::try_from(batch.labels.len()).unwrap_or(u32::MAX);
@@ -278,11 +306,8 @@ impl Backend for Tch {
     }
 
     fn gradient(&mut self, batch: &Batch<'_>) -> Result<(f32, Vec<f32>), BackendError> {
-        let (loss, slopes) = self.backpropagate(batch)?;
-        let rows = slopes
-            .iter()
-            .map(|slopes| slopes.f_reshape(-1))
-            .collect::<Result<Vec<_>, _>>()?;
+        let (loss, parts) = self.backpropagate(batch)?;
+        let rows: Vec<Tensor> = parts.into_iter().map(|(_, slopes)| slopes).collect();
         Ok((loss, read_out(&Tensor::f_cat(&rows, 0)?)?))
     }
 
@@ -351,7 +376,7 @@ fn on(device: Device, values: &[f32]) -> Result<Tensor, TchError> {
 }
 
 /// A part of a row, which stays a part of it.
-fn part(row: &Tensor, range: &std::ops::Range<usize>) -> Result<Tensor, TchError> {
+fn part(row: &Tensor, range: &Range<usize>) -> Result<Tensor, TchError> {
     row.f_narrow(0, long(range.start), long(range.len()))
 }
 
