@@ -82,6 +82,23 @@ impl Crossing {
         [first, next]
     }
 
+    /// What several exchanges over one connection take, one after the other with a pause in between: for each, times what the
+    /// way of each end needs for the bytes.
+    pub(crate) fn exchanges(self, name: &str, bytes: u64) -> Vec<[f64; 2]> {
+        let mut world = World::new(self);
+        world.shake_hands();
+        let mut begun = world.origin;
+        let times: Vec<_> = (0..EXCHANGES)
+            .map(|_| {
+                let (times, ended) = world.exchange_once(bytes, begun);
+                begun = ended + PAUSE;
+                times
+            })
+            .collect();
+        println!("{name:<28} {times:.2?} times the least");
+        times
+    }
+
     /// Runs it, prints a row, and says what came of it, the first seconds left out.
     pub(crate) fn run(self, name: &str, seconds: u64) -> Crossed {
         let crossed = World::new(self).run(Duration::from_secs(seconds));
@@ -112,6 +129,7 @@ struct Packet {
 enum Event {
     Arrives { at: usize, packet: Packet },
     Wake { end: usize },
+    Begin { end: usize, packets: u64 },
     Stamp { end: usize },
     Probe { end: usize },
     Echo,
@@ -135,6 +153,10 @@ struct End {
     arrived: u64,
     /// The same from the very beginning.
     arrived_all: u64,
+    /// Packets that it may send.
+    left: u64,
+    /// Since when.
+    sending_since: Instant,
 }
 
 struct World {
@@ -165,6 +187,8 @@ impl World {
             idle_at: origin,
             arrived: 0,
             arrived_all: 0,
+            left: u64::MAX,
+            sending_since: origin,
         };
         let mut world = Self {
             crossing,
@@ -186,18 +210,51 @@ impl World {
         world
     }
 
-    /// Runs until so many bytes have arrived from each; also what both ends know by then.
-    fn exchange(mut self, bytes: u64) -> (Started, [End; 2]) {
+    fn shake_hands(&mut self) {
         let (now, rtt) = (self.origin, self.crossing.base);
         for end in &mut self.ends {
-            // The handshake.
             end.window
                 .on_ack(now, now.checked_sub(rtt).unwrap_or(now), 0, true);
         }
-        let least = self
-            .crossing
-            .rates
-            .map(|rate| bytes as f64 / rate + rtt.as_secs_f64() / 2.0);
+    }
+
+    /// What each way needs for so many bytes, in seconds.
+    fn least(&self, bytes: u64) -> [f64; 2] {
+        let distance = self.crossing.base.as_secs_f64() / 2.0;
+        self.crossing.rates.map(|rate| bytes as f64 / rate + distance)
+    }
+
+    /// Sends so many bytes from each end, from `begun` on; for each end times what its way needs for them, and when the last
+    /// has arrived.
+    fn exchange_once(&mut self, bytes: u64, begun: Instant) -> ([f64; 2], Instant) {
+        let least = self.least(bytes);
+        let packets = bytes.div_ceil(MTU);
+        // Whoever is asked begins when it is.
+        let begins = [begun, begun + self.crossing.base / 2];
+        for (number, at) in begins.into_iter().enumerate() {
+            self.ends[number].left = 0;
+            self.ends[number].arrived_all = 0;
+            self.at(at, Event::Begin { end: number, packets });
+        }
+        let mut times = [None; 2];
+        loop {
+            let now = self.step();
+            for (number, end) in self.ends.iter().enumerate() {
+                if end.arrived_all >= packets {
+                    let took = now - begins[number];
+                    times[number].get_or_insert(took.as_secs_f64() / least[number]);
+                }
+            }
+            if let [Some(one), Some(other)] = times {
+                return ([one, other], now);
+            }
+        }
+    }
+
+    /// Runs until so many bytes have arrived from each; also what both ends know by then.
+    fn exchange(mut self, bytes: u64) -> (Started, [End; 2]) {
+        self.shake_hands();
+        let least = self.least(bytes);
         let (mut times, mut queues) = ([None; 2], [Duration::ZERO; 2]);
         loop {
             let now = self.step();
@@ -243,12 +300,20 @@ impl World {
                 self.ends[end].wakes_at = None;
                 self.send(end, now);
             }
+            Event::Begin { end, packets } => {
+                self.ends[end].left = packets;
+                self.ends[end].sending_since = now;
+                self.send(end, now);
+            }
             Event::Stamp { end } => {
                 let queue = self.ends[end].arrivals.queue(now);
                 let stamp = Some((now - self.origin, queue));
-                self.carry(end, 86, Packet { stamp, ..NOTHING }, now);
+                // For a while after the last, as whoever sends says it.
+                if self.ends[end].left > 0 || now < self.ends[end].sent_at + STAMPS_GO_ON {
+                    self.carry(end, 86, Packet { stamp, ..NOTHING }, now);
+                }
                 let late = self.late();
-                let is_new = now < self.origin + STAMPS_NEW_FOR;
+                let is_new = now < self.ends[end].sending_since + STAMPS_NEW_FOR;
                 let interval = if is_new {
                     STAMP_INTERVAL_NEW
                 } else {
@@ -260,7 +325,7 @@ impl World {
                 // A probe timeout (RFC 9002, 6.2), which may always send: data, so that its acknowledgement shows what
                 // was lost before.
                 let patience = 3 * self.ends[end].rtt + Duration::from_millis(25);
-                if now >= self.ends[end].sent_at + patience {
+                if now >= self.ends[end].sent_at + patience && self.ends[end].left > 0 {
                     self.carry_data(end, now);
                 }
                 self.at(now + Duration::from_millis(10), Event::Probe { end });
@@ -306,7 +371,8 @@ impl World {
             self.ends[at].owed.push(number);
         }
         self.send(at, now);
-        if !self.crossing.held && self.ends[at].owed.len() >= 2 {
+        let is_idle = self.ends[at].left == 0;
+        if (!self.crossing.held || is_idle) && self.ends[at].owed.len() >= 2 {
             let acks = std::mem::take(&mut self.ends[at].owed);
             self.carry(at, 80, Packet { acks, ..NOTHING }, now);
         }
@@ -321,7 +387,7 @@ impl World {
         let fresh = end.seen.filter(|(_, at)| now < *at + Arrivals::FRESH);
         end.window
             .set_returning(end.arrivals.queue(now), fresh.map(|(queue, _)| queue));
-        end.window.on_ack(now, sent_at, MTU, false);
+        end.window.on_ack(now, sent_at, MTU, end.left == 0);
         // Nothing overtakes here.
         let left = end.outstanding.split_off(&number.saturating_sub(2));
         let gone = std::mem::replace(&mut end.outstanding, left);
@@ -333,6 +399,9 @@ impl World {
     fn send(&mut self, index: usize, now: Instant) {
         loop {
             let end = &mut self.ends[index];
+            if end.left == 0 {
+                return;
+            }
             let is_crossed = end.arrivals.queue(now).is_some();
             let window = end.window.window_at(now, is_crossed);
             if MTU * (end.outstanding.len() as u64 + 1) > window {
@@ -363,6 +432,7 @@ impl World {
         let data = Some(end.next);
         end.outstanding.insert(end.next, now);
         end.next += 1;
+        end.left -= 1;
         end.sent_at = now;
         let acks = std::mem::take(&mut end.owed);
         self.carry(
@@ -427,6 +497,11 @@ const MTU: u64 = 1494;
 const STAMP_INTERVAL: Duration = Duration::from_millis(20);
 const STAMP_INTERVAL_NEW: Duration = Duration::from_millis(5);
 const STAMPS_NEW_FOR: Duration = Duration::from_millis(300);
+const STAMPS_GO_ON: Duration = Duration::from_secs(1);
+
+/// Over one connection, and in between partners train.
+const EXCHANGES: usize = 8;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// As in the laboratory.
 const MEASURED_FROM: Duration = Duration::from_secs(3);
@@ -513,6 +588,24 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn partners_that_meet_again_over_the_same_connection_are_as_fast_as_their_link() {
+        for (name, mbit, base) in [
+            ("20 Mbit/s, 20 ms", [20.0, 20.0], 20),
+            ("50 Mbit/s, 20 ms", [50.0, 50.0], 20),
+            ("5 and 20 Mbit/s, 20 ms", [5.0, 20.0], 20),
+            ("20 and 5 Mbit/s, 20 ms", [20.0, 5.0], 20),
+            ("1.3 and 5 Mbit/s, 20 ms", [1.3, 5.0], 20),
+            ("5 and 1.3 Mbit/s, 20 ms", [5.0, 1.3], 20),
+            ("20 Mbit/s, 100 ms", [20.0, 20.0], 100),
+        ] {
+            let times = Crossing::new(mbit, base, 200).exchanges(name, 400_000);
+            // All but the first, with which the ends find out what their ways carry.
+            let slowest = times[1..].as_flattened().iter().copied().fold(0.0, f64::max);
+            assert!(slowest < 2.0, "{name}: {times:?}");
         }
     }
 }

@@ -454,6 +454,9 @@ impl DelayWindow {
                 self.carried = self.carried.max(trip.acked);
                 self.jumped = false;
             }
+            // So little makes no queue, and whoever gets a packet alone keeps its acknowledgement back for a while.
+            Phase::Steady(Steady { stuck: None, .. })
+                if IDLE_SHARE * (trip.acked + trip.lost) < self.window => {}
             Phase::Steady(steady) => {
                 if delay > TARGET {
                     self.losses.begin(now);
@@ -694,6 +697,9 @@ const DENIED_MAX: Duration = Duration::from_millis(100);
 /// Packets of a round trip, and the share of them lost, that end the start.
 const STARTUP_LOSS_SAMPLE: u64 = 32;
 const STARTUP_LOSS_MAX: f64 = 0.2;
+
+/// Whoever sends less than this part of the window in a round trip is idle, but for a message now and then.
+const IDLE_SHARE: u64 = 4;
 
 /// Below this delay the link is not full.
 const CALM: Duration = Duration::from_millis(2);
@@ -952,6 +958,31 @@ mod tests {
             window.on_ack(now, now - rtt, 1200, true);
         }
         assert_eq!(window.window(), 12_000);
+    }
+
+    #[test]
+    fn messages_now_and_then_do_not_take_a_window_away() {
+        let mut now = Bulk::origin();
+        let mut window = DelayWindow::new(now, 1200);
+        let rtt = Duration::from_millis(20);
+        for _ in 0..7 {
+            now += rtt;
+            for _ in 0..window.window() / 1200 {
+                window.on_ack(now, now - rtt, 1200, false);
+            }
+        }
+        // Ends the start.
+        window.on_mark(now, now);
+        assert_eq!(window.mode(), Mode::Delay);
+        let before = window.window();
+        for message in 0..100 {
+            let sent_at = now;
+            // Acknowledged when the other end has waited for a second one, and by then there may be more to send.
+            now += rtt + Duration::from_millis(25);
+            window.on_ack(now, sent_at, 100, message % 2 == 0);
+            now += Duration::from_millis(50);
+        }
+        assert_eq!(window.window(), before);
     }
 
     #[test]
