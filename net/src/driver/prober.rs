@@ -49,8 +49,8 @@ const ANSWERED_AT_ONCE: usize = 4;
 /// 64 KiB in this time is 35 kbit/s: slower links are of no use to anybody.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Who is asked has the answer at once; where a link needs longer for that, it is too busy to be measured. Whoever waits
-/// keeps its own turn from others, and a bulk lane open.
+/// Who is asked looks for a moment and answers; where a link needs longer for that, it is too busy to be measured. Whoever
+/// waits keeps its own turn from others, and a bulk lane open.
 const TURN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Whether a probe of so many slices may be sent.

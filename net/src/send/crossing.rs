@@ -239,6 +239,10 @@ impl World {
         let mut times = [None; 2];
         loop {
             let now = self.step();
+            assert!(
+                now < begun + EXCHANGE_MAX,
+                "a packet was lost, and nothing sends it again"
+            );
             for (number, end) in self.ends.iter().enumerate() {
                 if end.arrived_all >= packets {
                     let took = now - begins[number];
@@ -502,6 +506,7 @@ const STAMPS_GO_ON: Duration = Duration::from_secs(1);
 /// Over one connection, and in between partners train.
 const EXCHANGES: usize = 8;
 const PAUSE: Duration = Duration::from_millis(300);
+const EXCHANGE_MAX: Duration = Duration::from_secs(60);
 
 /// As in the laboratory.
 const MEASURED_FROM: Duration = Duration::from_secs(3);

@@ -454,9 +454,18 @@ impl DelayWindow {
                 self.carried = self.carried.max(trip.acked);
                 self.jumped = false;
             }
-            // So little makes no queue, and whoever gets a packet alone keeps its acknowledgement back for a while.
-            Phase::Steady(Steady { stuck: None, .. })
-                if IDLE_SHARE * (trip.acked + trip.lost) < self.window => {}
+            // What a lane sends now and then makes no queue. Whoever gets a packet alone keeps its acknowledgement back for a
+            // while, but no longer; and whether a cut has changed anything few packets may show, but not one or two.
+            Phase::Steady(Steady { stuck, .. })
+                if IDLE_SHARE * (trip.acked + trip.lost) < self.window
+                    && delay <= ALONE_MAX
+                    && (stuck.is_none() || trip.samples < STARTUP_SAMPLES) =>
+            {
+                self.losses.begin(now);
+                if delay < CALM {
+                    self.base.drained_at = now;
+                }
+            }
             Phase::Steady(steady) => {
                 if delay > TARGET {
                     self.losses.begin(now);
@@ -700,6 +709,9 @@ const STARTUP_LOSS_MAX: f64 = 0.2;
 
 /// Whoever sends less than this part of the window in a round trip is idle, but for a message now and then.
 const IDLE_SHARE: u64 = 4;
+
+/// So long an acknowledgement is kept back (RFC 9000, 18.2: 25 ms), and a timer's lateness.
+const ALONE_MAX: Duration = Duration::from_millis(30);
 
 /// Below this delay the link is not full.
 const CALM: Duration = Duration::from_millis(2);
@@ -960,29 +972,61 @@ mod tests {
         assert_eq!(window.window(), 12_000);
     }
 
-    #[test]
-    fn messages_now_and_then_do_not_take_a_window_away() {
+    /// A window that has left its start, over 20 ms.
+    fn steady() -> (DelayWindow, Instant) {
         let mut now = Bulk::origin();
         let mut window = DelayWindow::new(now, 1200);
-        let rtt = Duration::from_millis(20);
         for _ in 0..7 {
-            now += rtt;
+            now += RTT;
             for _ in 0..window.window() / 1200 {
-                window.on_ack(now, now - rtt, 1200, false);
+                window.on_ack(now, now - RTT, 1200, false);
             }
         }
         // Ends the start.
         window.on_mark(now, now);
         assert_eq!(window.mode(), Mode::Delay);
-        let before = window.window();
-        for message in 0..100 {
-            let sent_at = now;
-            // Acknowledged when the other end has waited for a second one, and by then there may be more to send.
-            now += rtt + Duration::from_millis(25);
-            window.on_ack(now, sent_at, 100, message % 2 == 0);
-            now += Duration::from_millis(50);
+        (window, now)
+    }
+
+    const RTT: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn messages_now_and_then_do_not_take_a_window_away() {
+        for after_a_cut in [false, true] {
+            let (mut window, mut now) = steady();
+            if after_a_cut {
+                for _ in 0..2 {
+                    let sent_at = now;
+                    now += RTT + 2 * TARGET;
+                    for _ in 0..window.window() / 1200 {
+                        window.on_ack(now, sent_at, 1200, false);
+                    }
+                }
+            }
+            let before = window.window();
+            for message in 0..100 {
+                let sent_at = now;
+                // Acknowledged when the other end has waited for a second one, and by then there may be more to send.
+                now += RTT + Duration::from_millis(25);
+                window.on_ack(now, sent_at, 100, message % 2 == 0);
+                now += Duration::from_millis(50);
+            }
+            assert_eq!(window.window(), before, "after a cut: {after_a_cut}");
         }
-        assert_eq!(window.window(), before);
+    }
+
+    #[test]
+    fn whoever_sends_little_and_meets_a_queue_all_the_same_is_not_idle() {
+        let (mut window, mut now) = steady();
+        let before = window.window();
+        for _ in 0..20 {
+            let sent_at = now;
+            now += RTT + Duration::from_millis(100);
+            for _ in 0..20 {
+                window.on_ack(now, sent_at, 1200, false);
+            }
+        }
+        assert!(window.window() < before, "{} of {before}", window.window());
     }
 
     #[test]
