@@ -2,7 +2,7 @@
 
 use crate::nodes::{Node, PATIENCE, befriend, config, eventually, kind, limited};
 use lapwing_base::{Bandwidth, ByteSize, Class};
-use lapwing_net::{NetworkConfig, RateLimits, TransferTiming, Transport};
+use lapwing_net::{NetworkConfig, Probes, RateLimits, TransferTiming, Transport};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -222,6 +222,37 @@ async fn probes_beside_a_transfer_do_not_make_the_link_look_slow() {
     }
     let beside = a.peer(&b).bandwidth.unwrap();
     assert!(beside.as_mbit_s() > 0.8 * LIMIT.as_mbit_s(), "{beside}");
+}
+
+#[tokio::test]
+async fn a_peer_that_sees_other_traffic_lets_no_probe_in_until_that_is_over() {
+    let a = Node::with(limited(RateLimits::of_node(LIMIT), RateLimits::default()))
+        .await
+        .unwrap();
+    let (b, c) = (Node::start().await, Node::start().await);
+    for other in [&b, &c] {
+        a.learn(other);
+        other.learn(&a);
+        other.admit(&[a.id()]);
+    }
+    a.admit(&[b.id(), c.id()]);
+    measured(&a, &c).await;
+    let transferring = async {
+        for _ in 0..2 {
+            transfer(&a, &c, Class::Model, SIZE).await;
+        }
+        b.peer(&a).sent[Class::Maintenance.index()]
+    };
+    let under_way = || c.peer(&a).received[Class::Model.index()] > ByteSize::kib(256);
+    let coming = async {
+        eventually("the transfer is under way", under_way).await;
+        measured(&b, &a).await
+    };
+    let (sent, _) = tokio::join!(transferring, coming);
+    assert!(
+        sent < Probes::SIZE_MIN,
+        "{sent} of a probe went out beside the transfer"
+    );
 }
 
 /// Connects, and waits for the probe.
