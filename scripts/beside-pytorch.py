@@ -4,9 +4,9 @@
     cargo build --release -p lapwing-train --example throughput --features tch
     scripts/beside-pytorch.py target/release/examples/throughput [--rounds N] [MODEL...]
 
-Needs PyTorch, and for the backend `tch` a libtorch that the program finds. Both sides count the processor time of their
-own process, and take turns, so that a machine that becomes slower in between slows down both. The best of the rounds
-counts, since whatever disturbs only makes slower.
+Needs PyTorch, and for the backend `tch` a libtorch that the program finds. Both sides count processor time and take
+turns, so that a machine that becomes slower in between slows down both. The best of the rounds counts, since whatever
+disturbs only makes slower.
 """
 
 import argparse
@@ -110,13 +110,13 @@ def pytorch(name):
     make, shape = MODELS[name]
     torch.manual_seed(1)
     model = make()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
     is_text = len(shape) == 1
     features = torch.randint(256, (SAMPLES, *shape)) if is_text else torch.randn(SAMPLES, *shape)
     labels = torch.randint(256, (SAMPLES, *shape)) if is_text else torch.randint(10, (SAMPLES,))
 
     def step():
-        # Drawn and copied once, as the other side copies what is drawn for it.
+        # The other side copies its batch once too.
         drawn = torch.randint(SAMPLES, (BATCH,))
         optimiser.zero_grad()
         loss = functional.cross_entropy(model(features[drawn]), labels[drawn].flatten())

@@ -238,13 +238,18 @@ impl Tch {
         }
     }
 
+    /// How far a step at this learning rate goes along the momentum, and along the slopes.
+    fn factors(&self, lr: f32) -> Result<[Tensor; 2], TchError> {
+        Ok([on(self.device, &[-lr * self.kept])?, on(self.device, &[-lr])?])
+    }
+
     /// Moves some parameters one step down their slopes, as the other backends' optimiser does.
     fn move_down(
         &self,
         parameters: &mut Tensor,
         momentum: &mut Tensor,
         slopes: &Tensor,
-        lr: f32,
+        [along, down]: &[Tensor; 2],
     ) -> Result<(), TchError> {
         let scaled = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
         let slopes = if self.decay == 0.0 {
@@ -254,10 +259,9 @@ impl Tch {
         };
         let _ = momentum.f_mul_scalar_(f64::from(self.kept))?.f_add_(&slopes)?;
         // In place, without another copy of the parameters in between.
-        let factor = |factor: f32| Tensor::from(factor).f_to_device(self.device);
         let _ = parameters
-            .f_addcmul_(momentum, &factor(-lr * self.kept)?)?
-            .f_addcmul_(&slopes, &factor(-lr)?)?;
+            .f_addcmul_(momentum, along)?
+            .f_addcmul_(&slopes, down)?;
         Ok(())
     }
 }
@@ -286,10 +290,11 @@ impl Backend for Tch {
     fn step(&mut self, batch: &Batch<'_>, lr: f32) -> Result<StepReport, BackendError> {
         let (loss, parts) = self.backpropagate(batch)?;
         let _guard = tch::no_grad_guard();
+        let factors = self.factors(lr)?;
         for (range, slopes) in &parts {
             let mut values = part(&self.flat, range)?;
             let mut momentum = part(&self.momentum, range)?;
-            self.move_down(&mut values, &mut momentum, slopes, lr)?;
+            self.move_down(&mut values, &mut momentum, slopes, &factors)?;
         }
         // A batch is bounded by its job's `u32`.
         let samples = u32::try_from(batch.labels.len()).unwrap_or(u32::MAX);
@@ -301,7 +306,7 @@ impl Backend for Tch {
         compute_alone();
         let slopes = on(self.device, gradient)?;
         let (mut flat, mut momentum) = (self.flat.f_detach()?, self.momentum.f_detach()?);
-        self.move_down(&mut flat, &mut momentum, &slopes, lr)?;
+        self.move_down(&mut flat, &mut momentum, &slopes, &self.factors(lr)?)?;
         Ok(())
     }
 
@@ -410,7 +415,15 @@ mod tests {
     use lapwing_base::Algorithm;
 
     fn lenet() -> Model {
-        Model::named("lenet", InputShape::image(1, 28, 28), 10).unwrap()
+        named("lenet")
+    }
+
+    fn named(name: &str) -> Model {
+        Model::named(name, InputShape::image(1, 28, 28), 10).unwrap()
+    }
+
+    fn are_near(one: &[f32], other: &[f32], within: f32) -> bool {
+        one.iter().zip(other).all(|(a, b)| (a - b).abs() < within)
     }
 
     #[test]
@@ -423,16 +436,43 @@ mod tests {
         tch.read(&mut one);
         plain.read(&mut other);
         assert_eq!(one, other);
-        let near = |one: &[f32], other: &[f32]| one.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-6);
         for _ in 0..3 {
             let gradient: Vec<f32> = one.iter().map(|_| draws.symmetric()).collect();
             tch.descend(&gradient, 0.1).unwrap();
             plain.descend(&gradient, 0.1).unwrap();
             tch.read(&mut one);
             plain.read(&mut other);
-            assert!(near(&one, &other));
+            assert!(are_near(&one, &other, 1e-6));
         }
-        assert!(near(&tch.optimiser_state(), &plain.optimiser_state()));
+        assert!(are_near(&tch.optimiser_state(), &plain.optimiser_state(), 1e-6));
+    }
+
+    #[test]
+    fn models_of_every_size_take_the_steps_of_the_default_with_and_without_decay() {
+        let mut draws = Draws::new("tch tests", &[2]);
+        let features = (0..8 * 784).map(|_| draws.symmetric()).collect();
+        let samples = Samples::new(features, (0..8).collect(), 784).unwrap();
+        // More parameters than are put together, and fewer.
+        for name in ["mnist-cnn", "lenet"] {
+            for weight_decay_micro in [0, 10_000] {
+                let tuning = Tuning {
+                    weight_decay_micro,
+                    ..Algorithm::Default.tuning()
+                };
+                let mut tch = Tch::new(named(name), 3, &tuning).unwrap();
+                let mut plain = Plain::new(named(name), 3, &tuning);
+                for _ in 0..3 {
+                    let one = tch.step(&samples.as_batch(), 0.05).unwrap();
+                    let other = plain.step(&samples.as_batch(), 0.05).unwrap();
+                    assert!((one.loss - other.loss).abs() < 1e-4, "{one:?}, {other:?}");
+                }
+                assert!(are_near(&tch.flat(), &plain.flat(), 1e-4), "{name}");
+                assert!(
+                    are_near(&tch.optimiser_state(), &plain.optimiser_state(), 1e-3),
+                    "{name}"
+                );
+            }
+        }
     }
 
     #[test]
