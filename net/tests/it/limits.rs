@@ -208,12 +208,7 @@ async fn probes_beside_a_transfer_do_not_make_the_link_look_slow() {
     };
     let a = Node::with(a).await.unwrap();
     let (b, c) = (Node::start().await, Node::start().await);
-    for other in [&b, &c] {
-        a.learn(other);
-        other.learn(&a);
-        other.admit(&[a.id()]);
-    }
-    a.admit(&[b.id(), c.id()]);
+    befriend_both(&a, [&b, &c]);
     let alone = measured(&a, &b).await;
     assert!(alone.as_mbit_s() > 0.8 * LIMIT.as_mbit_s(), "{alone}");
     // Six seconds, in which a probe is due again and again.
@@ -230,12 +225,7 @@ async fn a_peer_that_sees_other_traffic_lets_no_probe_in_until_that_is_over() {
         .await
         .unwrap();
     let (b, c) = (Node::start().await, Node::start().await);
-    for other in [&b, &c] {
-        a.learn(other);
-        other.learn(&a);
-        other.admit(&[a.id()]);
-    }
-    a.admit(&[b.id(), c.id()]);
+    befriend_both(&a, [&b, &c]);
     measured(&a, &c).await;
     let transferring = async {
         for _ in 0..2 {
@@ -253,6 +243,16 @@ async fn a_peer_that_sees_other_traffic_lets_no_probe_in_until_that_is_over() {
         sent < Probes::SIZE_MIN,
         "{sent} of a probe went out beside the transfer"
     );
+}
+
+/// Lets a node and each of two others know each other.
+fn befriend_both(node: &Node, others: [&Node; 2]) {
+    for other in others {
+        node.learn(other);
+        other.learn(node);
+        other.admit(&[node.id()]);
+    }
+    node.admit(&others.map(Node::id));
 }
 
 /// Connects, and waits for the probe.
