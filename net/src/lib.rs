@@ -62,7 +62,8 @@ pub use send::{
     TARGET as DELAY_TARGET, Turn, UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
-pub use transfer::{TransferClock, TransferTiming};
+use transfer::TransferClock;
+pub use transfer::TransferTiming;
 
 #[cfg(feature = "driver")]
 pub use driver::bench;

@@ -4,9 +4,7 @@
 //! word, so that no peer decides how much memory another one uses.
 
 use bytes::Bytes;
-use lapwing_base::ByteSize;
-use lapwing_net::{ChannelError, ReceiveHalf, SendHalf, TransferClock, TransferTiming};
-use std::time::Instant;
+use lapwing_net::{ChannelError, ReceiveHalf, SendHalf, TransferTiming};
 
 /// Payload of one frame: small enough that a frame of a higher class never waits long behind it.
 pub(crate) const FRAME_BYTES: usize = 64 * 1024;
@@ -31,7 +29,7 @@ pub(crate) fn frames(mut payload: Bytes) -> impl Iterator<Item = Bytes> {
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) bytes: Vec<u8>,
-    /// How fast it came: what the sender's uplink allowed. `None` of few frames.
+    /// How fast it came: what the sender's uplink allowed. `None` of too little.
     pub(crate) timing: Option<TransferTiming>,
 }
 
@@ -73,15 +71,12 @@ async fn gather(
     mut note: impl FnMut(&[u8]),
 ) -> Result<Received, PayloadError> {
     let mut bytes = Vec::with_capacity(expected);
-    let mut clock = TransferClock::default();
+    channel.measure();
     while bytes.len() < expected {
         let frame = channel.receive().await?.ok_or(PayloadError::Short {
             got: bytes.len(),
             expected,
         })?;
-        #[expect(clippy::disallowed_methods, reason = "the driver times what it receives")]
-        let now = Instant::now();
-        clock.record(ByteSize(frame.len() as u64), now);
         if frame.is_empty() || frame.len() > expected - bytes.len() {
             return Err(PayloadError::Long { expected });
         }
@@ -90,7 +85,7 @@ async fn gather(
     }
     Ok(Received {
         bytes,
-        timing: clock.timing(),
+        timing: channel.timing(),
     })
 }
 

@@ -12,7 +12,7 @@ use super::limits::Limits;
 use super::shared::Shared;
 use super::stream::Opened;
 use super::usage::Use;
-use crate::{Counters, DecodeError, Kind, Refusal};
+use crate::{Counters, DecodeError, Kind, Refusal, TransferTiming};
 use lapwing_base::{ByteSize, PeerId};
 
 /// A stream of frames in both directions. Frames arrive whole, in order and once, or the channel is lost.
@@ -291,6 +291,16 @@ impl ReceiveHalf {
     /// What it is for.
     pub fn kind(&self) -> Kind {
         self.ends.kind
+    }
+
+    /// Times what arrives from now on, for [`Self::timing`].
+    pub fn measure(&mut self) {
+        self.reader.measure();
+    }
+
+    /// How fast it has arrived since then; `None` of too little, or where nothing was to be timed.
+    pub fn timing(&self) -> Option<TransferTiming> {
+        self.reader.timing()
     }
 
     /// The next frame; `None` when the peer has finished. May be cancelled without losing anything.

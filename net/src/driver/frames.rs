@@ -11,8 +11,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use futures::io::AsyncWriteExt as _;
 
 use super::limits::Limits;
+use super::now;
 use super::stream::{ReadSide, WriteSide};
-use crate::{Bucket, DecodeError, Refusal, decode, encode};
+use crate::{Bucket, DecodeError, Refusal, TransferClock, TransferTiming, decode, encode};
 use lapwing_base::{ByteSize, Class, PeerId};
 
 const HEADER: usize = size_of::<u32>();
@@ -113,6 +114,8 @@ pub(crate) struct FrameReader {
     limits: Option<(Arc<Limits>, PeerId, Class)>,
     /// Nothing is read before this.
     resume_at: Option<Instant>,
+    /// When what was read has arrived, where somebody wants to know.
+    clock: Option<TransferClock>,
 }
 
 /// What has arrived.
@@ -141,12 +144,23 @@ impl FrameReader {
             buffer: BytesMut::new(),
             limits: None,
             resume_at: None,
+            clock: None,
         }
     }
 
     /// From now on what is read counts against the limit.
     pub(crate) fn limit(&mut self, limits: Arc<Limits>, peer: PeerId, class: Class) {
         self.limits = Some((limits, peer, class));
+    }
+
+    /// From now on what arrives is timed.
+    pub(crate) fn measure(&mut self) {
+        self.clock = Some(TransferClock::default());
+    }
+
+    /// What that has shown so far.
+    pub(crate) fn timing(&self) -> Option<TransferTiming> {
+        self.clock.as_ref()?.timing()
     }
 
     /// The next frame of at most `max`, or `None` where the stream has ended between frames.
@@ -173,6 +187,9 @@ impl FrameReader {
     async fn fill(&mut self, needed: usize) -> io::Result<usize> {
         let wanted = (needed - self.buffer.len()).clamp(READ_MIN, READ_MAX);
         let read = self.io.read_into(&mut self.buffer, wanted).await?;
+        if let Some(clock) = &mut self.clock {
+            clock.record(ByteSize(read as u64), now());
+        }
         if let Some((limits, peer, class)) = &self.limits {
             self.resume_at = limits.received(peer, *class, read);
         }
