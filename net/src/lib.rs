@@ -62,8 +62,8 @@ pub use send::{
     TARGET as DELAY_TARGET, Turn, UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
-use transfer::TransferClock;
-pub use transfer::TransferTiming;
+
+pub use transfer::{TransferClock, TransferTiming};
 
 #[cfg(feature = "driver")]
 pub use driver::bench;

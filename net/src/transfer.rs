@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// When the pieces of a transfer arrived: its frames, or what was read at once.
 #[derive(Debug, Default)]
-pub(crate) struct TransferClock {
+pub struct TransferClock {
     /// With what had arrived by then: of the first piece and every so many after it, at most [`ARRIVALS_MAX`].
     arrivals: Vec<Arrival>,
     /// The last one of all.
@@ -34,7 +34,7 @@ pub struct TransferTiming {
 
 impl TransferClock {
     /// One more piece, whole.
-    pub(crate) fn record(&mut self, size: ByteSize, now: Instant) {
+    pub fn record(&mut self, size: ByteSize, now: Instant) {
         if self.arrivals.len() == ARRIVALS_MAX {
             let mut keeps = false;
             self.arrivals.retain(|_| {
@@ -53,7 +53,7 @@ impl TransferClock {
 
     /// What has been shown; `None` of fewer than three pieces. The first piece does not count: when it began to arrive
     /// is not known.
-    pub(crate) fn timing(&self) -> Option<TransferTiming> {
+    pub fn timing(&self) -> Option<TransferTiming> {
         let (&first, last) = (self.arrivals.first()?, self.last?);
         let middle = first.1 + (last.1 - first.1) / 2;
         // Neither half is empty.
