@@ -115,7 +115,7 @@ pub(crate) struct FrameReader {
     /// Nothing is read before this.
     resume_at: Option<Instant>,
     /// When what was read has arrived, where somebody wants to know.
-    clock: Option<TransferClock>,
+    clock: Option<Box<TransferClock>>,
 }
 
 /// What has arrived.
@@ -155,7 +155,7 @@ impl FrameReader {
 
     /// From now on what arrives is timed.
     pub(crate) fn measure(&mut self) {
-        self.clock = Some(TransferClock::default());
+        self.clock = Some(Box::default());
     }
 
     /// What that has shown so far.
