@@ -34,7 +34,12 @@ impl<'a> Parameters<'a> {
 fn through(layers: &[Layer], input: Tensor, parameters: &mut Parameters<'_>) -> Result<Tensor, TchError> {
     layers
         .iter()
-        .try_fold(input, |input, layer| apply(layer, input, parameters))
+        .enumerate()
+        .try_fold(input, |mut input, (place, layer)| match layer {
+            // What the layer before has put out nobody else reads, and no slope is taken of it.
+            Layer::Relu if place > 0 => input.f_relu_(),
+            layer => apply(layer, input, parameters),
+        })
 }
 
 fn apply(layer: &Layer, input: Tensor, parameters: &mut Parameters<'_>) -> Result<Tensor, TchError> {
