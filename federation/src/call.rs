@@ -1,0 +1,427 @@
+//! A call on its way from link to link, and what each node does with it. Carries nothing itself.
+
+use crate::{CallError, Constraint, ErrorCode, NodeAddress, Registry, ServiceName, Wanted};
+use lapwing_base::PeerId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A call as it crosses a link.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// Drawn by whoever called; the same when it is tried again, so that it is carried out once.
+    pub id: CallId,
+    /// Whom the caller has named; nobody where any instance will do.
+    pub address: Option<NodeAddress>,
+    /// Who is to answer, once a node has known that or chosen.
+    pub target: Option<PeerId>,
+    /// The service.
+    pub service: ServiceName,
+    /// What is called in it: at most 128 bytes.
+    pub method: String,
+    /// Which versions will do.
+    pub versions: Constraint,
+    /// What the service has to work on: at most 64 names.
+    pub resources: BTreeSet<String>,
+    /// JSON: an array, an object, or nothing.
+    pub arguments: Option<String>,
+    /// The nodes that it has passed, the first that took it in front: as many as links that it has crossed.
+    pub path: Vec<PeerId>,
+    /// How many links it may cross in all.
+    pub links_max: u8,
+    /// How long whoever sends it waits for the answer, in milliseconds: no clock is compared with another.
+    pub remaining_ms: u32,
+    /// Which calls go first where many wait: the higher.
+    pub priority: i8,
+    /// Whether it may be carried out twice.
+    pub is_idempotent: bool,
+    /// The trace that it belongs to.
+    pub trace: TraceContext,
+}
+
+/// Names one call.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct CallId(pub u128);
+
+/// What W3C's Trace Context (Recommendation of 23 November 2021) carries.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct TraceContext {
+    /// `traceparent`, 55 characters; none where nobody traces.
+    pub parent: Option<String>,
+    /// `tracestate`: at most 512 bytes.
+    pub state: Option<String>,
+}
+
+/// What came of a call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallAnswer {
+    /// JSON, or why there is none.
+    pub outcome: Result<String, Failure>,
+    /// What it took at each node that it has passed, the one that has answered first.
+    pub hops: Vec<HopTiming>,
+}
+
+/// A [`CallError`] as it crosses a link.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why.
+    pub code: ErrorCode,
+    /// The same for people.
+    pub message: String,
+    /// Where.
+    pub failed_at: PeerId,
+    /// Not before this the same call may do better.
+    pub retry_after_ms: Option<u32>,
+    /// What the service itself has answered.
+    pub remote: Option<crate::RemoteError>,
+}
+
+/// How long a call was at one node, in microseconds by that node's clock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct HopTiming {
+    /// Which.
+    pub node: PeerId,
+    /// Until it was looked at.
+    pub queue_us: u32,
+    /// Until the answer came from the next node, that node's own time included; 0 where it was carried out.
+    pub forward_us: u32,
+    /// Carrying it out; 0 where it was passed on.
+    pub exec_us: u32,
+}
+
+/// What a node does with a call.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Carries it out.
+    Serve,
+    /// Passes it on.
+    Forward {
+        /// To whom.
+        to: PeerId,
+        /// As it is sent.
+        call: Box<Call>,
+    },
+}
+
+impl Call {
+    /// More links nobody waits for.
+    pub const LINKS_MAX: u8 = 8;
+
+    /// What is always kept of the time for the way back, and a part of it.
+    const KEPT_MIN: Duration = Duration::from_millis(10);
+    const KEPT: f64 = 0.05;
+
+    /// Names, in bytes, and how many of them.
+    const METHOD_MAX: usize = 128;
+    const RESOURCES_MAX: usize = 64;
+
+    /// How a call that has come from `from`, or from this node's own edge, goes on once it has waited for `waited`. `target`
+    /// is who was chosen to answer; a node that cannot choose, since it knows nobody, asks `uplink`.
+    ///
+    /// # Errors
+    /// Why it does not go on; whoever called is told.
+    pub fn advance(
+        &self,
+        me: PeerId,
+        target: Option<PeerId>,
+        uplink: Option<PeerId>,
+        registry: &Registry,
+        waited: Duration,
+    ) -> Result<Step, CallError> {
+        if self.path.contains(&me) {
+            let said = format!("the call has come back to node {me}");
+            return Err(CallError::new(ErrorCode::RoutingLoop, said));
+        }
+        if target == Some(me) {
+            return Ok(Step::Serve);
+        }
+        let mut passed = self.path.clone();
+        passed.push(me);
+        let to = match target {
+            Some(target) => registry
+                .next(target, &passed)
+                .or_else(|error| match (error.code, uplink) {
+                    // A home knows nobody: its main may.
+                    (ErrorCode::NodeNotFound, Some(uplink)) if !passed.contains(&uplink) => Ok(uplink),
+                    _ => Err(error),
+                })?,
+            None => uplink
+                .filter(|uplink| !passed.contains(uplink))
+                .ok_or_else(|| match &self.address {
+                    Some(address) => {
+                        CallError::new(ErrorCode::NodeNotFound, format!("no node `{address}` is known"))
+                    }
+                    None => {
+                        let said = format!("service `{}` was not announced", self.service);
+                        CallError::new(ErrorCode::ServiceNotFound, said)
+                    }
+                })?,
+        };
+        // Where the target is known, as far as it is from here and no further.
+        let hops = target.and_then(|target| registry.hops(target));
+        let links_max = hops.map_or(Self::LINKS_MAX, |hops| {
+            u8::try_from(self.path.len() + hops).unwrap_or(Self::LINKS_MAX)
+        });
+        let links_max = links_max.min(self.links_max).min(Self::LINKS_MAX);
+        if passed.len() > usize::from(links_max) {
+            let said = format!(
+                "the call has crossed {} links and would need more",
+                self.path.len()
+            );
+            return Err(CallError::new(ErrorCode::HopLimitExceeded, said));
+        }
+        let left = Duration::from_millis(self.remaining_ms.into()).saturating_sub(waited);
+        let kept = left.mul_f64(Self::KEPT).max(Self::KEPT_MIN);
+        let Some(remaining) = left.checked_sub(kept).filter(|remaining| !remaining.is_zero()) else {
+            let said = "no time is left for the call to go on and its answer to come back";
+            return Err(CallError::new(ErrorCode::Timeout, said));
+        };
+        let call = Self {
+            target,
+            path: passed,
+            links_max,
+            remaining_ms: u32::try_from(remaining.as_millis()).unwrap_or(u32::MAX),
+            ..self.clone()
+        };
+        Ok(Step::Forward {
+            to,
+            call: Box::new(call),
+        })
+    }
+
+    /// Whether what a neighbour has sent can be a call that has come from it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, from: PeerId) -> Result<(), CallError> {
+        let malformed = |said: &str| Err(CallError::new(ErrorCode::MalformedMessage, said));
+        let names = self.resources.iter().map(String::len).max().unwrap_or(0);
+        if self.path.last() != Some(&from) {
+            return malformed("a call does not say that it comes from whoever has sent it");
+        }
+        if self.path.len() > usize::from(Self::LINKS_MAX) || self.links_max > Self::LINKS_MAX {
+            return malformed("a call has passed more nodes than any may");
+        }
+        if (1..self.path.len()).any(|place| self.path[..place].contains(&self.path[place])) {
+            return malformed("a call has passed a node twice");
+        }
+        if self.method.is_empty() || self.method.len().max(names) > Self::METHOD_MAX {
+            return malformed("a call has a name that is empty or too long");
+        }
+        if self.resources.len() > Self::RESOURCES_MAX {
+            return malformed("a call wants more resources than any service has");
+        }
+        Ok(())
+    }
+
+    /// What it wants.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            service: self.service.clone(),
+            method: self.method.clone(),
+            versions: self.versions.clone(),
+            resources: self.resources.clone(),
+        }
+    }
+}
+
+impl Failure {
+    /// As an error of `me` crosses a link, or one that has come to it.
+    pub fn of(error: CallError, me: PeerId) -> Self {
+        let millis = |after: Duration| u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
+        Self {
+            code: error.code,
+            message: error.message,
+            failed_at: error.failed_at.unwrap_or(me),
+            retry_after_ms: error.retry_after.map(millis),
+            remote: error.remote,
+        }
+    }
+}
+
+impl From<Failure> for CallError {
+    fn from(failure: Failure) -> Self {
+        Self {
+            code: failure.code,
+            message: failure.message,
+            failed_at: Some(failure.failed_at),
+            retry_after: failure
+                .retry_after_ms
+                .map(|after| Duration::from_millis(after.into())),
+            remote: failure.remote,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Message;
+    use crate::announcement::tests::announcement;
+    use crate::{Forwarded, SignedAnnouncement};
+    use lapwing_base::{Keypair, Role};
+    use std::time::Instant;
+
+    /// A main that knows a home of its own, and one behind another main.
+    struct Main {
+        me: PeerId,
+        registry: Registry,
+        home: PeerId,
+        other: PeerId,
+        far: PeerId,
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+    fn main() -> Main {
+        let now = Instant::now();
+        let [me, other] = [(); 2].map(|()| PeerId::random());
+        let [home, far] = [(); 2].map(|()| Keypair::generate_ed25519());
+        let mut registry = Registry::new(me, Role::Main);
+        let id = |key: &Keypair| key.public().to_peer_id();
+        drop(registry.on_connected(id(&home), Role::Home));
+        drop(registry.on_connected(other, Role::Main));
+        for (key, path) in [(&home, vec![id(&home)]), (&far, vec![id(&far), other])] {
+            let signed = SignedAnnouncement::new(&announcement(key, &["blog"]), key).unwrap();
+            let from = *path.last().unwrap();
+            let message = Message::Announced(Box::new(Forwarded { path, signed }));
+            registry.on_message(from, message, now).unwrap();
+        }
+        Main {
+            me,
+            registry,
+            home: id(&home),
+            other,
+            far: id(&far),
+        }
+    }
+
+    fn call(path: &[PeerId]) -> Call {
+        Call {
+            id: CallId(7),
+            address: None,
+            target: None,
+            service: "blog".parse().unwrap(),
+            method: "read".to_owned(),
+            versions: Constraint::default(),
+            resources: BTreeSet::new(),
+            arguments: None,
+            path: path.to_vec(),
+            links_max: Call::LINKS_MAX,
+            remaining_ms: 60_000,
+            priority: 0,
+            is_idempotent: false,
+            trace: TraceContext::default(),
+        }
+    }
+
+    impl Main {
+        fn advance(&self, call: &Call, target: Option<PeerId>) -> Result<Step, ErrorCode> {
+            let step = call.advance(self.me, target, None, &self.registry, Duration::ZERO);
+            step.map_err(|error| error.code)
+        }
+    }
+
+    #[test]
+    fn a_main_passes_a_call_to_its_home_or_to_the_main_of_another() {
+        let main = main();
+        let caller = PeerId::random();
+        for (target, next, links) in [(main.home, main.home, 2), (main.far, main.other, 3)] {
+            let step = main.advance(&call(&[caller]), Some(target));
+            let Ok(Step::Forward { to, call }) = step else {
+                panic!("{step:?}")
+            };
+            assert_eq!((to, call.target), (next, Some(target)));
+            assert_eq!(call.path, [caller, main.me]);
+            // As far as the target is from here, and no further.
+            assert_eq!(call.links_max, links);
+            assert_eq!(call.remaining_ms, 57_000);
+            assert_eq!(call.check(main.me), Ok(()));
+        }
+    }
+
+    #[test]
+    fn whoever_was_chosen_carries_it_out() {
+        let main = main();
+        assert_eq!(main.advance(&call(&[]), Some(main.me)), Ok(Step::Serve));
+    }
+
+    #[test]
+    fn a_home_that_knows_nobody_asks_its_main() {
+        let [me, uplink] = [(); 2].map(|()| PeerId::random());
+        let registry = Registry::new(me, Role::Home);
+        for target in [None, Some(PeerId::random())] {
+            let step = call(&[]).advance(me, target, Some(uplink), &registry, Duration::ZERO);
+            let Ok(Step::Forward { to, call }) = step else {
+                panic!("{step:?}")
+            };
+            assert_eq!((to, call.target, call.path), (uplink, target, vec![me]));
+        }
+        let nobody = call(&[]).advance(me, None, None, &registry, Duration::ZERO);
+        assert_eq!(nobody.unwrap_err().code, ErrorCode::ServiceNotFound);
+    }
+
+    #[test]
+    fn what_has_been_here_or_has_gone_too_far_goes_no_further() {
+        let main = main();
+        let before = call(&[main.me, PeerId::random()]);
+        assert_eq!(
+            main.advance(&before, Some(main.home)),
+            Err(ErrorCode::RoutingLoop)
+        );
+        let mut tired = call(&[PeerId::random(), PeerId::random()]);
+        tired.links_max = 2;
+        assert_eq!(
+            main.advance(&tired, Some(main.home)),
+            Err(ErrorCode::HopLimitExceeded)
+        );
+        tired.links_max = 3;
+        assert!(main.advance(&tired, Some(main.home)).is_ok());
+    }
+
+    #[test]
+    fn what_has_no_time_left_is_told_so_at_once() {
+        let main = main();
+        let advance = |waited| {
+            let mut late = call(&[]);
+            late.remaining_ms = 100;
+            late.advance(
+                main.me,
+                Some(main.home),
+                None,
+                &main.registry,
+                Duration::from_millis(waited),
+            )
+            .map_err(|error| error.code)
+        };
+        assert!(matches!(advance(0), Ok(Step::Forward { call, .. }) if call.remaining_ms == 90));
+        assert_eq!(advance(90), Err(ErrorCode::Timeout));
+        assert_eq!(advance(5000), Err(ErrorCode::Timeout));
+    }
+
+    #[test]
+    fn what_cannot_have_come_from_its_sender_is_malformed() {
+        let [a, b] = [(); 2].map(|()| PeerId::random());
+        let is_refused = |call: &Call, from| {
+            let checked = call.check(from);
+            checked.is_err_and(|error| error.code == ErrorCode::MalformedMessage)
+        };
+        assert!(!is_refused(&call(&[a, b]), b));
+        assert!(is_refused(&call(&[a, b]), a));
+        assert!(is_refused(&call(&[]), a));
+        assert!(is_refused(&call(&[b, a, b]), b));
+        let mut nameless = call(&[a]);
+        nameless.method.clear();
+        assert!(is_refused(&nameless, a));
+        let mut far = call(&[a]);
+        far.links_max = 200;
+        assert!(is_refused(&far, a));
+    }
+
+    #[test]
+    fn an_error_says_where_it_happened_however_many_links_away() {
+        let (near, far) = (PeerId::random(), PeerId::random());
+        let failure = Failure::of(CallError::new(ErrorCode::Overloaded, "busy"), far);
+        let error: CallError = failure.into();
+        assert_eq!(Failure::of(error, near).failed_at, far);
+    }
+}

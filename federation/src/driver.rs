@@ -1,0 +1,457 @@
+//! The edge: sessions with neighbours, calls that cross links, and what answers them here.
+//!
+//! The tables are behind one lock that is held for a moment and never while anything is waited for.
+
+mod backend;
+mod calls;
+mod neighbours;
+mod turns;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lapwing_base::{ClusterId, Keypair, PeerId, Role};
+use lapwing_net::Network;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::announcement::{SignedAnnouncement, Stamp};
+use crate::balancer::Balancer;
+use crate::retries::Retries;
+use crate::{
+    Announcement, AnnouncementError, Call, CallAnswer, Departure, Message, NodeName, Registry, Service,
+    ServiceName, ToSend,
+};
+pub use backend::{Backend, Echo, Invocation};
+use neighbours::Session;
+use turns::Turns;
+
+/// The clock, read where things happen.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver reads the clock for the cores"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// What cores are seeded with.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver draws the seeds of the cores"
+)]
+fn draw() -> u64 {
+    rand::random()
+}
+
+/// How a node takes part in the federation.
+#[derive(Clone)]
+pub struct FederationConfig {
+    /// The node's identity.
+    pub keypair: Keypair,
+    /// Main or home.
+    pub role: Role,
+    /// What it wants to be called; the first that claims a name has it. Default: nothing.
+    pub name: Option<NodeName>,
+    /// To which cluster it belongs. Default: none.
+    pub cluster: Option<ClusterId>,
+    /// How many links away its services are known: 1 to [`Announcement::HOPS_MAX`]. Default
+    /// [`Announcement::HOPS_DEFAULT`]: home, main, main, home.
+    pub hops_max: u8,
+    /// Greater at each start of the node.
+    pub epoch: u64,
+}
+
+impl FederationConfig {
+    /// A node without a name.
+    pub fn new(keypair: Keypair, role: Role, epoch: u64) -> Self {
+        Self {
+            keypair,
+            role,
+            name: None,
+            cluster: None,
+            hops_max: Announcement::HOPS_DEFAULT,
+            epoch,
+        }
+    }
+}
+
+impl fmt::Debug for FederationConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FederationConfig")
+            .field("peer", &self.keypair.public().to_peer_id())
+            .field("role", &self.role)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node's part in the federation. Cheap to clone; it ends at [`Federation::shutdown`], or when the last clone is dropped.
+#[derive(Clone, Debug)]
+#[must_use = "a node's services go when its last handle is dropped"]
+pub struct Federation {
+    inner: Arc<Inner>,
+    _stop: Arc<DropGuard>,
+}
+
+/// What the tasks share.
+pub(crate) struct Inner {
+    network: Network,
+    keypair: Keypair,
+    me: PeerId,
+    role: Role,
+    mains: watch::Receiver<Vec<PeerId>>,
+    state: Mutex<State>,
+    /// Calls that are on their way through this node.
+    room: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct State {
+    registry: Registry,
+    /// What this node says of itself, next.
+    said: Announcement,
+    backends: BTreeMap<ServiceName, Arc<dyn Backend>>,
+    sessions: BTreeMap<PeerId, Session>,
+    sessions_begun: u64,
+    balancers: BTreeMap<ServiceName, Balancer<PeerId>>,
+    retries: Retries,
+    /// Of calls to each neighbour.
+    turns: BTreeMap<PeerId, Arc<Turns>>,
+    /// The main that a home asks.
+    uplink: Option<PeerId>,
+    rng: StdRng,
+}
+
+/// Something cannot be offered.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// It has a name that is taken here: another node may offer it too.
+    #[error("this node offers a service `{0}` already; offer it under another name, or on another node")]
+    Twice(ServiceName),
+    /// It is more than others take.
+    #[error(transparent)]
+    Announcement(#[from] AnnouncementError),
+}
+
+/// What is known of one service of one node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Offered {
+    /// What it is.
+    pub service: Service,
+    /// Whose it is.
+    pub origin: PeerId,
+    /// What that node calls itself.
+    pub node: Option<NodeName>,
+    /// How many links away; `None` while it cannot be reached, and none for this node's own.
+    pub hops: Option<usize>,
+}
+
+/// How often what was not refreshed is looked for.
+const TICK: Duration = Duration::from_secs(10);
+
+impl Federation {
+    /// Begins to tell the mains of what this node offers, to hear of what others do, and to carry calls. `mains` are those
+    /// that it is to be connected with, the most wanted first; a home takes one of them.
+    ///
+    /// # Errors
+    /// When what the node says of itself is nothing that others take.
+    pub fn start(
+        network: Network,
+        config: FederationConfig,
+        mains: watch::Receiver<Vec<PeerId>>,
+    ) -> Result<Self, AnnouncementError> {
+        let me = network.peer_id();
+        let said = Announcement {
+            origin: me,
+            stamp: Stamp {
+                epoch: config.epoch,
+                number: 0,
+            },
+            cluster: config.cluster,
+            name: config.name,
+            role: config.role,
+            hops_max: config.hops_max,
+            services: Vec::new(),
+            departure: None,
+        };
+        let stop = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            me,
+            role: config.role,
+            keypair: config.keypair,
+            mains,
+            state: Mutex::new(State {
+                registry: Registry::new(me, config.role),
+                said,
+                backends: BTreeMap::new(),
+                sessions: BTreeMap::new(),
+                sessions_begun: 0,
+                balancers: BTreeMap::new(),
+                retries: Retries::new(),
+                turns: BTreeMap::new(),
+                uplink: None,
+                rng: StdRng::seed_from_u64(draw()),
+            }),
+            room: Semaphore::new(calls::IN_HAND_MAX),
+            tasks: TaskTracker::new(),
+            stop: stop.clone(),
+            network,
+        });
+        inner.announce()?;
+        let announced = inner
+            .network
+            .serve(neighbours::ANNOUNCE, neighbours::ANNOUNCE_QUEUE);
+        let called = inner.network.serve(calls::CALL, calls::CALL_QUEUE);
+        let accepting = neighbours::accept(Arc::clone(&inner), announced);
+        let keeping = neighbours::keep(Arc::clone(&inner));
+        let answering = calls::answer(Arc::clone(&inner), called);
+        let ticking = tick(Arc::clone(&inner));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(accepting));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(keeping));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(answering));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(ticking));
+        Ok(Self {
+            inner,
+            _stop: Arc::new(stop.drop_guard()),
+        })
+    }
+
+    /// Offers a service from now on, and says so at once.
+    ///
+    /// # Errors
+    /// When this node has one of the name, or others would not take it.
+    pub fn offer(&self, service: Service, backend: Arc<dyn Backend>) -> Result<(), OfferError> {
+        let name = service.name.clone();
+        {
+            let mut state = self.inner.lock();
+            let services = &mut state.said.services;
+            let Err(place) = services.binary_search_by(|other| other.name.cmp(&name)) else {
+                return Err(OfferError::Twice(name));
+            };
+            services.insert(place, service);
+            state.backends.insert(name.clone(), backend);
+        }
+        self.inner.announce().inspect_err(|_| {
+            drop(self.inner.lock().take(&name));
+        })?;
+        Ok(())
+    }
+
+    /// Offers a service no longer, and says so at once. Whether it was offered.
+    pub fn withdraw(&self, name: &ServiceName) -> bool {
+        let was = self.inner.lock().take(name).is_some();
+        // Of fewer services there are never too many.
+        was && self.inner.announce().is_ok()
+    }
+
+    /// Carries a call to whoever answers it, and its answer back. Its path is that of whoever it has come from: none.
+    pub async fn call(&self, call: Call) -> CallAnswer {
+        calls::carry(&self.inner, call, now()).await
+    }
+
+    /// Everything that is offered as far as this node knows: a home knows of its own.
+    pub fn offered(&self) -> Vec<Offered> {
+        let state = self.inner.lock();
+        let own = state.registry.own().map(|own| (own, Some(0)));
+        let all = own.into_iter().chain(state.registry.known());
+        all.flat_map(|(announcement, hops)| {
+            announcement.services.iter().map(move |service| Offered {
+                service: service.clone(),
+                origin: announcement.origin,
+                node: announcement.name.clone(),
+                hops,
+            })
+        })
+        .collect()
+    }
+
+    /// With whom there are sessions now.
+    pub fn neighbours(&self) -> Vec<PeerId> {
+        self.inner.lock().sessions.keys().copied().collect()
+    }
+
+    /// Says that this node goes, waits until its neighbours could hear it, and ends.
+    pub async fn shutdown(self) {
+        self.inner.lock().said.departure = Some(Departure::Shutdown);
+        if self.inner.announce().is_ok() {
+            let is_said = || self.inner.lock().sessions.values().all(Session::is_idle);
+            let until = now() + GOODBYE_MAX;
+            while !is_said() && now() < until {
+                tokio::time::sleep(GOODBYE_LOOK).await;
+            }
+        }
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+}
+
+/// A node that goes waits so long for its last word to leave, and looks so often.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+const GOODBYE_LOOK: Duration = Duration::from_millis(5);
+
+async fn tick(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(TICK);
+    let mut announced_at = now();
+    loop {
+        ticks.tick().await;
+        if now() >= announced_at + Registry::REFRESH {
+            announced_at = now();
+            if let Err(error) = inner.announce() {
+                warn!(%error, "this node's services were not announced again");
+            }
+        }
+        let mut state = inner.lock();
+        let to_send = state.registry.on_tick(now());
+        state.send(to_send);
+        state.forget_instances();
+        state.turns.retain(|_, turns| !turns.is_idle());
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What was written before a panic is whole: every change of a table ends before the next thing that could.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells all neighbours what this node says of itself now.
+    fn announce(&self) -> Result<(), AnnouncementError> {
+        let mut state = self.lock();
+        state.said.stamp.number += 1;
+        let signed = SignedAnnouncement::new(&state.said, &self.keypair)?;
+        let to_send = state.registry.announce(signed)?;
+        state.send(to_send);
+        Ok(())
+    }
+
+    fn turns(&self, to: PeerId) -> Arc<Turns> {
+        let new = || Turns::new(calls::UNDER_WAY_MAX, calls::WAITING_MAX);
+        Arc::clone(self.lock().turns.entry(to).or_insert_with(new))
+    }
+
+    fn set_uplink(&self, main: Option<PeerId>) {
+        self.lock().uplink = main;
+    }
+
+    fn begin_session(
+        &self,
+        peer: PeerId,
+        role: Role,
+        outbox: mpsc::Sender<Vec<Message>>,
+        stop: CancellationToken,
+    ) -> u64 {
+        let mut state = self.lock();
+        state.sessions_begun += 1;
+        let number = state.sessions_begun;
+        let session = Session { number, outbox, stop };
+        if let Some(before) = state.sessions.insert(peer, session) {
+            before.stop.cancel();
+            // What it was told over that one it may not have heard.
+            let to_send = state.registry.on_disconnected(peer);
+            state.send(to_send);
+        }
+        let to_send = state.registry.on_connected(peer, role);
+        state.send(to_send);
+        number
+    }
+
+    fn end_session(&self, peer: PeerId, number: u64) {
+        let mut state = self.lock();
+        if state
+            .sessions
+            .get(&peer)
+            .is_some_and(|session| session.number == number)
+        {
+            state.sessions.remove(&peer);
+            let to_send = state.registry.on_disconnected(peer);
+            state.send(to_send);
+        }
+    }
+
+    /// What is cancelled when the session with a neighbour ends; `None` where there is none.
+    fn session_end(&self, peer: PeerId) -> Option<CancellationToken> {
+        self.lock()
+            .sessions
+            .get(&peer)
+            .map(|session| session.stop.clone())
+    }
+
+    fn heard(&self, from: PeerId, messages: Vec<Message>) {
+        let mut state = self.lock();
+        for message in messages {
+            match state.registry.on_message(from, message, now()) {
+                Ok((_, to_send)) => state.send(to_send),
+                Err(error) => debug!(%from, %error, "an announcement was not kept"),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Puts messages in the outboxes of their sessions, in one batch each.
+    fn send(&self, to_send: Vec<ToSend>) {
+        let mut batches: BTreeMap<PeerId, Vec<Message>> = BTreeMap::new();
+        for ToSend { to, message } in to_send {
+            batches.entry(to).or_default().push(message);
+        }
+        for (to, batch) in batches {
+            let Some(session) = self.sessions.get(&to) else {
+                continue;
+            };
+            if session.outbox.try_send(batch).is_err() {
+                // It is told everything anew when it comes back.
+                session.stop.cancel();
+            }
+        }
+    }
+
+    fn take(&mut self, name: &ServiceName) -> Option<Arc<dyn Backend>> {
+        self.said.services.retain(|service| service.name != *name);
+        self.backends.remove(name)
+    }
+
+    /// Balancers keep no instances that are gone.
+    fn forget_instances(&mut self) {
+        let Self {
+            registry, balancers, ..
+        } = self;
+        balancers.retain(|name, balancer| {
+            balancer.retain(|origin| registry.offers(*origin, name));
+            balancer.metrics().next().is_some()
+        });
+    }
+}
+
+impl Session {
+    /// Whether everything that was to be said has left.
+    fn is_idle(&self) -> bool {
+        self.outbox.capacity() == self.outbox.max_capacity()
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("me", &self.me)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}

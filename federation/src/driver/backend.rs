@@ -1,0 +1,80 @@
+//! What answers the calls of a service on its own node.
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use std::sync::Arc;
+
+use crate::{CallError, CallId, ErrorCode, TraceContext};
+
+/// A call as a service sees it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Invocation {
+    /// The same where it is tried again.
+    pub id: CallId,
+    /// What is called.
+    pub method: String,
+    /// JSON: an array, an object, or nothing.
+    pub arguments: Option<String>,
+    /// The trace that it belongs to.
+    pub trace: TraceContext,
+}
+
+/// Carries out the calls of a service. It is dropped when the caller waits no longer.
+pub trait Backend: Send + Sync {
+    /// The result as JSON.
+    fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;
+}
+
+/// Says what it is told: `echo` the first of its arguments, `echos` all of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Echo;
+
+impl Backend for Echo {
+    fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        std::future::ready(echo(&invocation)).boxed()
+    }
+}
+
+fn echo(invocation: &Invocation) -> Result<String, CallError> {
+    let arguments = invocation.arguments.as_deref().unwrap_or("null");
+    match invocation.method.as_str() {
+        "echos" => Ok(arguments.to_owned()),
+        "echo" => {
+            let first = serde_json::from_str(arguments).map(|arguments| match arguments {
+                Value::Array(all) => all.into_iter().next().unwrap_or(Value::Null),
+                other => other,
+            });
+            let wrong = |_| CallError::new(ErrorCode::InvalidParams, "the arguments are no JSON");
+            first.map(|first| first.to_string()).map_err(wrong)
+        }
+        other => {
+            let said = format!("service `echo` has no method `{other}`");
+            Err(CallError::new(ErrorCode::MethodNotFound, said))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_the_first_of_its_arguments_or_all_of_them() {
+        let echo = |method: &str, arguments: Option<&str>| {
+            let invocation = Invocation {
+                id: CallId(1),
+                method: method.to_owned(),
+                arguments: arguments.map(str::to_owned),
+                trace: TraceContext::default(),
+            };
+            echo(&invocation).map_err(|error| error.code)
+        };
+        assert_eq!(echo("echo", Some("[\"a\",2]")), Ok("\"a\"".to_owned()));
+        assert_eq!(echo("echos", Some("[\"a\",2]")), Ok("[\"a\",2]".to_owned()));
+        assert_eq!(echo("echo", Some("{\"x\":1}")), Ok("{\"x\":1}".to_owned()));
+        assert_eq!(echo("echo", None), Ok("null".to_owned()));
+        assert_eq!(echo("echo", Some("nonsense")), Err(ErrorCode::InvalidParams));
+        assert_eq!(echo("sing", None), Err(ErrorCode::MethodNotFound));
+    }
+}

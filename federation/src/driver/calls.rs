@@ -1,0 +1,369 @@
+//! Calls on their way: taken from a link or from this node's edge, carried out here or passed on, and answered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lapwing_base::{ByteSize, Class, PeerId};
+use lapwing_net::{Access, Channel, ChannelError, Kind, Refusal, RequestError, decode, encode};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use super::backend::Invocation;
+use super::turns::Full;
+use super::{Inner, State, now};
+use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
+use crate::breaker::{BreakerConfig, Outcome};
+use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, Step};
+
+/// One call and its answer.
+pub(super) const CALL: Kind = Kind {
+    class: Class::Call,
+    name: "call",
+    access: Access::Members,
+    frame_max: ByteSize::mib(16),
+};
+
+/// Channels that wait to be taken.
+pub(super) const CALL_QUEUE: usize = 1_000;
+
+/// Calls that a node has in hand; of more the caller is told at once that it is busy.
+pub(super) const IN_HAND_MAX: usize = 1_000;
+
+/// Calls that are under way to one neighbour: it takes 256 channels of a kind from each, and those whose answer is on its
+/// way count too.
+pub(super) const UNDER_WAY_MAX: usize = 192;
+
+/// Calls that wait for their turn to go to one neighbour.
+pub(super) const WAITING_MAX: usize = 1_000;
+
+/// Channels whose call is read or answered at a time; of more, which would be told that this node is busy, some wait.
+const ANSWERED_AT_ONCE: usize = 2 * IN_HAND_MAX;
+
+/// When to try again where a node is busy: a call is over in less, mostly.
+const BUSY_FOR: Duration = Duration::from_millis(100);
+
+/// So long whoever has opened a channel may take to say what it wants.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Answers the calls that come over links, until the queue ends.
+pub(super) async fn answer(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>) {
+    let mut answers = JoinSet::new();
+    loop {
+        tokio::select! {
+            channel = queue.recv(), if answers.len() < ANSWERED_AT_ONCE => match channel {
+                Some(channel) => {
+                    let inner = Arc::clone(&inner);
+                    answers.spawn(async move {
+                        let peer = channel.peer();
+                        if let Err(error) = answer_one(&inner, channel).await {
+                            debug!(%peer, %error, "a call was not answered");
+                        }
+                    });
+                }
+                None => return,
+            },
+            Some(_) = answers.join_next() => (),
+        }
+    }
+}
+
+async fn answer_one(inner: &Arc<Inner>, mut channel: Channel) -> Result<(), ChannelError> {
+    let peer = channel.peer();
+    let asked = tokio::time::timeout(ASK_TIMEOUT, channel.receive()).await;
+    let Ok(Some(frame)) = asked.unwrap_or(Ok(None)) else {
+        return Ok(());
+    };
+    let arrived = now();
+    let checked = decode::<Call>(&frame)
+        .map_err(|_| CallError::new(ErrorCode::MalformedMessage, "a call cannot be read"))
+        .and_then(|call| call.check(peer).map(|()| call));
+    let answer = match checked {
+        Ok(call) => carry(inner, call, arrived).await,
+        Err(error) => failed(inner, error),
+    };
+    channel.send(&encode(&answer)).await?;
+    channel.finish().await
+}
+
+/// Carries a call as far as it goes from here, and says what came of it. Where that failed and may be tried again, it is,
+/// once.
+pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer {
+    let Ok(_seat) = inner.room.try_acquire() else {
+        let said = format!("node {} has {IN_HAND_MAX} calls in hand", inner.me);
+        let busy = CallError::new(ErrorCode::Overloaded, said);
+        return failed(inner, busy.with_retry_after(BUSY_FOR));
+    };
+    inner.lock().retries.on_request(now());
+    let mut before: Option<CallAnswer> = None;
+    loop {
+        let begun = now();
+        let planned = inner
+            .lock()
+            .plan(inner.me, &call, begun.saturating_duration_since(arrived), begun);
+        let (step, chosen) = match planned {
+            Ok(planned) => planned,
+            // Where nobody else can be asked, what the first has said tells more.
+            Err(error) => return before.unwrap_or_else(|| failed(inner, error)),
+        };
+        let call_in_flight = InFlight {
+            inner,
+            service: &call.service,
+            chosen,
+            begun,
+        };
+        let (answer, was_sent) = match step {
+            Step::Serve => (serve(inner, &call, arrived).await, true),
+            Step::Forward { to, call: next } => {
+                let patience = Duration::from_millis(call.remaining_ms.into());
+                let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
+                forward(inner, to, &next, arrived, left).await
+            }
+        };
+        let error: Option<CallError> = answer
+            .outcome
+            .as_ref()
+            .err()
+            .map(|failure| failure.clone().into());
+        call_in_flight.end(error.as_ref());
+        let Some(error) = error else {
+            return answer;
+        };
+        // What has taken all of its time has none left for another attempt.
+        let may_retry = before.is_none()
+            && error.code != ErrorCode::Timeout
+            && inner
+                .lock()
+                .retries
+                .may_retry(now(), &error, was_sent, call.is_idempotent);
+        if !may_retry {
+            return answer;
+        }
+        before = Some(answer);
+        debug!(service = %call.service, %error, "a call is tried again");
+    }
+}
+
+/// A call that an instance was chosen for: it is told how that ended, also where nobody waits for the end any more.
+struct InFlight<'a> {
+    inner: &'a Inner,
+    service: &'a crate::ServiceName,
+    chosen: Option<Chosen<PeerId>>,
+    begun: Instant,
+}
+
+impl InFlight<'_> {
+    fn end(mut self, error: Option<&CallError>) {
+        self.tell(error.map_or(Outcome::Success, Outcome::of));
+    }
+
+    fn tell(&mut self, outcome: Outcome) {
+        if let Some(chosen) = self.chosen.take() {
+            let mut state = self.inner.lock();
+            if let Some(balancer) = state.balancers.get_mut(self.service) {
+                let now = now();
+                balancer.on_end(chosen, now, now.saturating_duration_since(self.begun), outcome);
+            }
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.tell(Outcome::Unknown);
+    }
+}
+
+impl State {
+    /// What is to be done with a call, and the instance that was chosen if it is this node that chooses.
+    fn plan(
+        &mut self,
+        me: PeerId,
+        call: &Call,
+        waited: Duration,
+        now: Instant,
+    ) -> Result<(Step, Option<Chosen<PeerId>>), CallError> {
+        let uplink = self.uplink;
+        if call.target.is_some() {
+            return Ok((
+                call.advance(me, call.target, uplink, &self.registry, waited)?,
+                None,
+            ));
+        }
+        let mut candidates: Vec<Candidate<PeerId>> = Vec::new();
+        match &call.address {
+            Some(address) => match self.registry.locate(address) {
+                Ok(node) => candidates.push(candidate(node, self.registry.hops(node).unwrap_or(0))),
+                Err(error) => {
+                    let main = self.registry.main_of(address).or(uplink).ok_or(error)?;
+                    return Ok((call.advance(me, None, Some(main), &self.registry, waited)?, None));
+                }
+            },
+            None => match self.registry.find(&call.wanted()) {
+                Ok(found) => candidates.extend(found.iter().map(|one| candidate(one.origin, one.hops))),
+                // Whoever knows nobody else asks its main, which may.
+                Err(error) => {
+                    let main = uplink.filter(|_| call.path.is_empty()).ok_or(error)?;
+                    return Ok((call.advance(me, None, Some(main), &self.registry, waited)?, None));
+                }
+            },
+        }
+        let balancer = self
+            .balancers
+            .entry(call.service.clone())
+            .or_insert_with(|| Balancer::new(Algorithm::default(), BreakerConfig::default()));
+        let chosen = balancer
+            .choose(now, &mut self.rng, &candidates)
+            .map_err(|refused| refused.error(&call.service, now))?;
+        match call.advance(me, Some(*chosen.key()), uplink, &self.registry, waited) {
+            Ok(step) => Ok((step, Some(chosen))),
+            Err(error) => {
+                // It was never called.
+                balancer.on_end(chosen, now, Duration::ZERO, Outcome::Unknown);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A home of this node's counts as its own.
+fn candidate(key: PeerId, hops: usize) -> Candidate<PeerId> {
+    Candidate {
+        key,
+        is_local: hops <= 1,
+        hops: u8::try_from(hops).unwrap_or(u8::MAX),
+    }
+}
+
+/// Carries a call out here.
+async fn serve(inner: &Inner, call: &Call, arrived: Instant) -> CallAnswer {
+    let begun = now();
+    let backend = inner.lock().backends.get(&call.service).cloned();
+    let outcome = match backend {
+        Some(backend) => {
+            let invocation = Invocation {
+                id: call.id,
+                method: call.method.clone(),
+                arguments: call.arguments.clone(),
+                trace: call.trace.clone(),
+            };
+            let left = Duration::from_millis(call.remaining_ms.into())
+                .saturating_sub(begun.saturating_duration_since(arrived));
+            let called = tokio::time::timeout(left, backend.call(invocation)).await;
+            called.unwrap_or_else(|_| {
+                let said = format!("service `{}` has not answered in {left:?}", call.service);
+                Err(CallError::new(ErrorCode::Timeout, said))
+            })
+        }
+        None => {
+            let said = format!("node {} does not offer service `{}`", inner.me, call.service);
+            Err(CallError::new(ErrorCode::ServiceNotFound, said))
+        }
+    };
+    let hop = HopTiming {
+        node: inner.me,
+        queue_us: micros(begun.saturating_duration_since(arrived)),
+        forward_us: 0,
+        exec_us: micros(now().saturating_duration_since(begun)),
+    };
+    CallAnswer {
+        outcome: outcome.map_err(|error| Failure::of(error, inner.me)),
+        hops: vec![hop],
+    }
+}
+
+/// Passes a call on, and says what came back and whether anything has left. Whoever is asked has a little less time than
+/// this node waits, so that it is the one that says what has taken too long.
+async fn forward(
+    inner: &Inner,
+    to: PeerId,
+    call: &Call,
+    arrived: Instant,
+    patience: Duration,
+) -> (CallAnswer, bool) {
+    let waiting_since = now();
+    let turn = tokio::time::timeout(patience, inner.turns(to).take(call.priority)).await;
+    let begun = now();
+    let refused = match &turn {
+        Ok(Ok(_)) => None,
+        Ok(Err(Full)) => {
+            let said = format!("{WAITING_MAX} calls wait to go to node {to}");
+            Some(CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR))
+        }
+        Err(_) => {
+            let said = format!("the call has waited {patience:?} for its turn to go to node {to}");
+            Some(CallError::new(ErrorCode::Timeout, said))
+        }
+    };
+    if let Some(refused) = refused {
+        return (failed(inner, refused), false);
+    }
+    // What has waited has less time than was said when it came.
+    let waited = begun.saturating_duration_since(waiting_since);
+    let less = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
+    let call = Call {
+        remaining_ms: call.remaining_ms.saturating_sub(less).max(1),
+        ..call.clone()
+    };
+    let patience = patience.saturating_sub(waited);
+    let asked = inner.network.request(to, CALL, &encode(&call), patience).await;
+    drop(turn);
+    let answered = asked
+        .map_err(|error| lost(inner, to, &call, &error))
+        .and_then(|frame| {
+            let unreadable = |_| {
+                CallError::new(
+                    ErrorCode::MalformedMessage,
+                    format!("node {to} has answered what cannot be read"),
+                )
+            };
+            let answer = decode::<CallAnswer>(&frame).map_err(unreadable);
+            answer.map_err(|error| (error, true))
+        });
+    let (mut answer, was_sent) = match answered {
+        Ok(answer) => (answer, true),
+        Err((error, was_sent)) => (failed(inner, error), was_sent),
+    };
+    // No more than links can have been crossed, whatever a peer says.
+    answer.hops.truncate(usize::from(Call::LINKS_MAX) + 1);
+    answer.hops.push(HopTiming {
+        node: inner.me,
+        queue_us: micros(begun.saturating_duration_since(arrived)),
+        forward_us: micros(now().saturating_duration_since(begun)),
+        exec_us: 0,
+    });
+    (answer, was_sent)
+}
+
+/// Why a node has not answered, and whether it may have begun.
+fn lost(inner: &Inner, to: PeerId, call: &Call, error: &RequestError) -> (CallError, bool) {
+    let (code, was_sent) = match error {
+        RequestError::Timeout { .. } => (ErrorCode::Timeout, true),
+        RequestError::Open(_) if call.target == Some(to) => (ErrorCode::NodeOffline, false),
+        RequestError::Open(_) => (ErrorCode::PeerUnreachable, false),
+        RequestError::Channel(ChannelError::Refused { refusal, .. }) => match refusal {
+            Refusal::Busy => (ErrorCode::Overloaded, false),
+            Refusal::NotServed => (ErrorCode::PeerUnreachable, false),
+            Refusal::TooLong { .. } => (ErrorCode::PayloadTooLarge, false),
+            Refusal::WrongCluster { .. } | Refusal::NotMember | Refusal::Version { .. } => {
+                (ErrorCode::ForbiddenByPolicy, false)
+            }
+        },
+        RequestError::Channel(ChannelError::TooLong { .. }) => (ErrorCode::PayloadTooLarge, false),
+        _ => (ErrorCode::PeerUnreachable, true),
+    };
+    let mut error = CallError::new(code, lapwing_base::chain(error));
+    error.failed_at = Some(inner.me);
+    (error, was_sent)
+}
+
+fn failed(inner: &Inner, error: CallError) -> CallAnswer {
+    CallAnswer {
+        outcome: Err(Failure::of(error, inner.me)),
+        hops: Vec::new(),
+    }
+}
+
+fn micros(took: Duration) -> u32 {
+    u32::try_from(took.as_micros()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,360 @@
+//! Sessions with neighbours: one channel each, on which both ends say what they know of services. A home has one with the
+//! first of its mains that answers, and goes back to an earlier one when that does; mains have one with each other main.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lapwing_base::{ByteSize, Class, PeerId, Role};
+use lapwing_net::{Access, Channel, ChannelError, Kind, OpenError, ReceiveHalf, SendHalf, decode, encode};
+use rand::RngExt as _;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, debug, info, info_span};
+
+use super::{Inner, now};
+use crate::Message;
+
+/// On which neighbours tell each other of services. Above bulk, so that a call finds its service while models are exchanged.
+pub(super) const ANNOUNCE: Kind = Kind {
+    class: Class::Call,
+    name: "announce",
+    access: Access::Members,
+    frame_max: ByteSize::mib(1),
+};
+
+/// Channels that wait to be taken: every home of a main may come back at once.
+pub(super) const ANNOUNCE_QUEUE: usize = 1024;
+
+/// What crosses a session.
+#[derive(Debug, Serialize, Deserialize)]
+enum Frame {
+    /// The first frame of each side.
+    Greeting {
+        /// What it is.
+        role: Role,
+    },
+    Messages(Vec<Message>),
+}
+
+/// Batches that wait for a session: as many as a thousand homes that come at once cause. One that is further behind
+/// begins anew, and is told everything as it is then.
+const OUTBOX_MAX: usize = 1024;
+
+/// Messages of one batch that go in one frame: announcements have up to 64 KiB each, but few are so long.
+const FRAME_MESSAGES: usize = 64;
+
+/// Bytes of announcements that go in one frame, so that the last of them still fits.
+const FRAME_BYTES: usize = 512 * 1024;
+
+/// In which a neighbour is reached and greets: round trips of a far path, and its relays.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a session that ended is left before it is tried again: at first a quarter of a second, then twice as long each
+/// time, up to a second in the first minute (a main that restarts is back within one) and up to 30 s after it.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_SOON: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+const SOON_FOR: Duration = Duration::from_secs(60);
+
+/// How often a home looks whether an earlier main of its list answers again.
+const RETURN_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A session that stands.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Tells this session from an earlier one with the same neighbour.
+    pub(super) number: u64,
+    pub(super) outbox: mpsc::Sender<Vec<Message>>,
+    pub(super) stop: CancellationToken,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("it has not greeted in time")]
+    Silent,
+    #[error("it says something that is no announcement")]
+    Malformed,
+}
+
+/// How long to wait before another attempt.
+#[derive(Debug)]
+struct Backoff {
+    since: Instant,
+    times: u32,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self {
+            since: now(),
+            times: 0,
+        }
+    }
+
+    /// Full jitter, so that a thousand homes do not come back at once.
+    fn next(&mut self, random: f64) -> Duration {
+        let most = if now() < self.since + SOON_FOR {
+            RETRY_SOON
+        } else {
+            RETRY_MAX
+        };
+        let wait = RETRY_MIN.saturating_mul(1 << self.times.min(8)).min(most);
+        self.times += 1;
+        wait.mul_f64(random)
+    }
+}
+
+/// Takes the sessions that others open, until the node stops.
+pub(super) async fn accept(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>) {
+    while let Some(channel) = queue.recv().await {
+        let taking = take(Arc::clone(&inner), channel);
+        inner
+            .tasks
+            .spawn(inner.stop.child_token().run_until_cancelled_owned(taking));
+    }
+}
+
+async fn take(inner: Arc<Inner>, channel: Channel) {
+    let peer = channel.peer();
+    match greeted(&inner, channel).await {
+        Ok((role, channel)) => run(&inner, role, channel, inner.stop.child_token()).await,
+        Err(error) => debug!(%peer, %error, "a neighbour's session was not begun"),
+    }
+}
+
+/// Keeps the sessions that this node opens, until it stops.
+pub(super) async fn keep(inner: Arc<Inner>) {
+    match inner.role {
+        Role::Home => keep_uplink(&inner).await,
+        Role::Main => keep_mains(&inner).await,
+    }
+}
+
+/// One main at a time, the first of the list that answers.
+async fn keep_uplink(inner: &Arc<Inner>) {
+    let mut mains = inner.mains.clone();
+    let mut backoff = Backoff::new();
+    let mut active: Option<(PeerId, CancellationToken)> = None;
+    loop {
+        let list = mains.borrow_and_update().clone();
+        if let Some((peer, stop)) = active.take_if(|(peer, stop)| stop.is_cancelled() || !list.contains(peer))
+        {
+            debug!(%peer, "the main is gone");
+            stop.cancel();
+            backoff = Backoff::new();
+        }
+        let better = active
+            .as_ref()
+            .and_then(|(peer, _)| list.iter().position(|main| main == peer));
+        for main in &list[..better.unwrap_or(list.len())] {
+            match open(inner, *main).await {
+                Ok(stop) => {
+                    info!(%main, "calls go by this main");
+                    inner.set_uplink(Some(*main));
+                    if let Some((_, before)) = active.replace((*main, stop)) {
+                        before.cancel();
+                    }
+                    break;
+                }
+                Err(error) => debug!(%main, %error, "a main does not answer"),
+            }
+        }
+        if active.is_none() {
+            inner.set_uplink(None);
+        }
+        let wait = match &active {
+            Some(_) => RETURN_INTERVAL,
+            None => backoff.next(rand_part(inner)),
+        };
+        let ended = active.as_ref().map(|(_, stop)| stop.clone()).unwrap_or_default();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = ended.cancelled() => {}
+            changed = mains.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// One with every other main.
+async fn keep_mains(inner: &Arc<Inner>) {
+    let mut mains = inner.mains.clone();
+    let mut kept: BTreeMap<PeerId, CancellationToken> = BTreeMap::new();
+    loop {
+        let list = mains.borrow_and_update().clone();
+        kept.retain(|peer, stop| {
+            let stays = list.contains(peer);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for main in list.into_iter().filter(|main| *main != inner.me) {
+            kept.entry(main).or_insert_with(|| {
+                let stop = inner.stop.child_token();
+                let keeping = keep_main(Arc::clone(inner), main);
+                inner.tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
+                stop
+            });
+        }
+        if mains.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn keep_main(inner: Arc<Inner>, main: PeerId) {
+    let mut backoff = Backoff::new();
+    // Of two that both know of each other one begins, and the other only where that does not happen.
+    if main < inner.me {
+        tokio::time::sleep(GREETING_TIMEOUT).await;
+    }
+    loop {
+        if let Some(ended) = inner.session_end(main) {
+            ended.cancelled().await;
+            backoff = Backoff::new();
+            if main < inner.me {
+                tokio::time::sleep(RETRY_SOON).await;
+                continue;
+            }
+        }
+        match open(&inner, main).await {
+            Ok(ended) => {
+                ended.cancelled().await;
+                backoff = Backoff::new();
+            }
+            Err(error) => debug!(%main, %error, "a main does not answer"),
+        }
+        tokio::time::sleep(backoff.next(rand_part(&inner))).await;
+    }
+}
+
+fn rand_part(inner: &Inner) -> f64 {
+    inner.lock().rng.random_range(0.0..1.0)
+}
+
+/// Begins a session; returns what is cancelled when it ends, and ends it.
+async fn open(inner: &Arc<Inner>, peer: PeerId) -> Result<CancellationToken, SessionError> {
+    let channel = inner.network.open(peer, ANNOUNCE, GREETING_TIMEOUT).await?;
+    let (role, channel) = greeted(inner, channel).await?;
+    let ended = CancellationToken::new();
+    let end = ended.clone().drop_guard();
+    let stop = inner.stop.child_token();
+    let (running, stopping) = (stop.clone(), ended.clone());
+    let inner_of_task = Arc::clone(inner);
+    let session = async move {
+        tokio::select! {
+            () = run(&inner_of_task, role, channel, running) => {}
+            () = stopping.cancelled() => {}
+        }
+        drop(end);
+    };
+    inner
+        .tasks
+        .spawn(session.instrument(info_span!("neighbour", %peer)));
+    Ok(ended)
+}
+
+async fn greeted(inner: &Inner, mut channel: Channel) -> Result<(Role, Channel), SessionError> {
+    channel
+        .send(&encode(&Frame::Greeting { role: inner.role }))
+        .await?;
+    let first = tokio::time::timeout(GREETING_TIMEOUT, channel.receive()).await;
+    let first = first
+        .map_err(|_| SessionError::Silent)??
+        .ok_or(SessionError::Silent)?;
+    match decode(&first) {
+        Ok(Frame::Greeting { role }) => Ok((role, channel)),
+        _ => Err(SessionError::Malformed),
+    }
+}
+
+/// Carries messages both ways until either end is gone.
+async fn run(inner: &Arc<Inner>, role: Role, channel: Channel, stop: CancellationToken) {
+    let peer = channel.peer();
+    let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
+    let number = inner.begin_session(peer, role, outbox, stop.clone());
+    // Also where the caller drops this.
+    let _end = EndOnDrop {
+        inner,
+        peer,
+        number,
+        stop: stop.clone(),
+    };
+    let (send, receive) = channel.split();
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        sent = send_all(send, messages) => sent,
+        received = receive_all(inner, peer, receive) => received,
+    };
+    match ended {
+        Ok(()) => debug!(%peer, "the session has ended"),
+        Err(error) => debug!(%peer, %error, "the session has ended"),
+    }
+}
+
+struct EndOnDrop<'a> {
+    inner: &'a Arc<Inner>,
+    peer: PeerId,
+    number: u64,
+    stop: CancellationToken,
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.inner.end_session(self.peer, self.number);
+        // Whoever waits for the end of this session waits for this.
+        self.stop.cancel();
+    }
+}
+
+async fn send_all(mut send: SendHalf, mut batches: mpsc::Receiver<Vec<Message>>) -> Result<(), SessionError> {
+    while let Some(batch) = batches.recv().await {
+        let (mut frame, mut bytes) = (Vec::new(), 0);
+        for message in batch {
+            bytes += message.bytes();
+            frame.push(message);
+            if frame.len() == FRAME_MESSAGES || bytes >= FRAME_BYTES {
+                let whole = Frame::Messages(std::mem::take(&mut frame));
+                send.send(&encode(&whole)).await?;
+                bytes = 0;
+            }
+        }
+        if !frame.is_empty() {
+            send.send(&encode(&Frame::Messages(frame))).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn receive_all(inner: &Arc<Inner>, peer: PeerId, mut receive: ReceiveHalf) -> Result<(), SessionError> {
+    while let Some(frame) = receive.receive().await? {
+        match decode(&frame) {
+            Ok(Frame::Messages(messages)) if messages.len() <= FRAME_MESSAGES => inner.heard(peer, messages),
+            _ => return Err(SessionError::Malformed),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_soon_at_first_and_never_far_apart_within_the_first_minute() {
+        let mut backoff = Backoff::new();
+        let waits: Vec<u128> = (0..5).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 1000, 1000]);
+        backoff.since = now().checked_sub(SOON_FOR).unwrap();
+        assert_eq!(backoff.next(1.0), Duration::from_secs(8));
+        assert_eq!(backoff.next(0.0), Duration::ZERO);
+        assert_eq!(backoff.next(1.0), RETRY_MAX);
+    }
+}

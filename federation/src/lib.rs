@@ -1,0 +1,40 @@
+//! Services that nodes announce, and calls of them, however many links away they are.
+//!
+//! The cores are pure: the [`Registry`] says who offers what and by which way, a [`Call`] how it goes on from here,
+//! a [`Balancer`] and its [`Breaker`]s which instance is called, [`Commands`] in which order several are. They know
+//! neither clock nor network.
+
+mod announcement;
+mod balancer;
+mod breaker;
+mod call;
+mod commands;
+mod error_code;
+mod json_rpc;
+mod names;
+mod registry;
+mod remote_call;
+mod retries;
+mod service;
+mod versions;
+mod window;
+
+#[cfg(feature = "driver")]
+mod driver;
+
+pub use announcement::{Announcement, AnnouncementError, Departure, Forwarded, SignedAnnouncement, Stamp};
+pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, Refused};
+pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
+pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Step, TraceContext};
+pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};
+pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
+pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};
+pub use names::{NodeAddress, NodeName, ParseNameError, ServiceName};
+pub use registry::{HearError, Heard, Instance, Message, Registry, ToSend};
+pub use remote_call::{Arguments, RemoteCall};
+pub use retries::Retries;
+pub use service::{Fit, Service, ServiceError, Unfit, Wanted};
+pub use versions::{Constraint, ParseVersionError, Version};
+
+#[cfg(feature = "driver")]
+pub use driver::{Backend, Echo, Federation, FederationConfig, Invocation, OfferError, Offered};

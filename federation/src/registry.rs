@@ -1,0 +1,567 @@
+//! Who offers what, and by which way: what this node has heard, and what it passes on. Sends nothing itself.
+//!
+//! Every node's newest announcement is kept once, and for each neighbour that has passed it on the way that it came (as in
+//! BGP, RFC 4271: a way that a node is on already is none). A home tells the mains that it is connected with of itself; mains
+//! tell each other of everybody. What a neighbour does not reach any more it says, and what nobody has refreshed expires.
+
+use crate::announcement::{AnnouncementError, Forwarded, SignedAnnouncement, Stamp};
+use crate::{
+    Announcement, CallError, ErrorCode, Fit, NodeAddress, NodeName, Service, ServiceName, Unfit, Wanted,
+};
+use lapwing_base::{PeerId, Role};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// What one node knows of the services of all.
+#[derive(Debug)]
+pub struct Registry {
+    me: PeerId,
+    role: Role,
+    /// With whom there is a connection, and what they are.
+    neighbours: BTreeMap<PeerId, Role>,
+    own: Option<(SignedAnnouncement, Announcement)>,
+    origins: BTreeMap<PeerId, Origin>,
+    /// Who was the first to claim a name, and is still known.
+    names: BTreeMap<NodeName, PeerId>,
+    /// Who offers a service.
+    services: BTreeMap<ServiceName, BTreeSet<PeerId>>,
+    /// What is no newer than this is not heard again, until then.
+    gone: BTreeMap<PeerId, (Stamp, Instant)>,
+}
+
+/// What is known of one node.
+#[derive(Debug)]
+struct Origin {
+    signed: SignedAnnouncement,
+    announcement: Announcement,
+    heard_at: Instant,
+    /// By neighbour.
+    ways: BTreeMap<PeerId, Way>,
+    /// Whom this node has told of it, and the way that they were told.
+    told: BTreeMap<PeerId, Vec<PeerId>>,
+}
+
+#[derive(Clone, Debug)]
+struct Way {
+    /// From the origin to the neighbour.
+    path: Vec<PeerId>,
+    heard_at: Instant,
+}
+
+/// What neighbours tell each other.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// Somebody offers this, and the sender reaches it.
+    Announced(Box<Forwarded>),
+    /// The sender does not reach this node any more.
+    Lost {
+        /// Which.
+        origin: PeerId,
+    },
+}
+
+impl Message {
+    /// About how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Announced(forwarded) => forwarded.bytes(),
+            Self::Lost { .. } => 64,
+        }
+    }
+}
+
+/// A message for a neighbour.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[must_use]
+pub struct ToSend {
+    /// To whom.
+    pub to: PeerId,
+    /// What.
+    pub message: Message,
+}
+
+/// What came of an announcement.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Heard {
+    /// It is what its origin offers now.
+    News,
+    /// It was known, and the way may not have been.
+    Known,
+    /// There is a newer one, or its origin has gone since.
+    Stale,
+}
+
+/// An announcement was not kept.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HearError {
+    /// It is none.
+    #[error(transparent)]
+    Announcement(#[from] AnnouncementError),
+    /// Another node has its name.
+    #[error("the name `{name}` was claimed by {holder} before; call the node otherwise")]
+    NameTaken {
+        /// Which.
+        name: NodeName,
+        /// Whose it is.
+        holder: PeerId,
+    },
+    /// There are too many nodes.
+    #[error("{} nodes are known; another one is not kept", Registry::ORIGINS_MAX)]
+    Full,
+}
+
+/// A service of some node, and how a call gets there.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Instance<'a> {
+    /// Whose it is.
+    pub origin: PeerId,
+    /// What it is.
+    pub service: &'a Service,
+    /// Links between here and there; none for this node's own.
+    pub hops: usize,
+}
+
+impl Registry {
+    /// How many nodes are known at most: a thousand homes on each of fifty mains.
+    pub const ORIGINS_MAX: usize = 65_536;
+
+    /// What was not refreshed for so long is not there any more.
+    pub const TTL: Duration = Duration::from_secs(600);
+
+    /// How often a node announces itself again: two announcements may be lost.
+    pub const REFRESH: Duration = Duration::from_secs(200);
+
+    /// So long a late announcement of a node that has gone is recognised.
+    const GONE_FOR: Duration = Duration::from_secs(1_200);
+
+    /// Nobody is known yet.
+    pub fn new(me: PeerId, role: Role) -> Self {
+        Self {
+            me,
+            role,
+            neighbours: BTreeMap::new(),
+            own: None,
+            origins: BTreeMap::new(),
+            names: BTreeMap::new(),
+            services: BTreeMap::new(),
+            gone: BTreeMap::new(),
+        }
+    }
+
+    /// This node offers this from now on.
+    ///
+    /// # Errors
+    /// When it is not this node's, or others would not take it.
+    pub fn announce(&mut self, signed: SignedAnnouncement) -> Result<Vec<ToSend>, AnnouncementError> {
+        let announcement = signed.open()?;
+        if announcement.origin != self.me {
+            return Err(AnnouncementError::Forged);
+        }
+        self.own = Some((signed, announcement));
+        Ok(self
+            .neighbours
+            .keys()
+            .filter_map(|to| self.own_for(*to))
+            .collect())
+    }
+
+    /// A connection with a neighbour stands; says what it is to be told.
+    pub fn on_connected(&mut self, peer: PeerId, role: Role) -> Vec<ToSend> {
+        self.neighbours.insert(peer, role);
+        for origin in self.origins.values_mut() {
+            // Whoever comes back may have forgotten everything.
+            origin.told.remove(&peer);
+        }
+        let mut to_send: Vec<ToSend> = self.own_for(peer).into_iter().collect();
+        let origins: Vec<PeerId> = self.origins.keys().copied().collect();
+        for origin in origins {
+            to_send.extend(self.tell(origin));
+        }
+        to_send
+    }
+
+    /// The connection with a neighbour is gone, and with it every way over it.
+    pub fn on_disconnected(&mut self, peer: PeerId) -> Vec<ToSend> {
+        self.neighbours.remove(&peer);
+        let origins: Vec<PeerId> = self.origins.keys().copied().collect();
+        let mut to_send = Vec::new();
+        for id in origins {
+            if let Some(origin) = self.origins.get_mut(&id) {
+                origin.told.remove(&peer);
+                if origin.ways.remove(&peer).is_some() {
+                    to_send.extend(self.tell(id));
+                }
+            }
+        }
+        to_send
+    }
+
+    /// A neighbour has said something.
+    ///
+    /// # Errors
+    /// When it is not kept, and why.
+    pub fn on_message(
+        &mut self,
+        from: PeerId,
+        message: Message,
+        now: Instant,
+    ) -> Result<(Heard, Vec<ToSend>), HearError> {
+        if !self.neighbours.contains_key(&from) {
+            // It was on its way when the connection went.
+            return Ok((Heard::Stale, Vec::new()));
+        }
+        match message {
+            Message::Announced(forwarded) => self.hear(from, *forwarded, now),
+            Message::Lost { origin } => {
+                let known = self.origins.get_mut(&origin);
+                let was = known.and_then(|known| known.ways.remove(&from));
+                let told = was.map(|_| self.tell(origin)).unwrap_or_default();
+                Ok((Heard::Known, told))
+            }
+        }
+    }
+
+    /// What was not refreshed in time is dropped.
+    pub fn on_tick(&mut self, now: Instant) -> Vec<ToSend> {
+        self.gone.retain(|_, (_, until)| now < *until);
+        let ids: Vec<PeerId> = self.origins.keys().copied().collect();
+        let mut to_send = Vec::new();
+        for id in ids {
+            let Some(origin) = self.origins.get_mut(&id) else {
+                continue;
+            };
+            let ways = origin.ways.len();
+            origin.ways.retain(|_, way| now < way.heard_at + Self::TTL);
+            let has_lost = origin.ways.len() < ways;
+            let (heard_at, stamp) = (origin.heard_at, origin.announcement.stamp);
+            if has_lost {
+                to_send.extend(self.tell(id));
+            }
+            if now >= heard_at + Self::TTL {
+                self.forget(id, stamp, now);
+            }
+        }
+        to_send
+    }
+
+    /// Those that offer what is wanted, can answer, and can be reached: where some have exactly the resources, only those.
+    ///
+    /// # Errors
+    /// What keeps all of them from it.
+    pub fn find(&self, wanted: &Wanted) -> Result<Vec<Instance<'_>>, CallError> {
+        let name = &wanted.service;
+        let others = self.services.get(name).into_iter().flatten();
+        let others = others.filter_map(|id| Some((*id, self.origins.get(id)?)));
+        let known = others.map(|(id, origin)| (id, &origin.announcement, origin.hops()));
+        let own = self
+            .own
+            .iter()
+            .map(|(_, announcement)| (self.me, announcement, Some(0)));
+        let mut found: Vec<(Fit, Instance<'_>)> = Vec::new();
+        let (mut unfit, mut is_unhealthy, mut is_offline) = (Unfit::Name, false, false);
+        for (origin, announcement, hops) in own.chain(known) {
+            let Some(service) = announcement.services.iter().find(|service| service.name == *name) else {
+                continue;
+            };
+            match (service.fit(wanted), hops) {
+                (Err(reason), _) => unfit = unfit.max(reason),
+                (Ok(_), _) if !service.is_healthy => is_unhealthy = true,
+                (Ok(_), None) => is_offline = true,
+                (Ok(fit), Some(hops)) => found.push((
+                    fit,
+                    Instance {
+                        origin,
+                        service,
+                        hops,
+                    },
+                )),
+            }
+        }
+        if let Some(best) = found.iter().map(|(fit, _)| *fit).min() {
+            let best = found.into_iter().filter(|(fit, _)| *fit == best);
+            return Ok(best.map(|(_, instance)| instance).collect());
+        }
+        Err(if is_unhealthy {
+            let said = format!("every instance of service `{name}` says that it cannot answer");
+            CallError::new(ErrorCode::NoHealthyInstance, said)
+        } else if is_offline {
+            let said = format!("nobody who offers service `{name}` is connected");
+            CallError::new(ErrorCode::NodeOffline, said)
+        } else {
+            let (code, said) = match unfit {
+                Unfit::Name => (
+                    ErrorCode::ServiceNotFound,
+                    format!("service `{name}` was not announced"),
+                ),
+                Unfit::Resources => (
+                    ErrorCode::ServiceNotFound,
+                    format!("service `{name}` was not announced with these resources"),
+                ),
+                Unfit::Version => (
+                    ErrorCode::VersionUnsatisfied,
+                    format!(
+                        "service `{name}` was not announced in a version that is {}",
+                        wanted.versions
+                    ),
+                ),
+                Unfit::Method => (
+                    ErrorCode::MethodNotFound,
+                    format!("service `{name}` has no method `{}`", wanted.method),
+                ),
+            };
+            CallError::new(code, said)
+        })
+    }
+
+    /// Who is meant by an address: by peer id or by name.
+    ///
+    /// # Errors
+    /// When nobody is known by it.
+    pub fn locate(&self, address: &NodeAddress) -> Result<PeerId, CallError> {
+        self.named(&address.node)
+            .ok_or_else(|| CallError::new(ErrorCode::NodeNotFound, format!("no node `{address}` is known")))
+    }
+
+    /// The main that an address names, where another node is that main: it may know a home that is unknown here.
+    pub fn main_of(&self, address: &NodeAddress) -> Option<PeerId> {
+        let main = self.named(address.main.as_ref()?)?;
+        (main != self.me).then_some(main)
+    }
+
+    fn named(&self, name: &NodeName) -> Option<PeerId> {
+        if let Ok(peer) = name.as_str().parse() {
+            let is_known = peer == self.me || self.origins.contains_key(&peer);
+            return is_known.then_some(peer);
+        }
+        let own = self.own.as_ref().and_then(|(_, own)| own.name.as_ref());
+        if own == Some(name) {
+            return Some(self.me);
+        }
+        self.names.get(name).copied()
+    }
+
+    /// The neighbour over which a call to this node goes that has passed these: the nearest that leads past all of them.
+    ///
+    /// # Errors
+    /// When there is no such way.
+    pub fn next(&self, to: PeerId, passed: &[PeerId]) -> Result<PeerId, CallError> {
+        let Some(origin) = self.origins.get(&to) else {
+            let said = format!("no node {to} is known");
+            return Err(CallError::new(ErrorCode::NodeNotFound, said));
+        };
+        let leads_past = |way: &&Way| !way.path.iter().any(|node| passed.contains(node));
+        let ways = origin.ways.iter().filter(|(_, way)| leads_past(way));
+        let nearest = ways.min_by_key(|(via, way)| (way.path.len(), **via));
+        nearest.map(|(via, _)| *via).ok_or_else(|| {
+            if origin.ways.is_empty() {
+                CallError::new(ErrorCode::NodeOffline, format!("node {to} is not connected"))
+            } else {
+                let said = format!("every way to node {to} leads back over one that the call has passed");
+                CallError::new(ErrorCode::RoutingLoop, said)
+            }
+        })
+    }
+
+    /// Links between here and a node, by the nearest way; `None` where there is none.
+    pub fn hops(&self, to: PeerId) -> Option<usize> {
+        self.origins.get(&to).and_then(Origin::hops)
+    }
+
+    /// Whether a node is known to offer a service.
+    pub fn offers(&self, origin: PeerId, name: &ServiceName) -> bool {
+        let known = self
+            .services
+            .get(name)
+            .is_some_and(|offering| offering.contains(&origin));
+        let has = |own: &Announcement| own.services.iter().any(|service| service.name == *name);
+        known || (origin == self.me && self.own().is_some_and(has))
+    }
+
+    /// What is known of others: their announcements, and how many links away they are; `None` for those out of reach.
+    pub fn known(&self) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
+        let origins = self.origins.values();
+        origins.map(|origin| (&origin.announcement, origin.hops()))
+    }
+
+    /// What this node itself offers.
+    pub fn own(&self) -> Option<&Announcement> {
+        self.own.as_ref().map(|(_, announcement)| announcement)
+    }
+
+    fn hear(
+        &mut self,
+        from: PeerId,
+        forwarded: Forwarded,
+        now: Instant,
+    ) -> Result<(Heard, Vec<ToSend>), HearError> {
+        let announcement = forwarded.signed.open()?;
+        forwarded.check(&announcement, from, self.me)?;
+        let (id, stamp) = (announcement.origin, announcement.stamp);
+        let newest = self.origins.get(&id).map(|known| known.announcement.stamp);
+        let left = self.gone.get(&id).map(|(stamp, _)| *stamp);
+        if newest.is_some_and(|newest| stamp < newest) || left.is_some_and(|left| stamp <= left) {
+            return Ok((Heard::Stale, Vec::new()));
+        }
+        if announcement.departure.is_some() {
+            return Ok((Heard::News, self.leave(forwarded, &announcement, now)));
+        }
+        let way = Way {
+            path: forwarded.path,
+            heard_at: now,
+        };
+        if newest == Some(stamp) {
+            if let Some(origin) = self.origins.get_mut(&id) {
+                origin.ways.insert(from, way);
+            }
+            return Ok((Heard::Known, self.tell(id)));
+        }
+        if let Some(name) = &announcement.name {
+            let own = self.own.as_ref().and_then(|(_, own)| own.name.as_ref());
+            let holder = if own == Some(name) {
+                Some(self.me)
+            } else {
+                self.names.get(name).copied()
+            };
+            if let Some(holder) = holder.filter(|holder| *holder != id) {
+                let name = name.clone();
+                return Err(HearError::NameTaken { name, holder });
+            }
+        }
+        if newest.is_none() && self.origins.len() >= Self::ORIGINS_MAX {
+            return Err(HearError::Full);
+        }
+        self.gone.remove(&id);
+        let mut ways = self.remove(id).map(|known| known.ways).unwrap_or_default();
+        ways.insert(from, way);
+        if let Some(name) = &announcement.name {
+            self.names.insert(name.clone(), id);
+        }
+        for service in &announcement.services {
+            self.services.entry(service.name.clone()).or_default().insert(id);
+        }
+        let origin = Origin {
+            signed: forwarded.signed,
+            announcement,
+            heard_at: now,
+            ways,
+            // Everybody is to hear of it again.
+            told: BTreeMap::new(),
+        };
+        self.origins.insert(id, origin);
+        Ok((Heard::News, self.tell(id)))
+    }
+
+    /// A node has said that it goes.
+    fn leave(&mut self, forwarded: Forwarded, announcement: &Announcement, now: Instant) -> Vec<ToSend> {
+        self.forget(announcement.origin, announcement.stamp, now);
+        if forwarded.path.len() >= usize::from(announcement.hops_max) {
+            return Vec::new();
+        }
+        let Forwarded { mut path, signed } = forwarded;
+        let passed = path.clone();
+        path.push(self.me);
+        let mains = self
+            .neighbours
+            .keys()
+            .filter(|to| self.is_told(**to) && !passed.contains(to));
+        let message = |to: &PeerId| ToSend {
+            to: *to,
+            message: Message::Announced(Box::new(Forwarded {
+                path: path.clone(),
+                signed: signed.clone(),
+            })),
+        };
+        mains.map(message).collect()
+    }
+
+    fn forget(&mut self, id: PeerId, stamp: Stamp, now: Instant) {
+        self.remove(id);
+        if self.gone.len() < Self::ORIGINS_MAX {
+            self.gone.insert(id, (stamp, now + Self::GONE_FOR));
+        }
+    }
+
+    /// Takes a node out of everything.
+    fn remove(&mut self, id: PeerId) -> Option<Origin> {
+        let origin = self.origins.remove(&id)?;
+        if let Some(name) = &origin.announcement.name {
+            self.names.remove(name);
+        }
+        for service in &origin.announcement.services {
+            if let Some(offering) = self.services.get_mut(&service.name) {
+                offering.remove(&id);
+                if offering.is_empty() {
+                    self.services.remove(&service.name);
+                }
+            }
+        }
+        Some(origin)
+    }
+
+    fn own_for(&self, to: PeerId) -> Option<ToSend> {
+        let (signed, _) = self.own.as_ref()?;
+        let is_main = self.neighbours.get(&to) == Some(&Role::Main);
+        is_main.then(|| ToSend {
+            to,
+            message: Message::Announced(Box::new(Forwarded::first(self.me, signed.clone()))),
+        })
+    }
+
+    /// Whether a neighbour is told of others.
+    fn is_told(&self, neighbour: PeerId) -> bool {
+        self.role == Role::Main && self.neighbours.get(&neighbour) == Some(&Role::Main)
+    }
+
+    /// What neighbours are to be told of a node so that they know what is so now: the nearest way to it that does not lead
+    /// over themselves, if that is another than they know of.
+    fn tell(&mut self, id: PeerId) -> Vec<ToSend> {
+        let Some(origin) = self.origins.get(&id) else {
+            return Vec::new();
+        };
+        let mut to_send = Vec::new();
+        let mut told = BTreeMap::new();
+        for to in self
+            .neighbours
+            .keys()
+            .filter(|to| self.is_told(**to) && **to != id)
+        {
+            let far = usize::from(origin.announcement.hops_max);
+            let leads = |way: &&Way| way.path.len() < far && !way.path.contains(to);
+            let nearest = origin.ways.values().filter(leads);
+            let nearest = nearest.min_by_key(|way| (way.path.len(), way.path.last().copied()));
+            let before = origin.told.get(to);
+            match nearest {
+                Some(way) => {
+                    if before != Some(&way.path) {
+                        let mut path = way.path.clone();
+                        path.push(self.me);
+                        let signed = origin.signed.clone();
+                        let message = Message::Announced(Box::new(Forwarded { path, signed }));
+                        to_send.push(ToSend { to: *to, message });
+                    }
+                    told.insert(*to, way.path.clone());
+                }
+                None if before.is_some() => {
+                    let message = Message::Lost { origin: id };
+                    to_send.push(ToSend { to: *to, message });
+                }
+                None => {}
+            }
+        }
+        if let Some(origin) = self.origins.get_mut(&id) {
+            origin.told = told;
+        }
+        to_send
+    }
+}
+
+impl Origin {
+    fn hops(&self) -> Option<usize> {
+        self.ways.values().map(|way| way.path.len()).min()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,405 @@
+use super::*;
+use crate::announcement::tests::announcement;
+use crate::{Constraint, Departure};
+use lapwing_base::Keypair;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+
+/// Nodes and links between them, on which messages wait in order until they are carried over.
+struct World {
+    keys: Vec<Keypair>,
+    registries: Vec<Registry>,
+    roles: Vec<Role>,
+    stamps: Vec<Stamp>,
+    hops_max: u8,
+    /// By sender and receiver.
+    links: BTreeMap<(usize, usize), VecDeque<Message>>,
+    now: Instant,
+}
+
+impl World {
+    fn new(roles: &[Role], hops_max: u8) -> Self {
+        let keys: Vec<Keypair> = roles.iter().map(|_| Keypair::generate_ed25519()).collect();
+        let registry = |(key, role): (&Keypair, &Role)| Registry::new(key.public().to_peer_id(), *role);
+        let mut world = Self {
+            registries: keys.iter().zip(roles).map(registry).collect(),
+            keys,
+            roles: roles.to_vec(),
+            stamps: vec![Stamp { epoch: 1, number: 0 }; roles.len()],
+            hops_max,
+            links: BTreeMap::new(),
+            now: origin(),
+        };
+        (0..roles.len()).for_each(|node| world.offer(node, &[&format!("service-{node}"), "echo"], None));
+        world
+    }
+
+    fn id(&self, node: usize) -> PeerId {
+        self.keys[node].public().to_peer_id()
+    }
+
+    fn place(&self, id: PeerId) -> usize {
+        (0..self.keys.len()).find(|node| self.id(*node) == id).unwrap()
+    }
+
+    fn said(&self, node: usize, services: &[&str], departure: Option<Departure>) -> Announcement {
+        Announcement {
+            stamp: self.stamps[node],
+            role: self.roles[node],
+            hops_max: self.hops_max,
+            name: Some(format!("node-{node}").parse().unwrap()),
+            departure,
+            ..announcement(&self.keys[node], services)
+        }
+    }
+
+    /// A node announces these from now on.
+    fn offer(&mut self, node: usize, services: &[&str], departure: Option<Departure>) {
+        self.stamps[node].number += 1;
+        let said = self.said(node, services, departure);
+        let signed = SignedAnnouncement::new(&said, &self.keys[node]).unwrap();
+        let to_send = self.registries[node].announce(signed).unwrap();
+        self.queue(node, to_send);
+    }
+
+    fn connect(&mut self, one: usize, other: usize) {
+        if one == other || self.links.contains_key(&(one, other)) {
+            return;
+        }
+        for (node, peer) in [(one, other), (other, one)] {
+            self.links.insert((node, peer), VecDeque::new());
+            let (id, role) = (self.id(peer), self.roles[peer]);
+            let to_send = self.registries[node].on_connected(id, role);
+            self.queue(node, to_send);
+        }
+    }
+
+    /// What was on its way is lost.
+    fn cut(&mut self, one: usize, other: usize) {
+        for (node, peer) in [(one, other), (other, one)] {
+            if self.links.remove(&(node, peer)).is_some() {
+                let id = self.id(peer);
+                let to_send = self.registries[node].on_disconnected(id);
+                self.queue(node, to_send);
+            }
+        }
+    }
+
+    fn queue(&mut self, from: usize, to_send: Vec<ToSend>) {
+        for ToSend { to, message } in to_send {
+            let to = self.place(to);
+            // One end may know of the cut before the other.
+            if let Some(link) = self.links.get_mut(&(from, to)) {
+                link.push_back(message);
+            }
+        }
+    }
+
+    /// Carries one message over some link, as `pick` says; false where none waits.
+    fn step(&mut self, pick: usize) -> bool {
+        let waiting: Vec<(usize, usize)> = self
+            .links
+            .iter()
+            .filter(|(_, link)| !link.is_empty())
+            .map(|(ends, _)| *ends)
+            .collect();
+        let Some((from, to)) = waiting.get(pick % waiting.len().max(1)).copied() else {
+            return false;
+        };
+        let message = self.links.get_mut(&(from, to)).unwrap().pop_front().unwrap();
+        if let Message::Announced(forwarded) = &message {
+            let path = &forwarded.path;
+            let bound = usize::from(self.hops_max);
+            assert!(path.len() <= bound, "hops are bounded");
+            let nodes: BTreeSet<_> = path.iter().collect();
+            assert_eq!(nodes.len(), path.len(), "no way meets a node twice");
+            assert_eq!(
+                path[0],
+                forwarded.signed.open().unwrap().origin,
+                "its source stays its source"
+            );
+        }
+        let from = self.id(from);
+        let (_, to_send) = self.registries[to].on_message(from, message, self.now).unwrap();
+        self.queue(to, to_send);
+        true
+    }
+
+    /// Carries everything over, in an order that follows from the seed.
+    fn settle(&mut self, mut seed: u64) {
+        for _ in 0..STEPS_MAX {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            if !self.step((seed >> 33) as usize) {
+                return;
+            }
+        }
+        panic!("they do not come to rest");
+    }
+
+    /// Links from one node to another, where all in between are mains.
+    fn distance(&self, from: usize, to: usize) -> Option<usize> {
+        let (mut reached, mut edge) = (BTreeSet::from([from]), BTreeSet::from([from]));
+        for links in 1..=self.roles.len() {
+            let next = self.links.keys().filter(|(one, _)| edge.contains(one));
+            let next: BTreeSet<usize> = next.map(|(_, other)| *other).collect();
+            edge = next.difference(&reached).copied().collect();
+            if edge.contains(&to) {
+                return Some(links);
+            }
+            reached.extend(edge.iter().copied());
+            edge.retain(|node| self.roles[*node] == Role::Main);
+        }
+        None
+    }
+
+    /// Every main knows those that are near enough, by the nearest way and as they are now; and homes know nobody.
+    fn check(&self) {
+        for (node, registry) in self.registries.iter().enumerate() {
+            for origin in (0..self.keys.len()).filter(|origin| *origin != node) {
+                let distance = self.distance(origin, node);
+                let near = distance.filter(|links| *links <= usize::from(self.hops_max));
+                let expected = near.filter(|_| self.roles[node] == Role::Main);
+                let id = self.id(origin);
+                let known = registry.known().find(|(known, _)| known.origin == id);
+                let hops = known.and_then(|(_, hops)| hops);
+                assert_eq!(hops, expected, "from {origin} to {node}");
+                if hops.is_some() {
+                    assert_eq!(
+                        known.unwrap().0.stamp,
+                        self.stamps[origin],
+                        "of {origin} at {node}"
+                    );
+                }
+                assert_eq!(registry.next(id, &[]).is_ok(), hops.is_some());
+            }
+        }
+    }
+
+    fn knows(&self, node: usize, service: &str) -> Result<Vec<usize>, ErrorCode> {
+        let wanted = Wanted {
+            service: service.parse().unwrap(),
+            method: "say".to_owned(),
+            versions: Constraint::default(),
+            resources: BTreeSet::new(),
+        };
+        match self.registries[node].find(&wanted) {
+            Ok(found) => Ok(found.iter().map(|instance| self.place(instance.origin)).collect()),
+            Err(error) => Err(error.code),
+        }
+    }
+}
+
+/// More than any order of a small world needs.
+const STEPS_MAX: usize = 100_000;
+
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
+fn origin() -> Instant {
+    Instant::now()
+}
+
+const MAIN: Role = Role::Main;
+const HOME: Role = Role::Home;
+
+/// Two mains, each with a home: alice and bob.
+fn two_houses() -> World {
+    let mut world = World::new(&[HOME, MAIN, MAIN, HOME], 3);
+    for (one, other) in [(0, 1), (1, 2), (2, 3)] {
+        world.connect(one, other);
+    }
+    world.settle(1);
+    world
+}
+const ALICE: usize = 0;
+const MAIN_A: usize = 1;
+const MAIN_B: usize = 2;
+const BOB: usize = 3;
+
+#[test]
+fn each_main_knows_its_home_and_the_other_mains() {
+    let world = two_houses();
+    world.check();
+    assert_eq!(world.knows(MAIN_A, "service-3"), Ok(vec![BOB]));
+    assert_eq!(world.knows(MAIN_B, "service-0"), Ok(vec![ALICE]));
+    assert_eq!(
+        world.registries[MAIN_A].next(world.id(BOB), &[]),
+        Ok(world.id(MAIN_B))
+    );
+    let addresses = [("node-3.home@node-2", BOB), ("node-3", BOB), ("node-1", MAIN_A)];
+    for (text, node) in addresses {
+        let found = world.registries[MAIN_A].locate(&text.parse().unwrap());
+        assert_eq!(found, Ok(world.id(node)), "{text}");
+    }
+    let unknown = "new.home@node-2".parse().unwrap();
+    assert_eq!(world.registries[MAIN_A].main_of(&unknown), Some(world.id(MAIN_B)));
+    assert_eq!(world.registries[MAIN_B].main_of(&unknown), None);
+    let missing = world.registries[MAIN_A].locate(&"nonexistent.home".parse().unwrap());
+    assert_eq!(missing.unwrap_err().code, ErrorCode::NodeNotFound);
+}
+
+#[test]
+fn a_service_that_was_never_announced_is_not_found() {
+    assert_eq!(
+        two_houses().knows(MAIN_A, "none"),
+        Err(ErrorCode::ServiceNotFound)
+    );
+}
+
+#[test]
+fn what_a_node_offers_anew_is_known_at_once_and_what_it_does_not_offer_any_more_is_not() {
+    let mut world = two_houses();
+    world.offer(ALICE, &["blog"], None);
+    world.settle(1);
+    assert_eq!(world.knows(MAIN_B, "blog"), Ok(vec![ALICE]));
+    assert_eq!(world.knows(MAIN_B, "service-0"), Err(ErrorCode::ServiceNotFound));
+}
+
+#[test]
+fn a_home_whose_connection_is_gone_is_offline_everywhere_and_comes_back() {
+    let mut world = two_houses();
+    world.cut(ALICE, MAIN_A);
+    world.settle(1);
+    world.check();
+    assert_eq!(world.knows(MAIN_B, "service-0"), Err(ErrorCode::NodeOffline));
+    world.connect(ALICE, MAIN_A);
+    world.settle(1);
+    world.check();
+    assert_eq!(world.knows(MAIN_B, "service-0"), Ok(vec![ALICE]));
+}
+
+#[test]
+fn who_has_said_that_it_goes_is_forgotten_and_a_late_announcement_does_not_bring_it_back() {
+    let mut world = two_houses();
+    let late = world.said(ALICE, &["service-0"], None);
+    let late = SignedAnnouncement::new(&late, &world.keys[ALICE]).unwrap();
+    world.offer(ALICE, &[], Some(Departure::Shutdown));
+    world.settle(1);
+    assert_eq!(world.knows(MAIN_B, "service-0"), Err(ErrorCode::ServiceNotFound));
+    let path = vec![world.id(ALICE), world.id(MAIN_A)];
+    let message = Message::Announced(Box::new(Forwarded { path, signed: late }));
+    let from = world.id(MAIN_A);
+    let heard = world.registries[MAIN_B].on_message(from, message, world.now);
+    assert_eq!(heard, Ok((Heard::Stale, Vec::new())));
+    // Whoever starts again is known again at once.
+    world.stamps[ALICE] = Stamp { epoch: 2, number: 0 };
+    world.offer(ALICE, &["service-0"], None);
+    world.settle(1);
+    world.check();
+}
+
+#[test]
+fn what_nobody_has_refreshed_expires() {
+    let mut world = two_houses();
+    world.now += Registry::REFRESH;
+    world.offer(BOB, &["service-3"], None);
+    world.settle(1);
+    world.now = origin() + Registry::TTL;
+    for node in [MAIN_A, MAIN_B] {
+        let to_send = world.registries[node].on_tick(world.now);
+        world.queue(node, to_send);
+    }
+    world.settle(1);
+    assert_eq!(world.knows(MAIN_B, "service-0"), Err(ErrorCode::ServiceNotFound));
+    assert_eq!(world.knows(MAIN_A, "service-3"), Ok(vec![BOB]));
+}
+
+#[test]
+fn a_name_is_its_first_claimants() {
+    let mut world = two_houses();
+    let mut said = world.said(BOB, &["blog"], None);
+    said.name = Some("node-0".parse().unwrap());
+    said.stamp.number += 1;
+    let signed = SignedAnnouncement::new(&said, &world.keys[BOB]).unwrap();
+    let message = Message::Announced(Box::new(Forwarded::first(world.id(BOB), signed)));
+    let from = world.id(BOB);
+    let refused = world.registries[MAIN_B].on_message(from, message, world.now);
+    assert!(matches!(refused, Err(HearError::NameTaken { holder, .. }) if holder == world.id(ALICE)));
+}
+
+#[test]
+fn a_node_is_known_three_links_away_and_no_further() {
+    let mut world = World::new(&[MAIN; 6], 3);
+    (0..5).for_each(|node| world.connect(node, node + 1));
+    world.settle(1);
+    world.check();
+    assert_eq!(world.knows(3, "service-0"), Ok(vec![0]));
+    assert_eq!(world.knows(4, "service-0"), Err(ErrorCode::ServiceNotFound));
+}
+
+#[test]
+fn a_call_that_has_passed_a_node_is_not_led_back_over_it() {
+    // A square: from 0 to 3 by 1 or by 2.
+    let mut world = World::new(&[MAIN; 4], 3);
+    for (one, other) in [(0, 1), (0, 2), (1, 3), (2, 3)] {
+        world.connect(one, other);
+    }
+    world.settle(1);
+    let [first, second] = [world.id(1), world.id(2)];
+    let next = |passed: &[PeerId]| world.registries[0].next(world.id(3), passed);
+    assert!([Ok(first), Ok(second)].contains(&next(&[])));
+    assert_eq!(next(&[first]), Ok(second));
+    assert_eq!(next(&[first, second]).unwrap_err().code, ErrorCode::RoutingLoop);
+}
+
+#[test]
+fn several_offer_the_same_and_the_one_with_just_these_resources_is_wanted_most() {
+    let mut world = two_houses();
+    assert_eq!(world.knows(MAIN_A, "echo").map(|nodes| nodes.len()), Ok(4));
+    world.stamps[ALICE].number += 1;
+    let mut said = world.said(ALICE, &["process"], None);
+    said.services[0].resources = ["model-a", "model-b"].map(str::to_owned).into();
+    let signed = SignedAnnouncement::new(&said, &world.keys[ALICE]).unwrap();
+    let to_send = world.registries[ALICE].announce(signed).unwrap();
+    world.queue(ALICE, to_send);
+    world.stamps[BOB].number += 1;
+    let mut said = world.said(BOB, &["process"], None);
+    said.services[0].resources = ["model-a"].map(str::to_owned).into();
+    let signed = SignedAnnouncement::new(&said, &world.keys[BOB]).unwrap();
+    let to_send = world.registries[BOB].announce(signed).unwrap();
+    world.queue(BOB, to_send);
+    world.settle(1);
+    let find = |resources: &[&str]| {
+        let wanted = Wanted {
+            service: "process".parse().unwrap(),
+            method: "run".to_owned(),
+            versions: Constraint::default(),
+            resources: resources.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let found = world.registries[MAIN_A].find(&wanted);
+        found.map(|found| {
+            found
+                .iter()
+                .map(|one| world.place(one.origin))
+                .collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(find(&["model-a"]), Ok(vec![BOB]));
+    assert_eq!(find(&["model-b"]), Ok(vec![ALICE]));
+    assert_eq!(find(&["model-c"]).unwrap_err().code, ErrorCode::ServiceNotFound);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_comes_and_goes_everybody_near_enough_is_known_by_the_nearest_way(
+        roles in proptest::collection::vec(prop_oneof![3 => Just(MAIN), 2 => Just(HOME)], 2..8),
+        hops_max in 1..=4_u8,
+        events in proptest::collection::vec((0..4_u8, 0..8_usize, 0..8_usize, any::<u64>()), 1..40),
+    ) {
+        let mut world = World::new(&roles, hops_max);
+        for (what, one, other, seed) in events {
+            let (one, other) = (one % roles.len(), other % roles.len());
+            match what {
+                0 | 1 => world.connect(one, other),
+                2 => world.cut(one, other),
+                _ => world.offer(one, &[&format!("service-{one}"), "echo"], None),
+            }
+            // Some of it while the rest is still on its way.
+for step in 0..seed % 5 {
+                world.step((seed >> step) as usize);
+            }
+        }
+        world.settle(7);
+        world.check();
+    }
+}

@@ -1,0 +1,231 @@
+//! Several nodes in one process, with real sockets on loopback, that call each other's services.
+
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod nodes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
+use lapwing_base::Role;
+use lapwing_federation::{Backend, CallError, Echo, ErrorCode, Invocation, OfferError, RemoteError, Service};
+use nodes::{Houses, PATIENCE, call, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_calls_a_home_of_another_main_over_three_links() {
+    let houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    let answer = houses.alice.call(call("blog", "echo", "[\"hello\"]")).await;
+    assert_eq!(answer.outcome, Ok("\"hello\"".to_owned()));
+    let nodes: Vec<_> = answer.hops.iter().map(|hop| hop.node).collect();
+    let way = [&houses.bob, &houses.main_b, &houses.main_a, &houses.alice];
+    assert_eq!(nodes, way.map(|node| node.id()), "whoever has answered first");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_by_name_goes_to_that_node_and_to_none_other() {
+    let houses = Houses::start().await;
+    for node in [&houses.bob, &houses.carol] {
+        node.offer("who", Arc::new(Says(node.name)));
+    }
+    houses.until_known("who", 2).await;
+    for (address, said) in [
+        ("bob.home@main-b", "bob"),
+        ("carol", "carol"),
+        ("carol.home@main-a", "carol"),
+    ] {
+        let mut by_name = call("who", "say", "[]");
+        by_name.address = Some(address.parse().unwrap());
+        let answer = houses.alice.call(by_name).await;
+        assert_eq!(answer.outcome, Ok(format!("\"{said}\"")), "{address}");
+    }
+    let mut missing = call("who", "say", "[]");
+    missing.address = Some("nonexistent.home".parse().unwrap());
+    let answer = houses.alice.call(missing).await;
+    let failure = answer.outcome.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::NodeNotFound);
+    assert_eq!(
+        failure.failed_at,
+        houses.main_a.id(),
+        "its main does not know either"
+    );
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_any_instance_are_spread_evenly_and_go_to_the_other_when_one_has_gone() {
+    let mut houses = Houses::start().await;
+    for node in [&houses.alice, &houses.carol] {
+        node.offer("who", Arc::new(Says(node.name)));
+    }
+    houses.until_known("who", 2).await;
+    let mut said = Vec::new();
+    for _ in 0..10 {
+        said.push(
+            houses
+                .main_a
+                .call(call("who", "say", "[]"))
+                .await
+                .outcome
+                .unwrap(),
+        );
+    }
+    let by_alice = said.iter().filter(|who| *who == "\"alice\"").count();
+    assert_eq!(by_alice, 5, "{said:?}");
+    houses.alice.stop().await;
+    houses.alice = nodes::Node::start("alice", Role::Home).await;
+    eventually("alice's services are gone", || {
+        houses.main_a.offers("who").len() == 1
+    })
+    .await;
+    for _ in 0..10 {
+        let answer = houses.main_a.call(call("who", "say", "[]")).await;
+        assert_eq!(answer.outcome, Ok("\"carol\"".to_owned()));
+    }
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_offers_is_told_at_once() {
+    let houses = Houses::start().await;
+    let answer = houses.alice.call(call("none", "say", "[]")).await;
+    assert_eq!(answer.outcome.unwrap_err().code, ErrorCode::ServiceNotFound);
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    assert!(houses.bob.withdraw("blog"));
+    eventually("nobody offers it any more", || {
+        houses.main_a.offers("blog").is_empty()
+    })
+    .await;
+    let answer = houses.alice.call(call("blog", "echo", "[]")).await;
+    assert_eq!(answer.outcome.unwrap_err().code, ErrorCode::ServiceNotFound);
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_service_answers_in_place_of_a_result_comes_back_and_opens_the_breaker_where_it_is_its_fault()
+{
+    let houses = Houses::start().await;
+    houses.bob.offer("shop", Arc::new(Fails { fault: true }));
+    houses.until_known("shop", 2).await;
+    let mut codes = Vec::new();
+    for _ in 0..10 {
+        let failure = houses
+            .alice
+            .call(call("shop", "buy", "[]"))
+            .await
+            .outcome
+            .unwrap_err();
+        if failure.code == ErrorCode::RemoteError {
+            assert_eq!(failure.failed_at, houses.bob.id());
+            assert_eq!(failure.remote.unwrap().message, "no stock");
+        } else {
+            assert!(failure.retry_after_ms.is_some());
+        }
+        codes.push(failure.code);
+    }
+    assert_eq!(codes[0], ErrorCode::RemoteError);
+    assert_eq!(*codes.last().unwrap(), ErrorCode::CircuitOpen, "{codes:?}");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_does_not_answer_in_time_is_a_timeout_and_its_call_is_dropped() {
+    let houses = Houses::start().await;
+    houses.bob.offer("slow", Arc::new(Never));
+    houses.until_known("slow", 2).await;
+    let mut slow = call("slow", "wait", "[]");
+    // Of which each node keeps a twentieth for the way back.
+    slow.remaining_ms = 3_000;
+    let failure = houses.alice.call(slow).await.outcome.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::Timeout);
+    assert_eq!(
+        failure.failed_at,
+        houses.bob.id(),
+        "who has waited, and not a link"
+    );
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_goes_to_another_main_when_its_own_is_gone_and_its_services_with_it() {
+    let mut houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    // Bob's list has the other main, too.
+    let gone = std::mem::replace(&mut houses.main_b, nodes::Node::start("main-b", Role::Main).await);
+    gone.kill().await;
+    let comes_back = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Ok(said) = houses.alice.call(call("blog", "echo", "[1]")).await.outcome {
+                break said;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(comes_back.await.unwrap(), "1");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_calls_at_once_are_all_answered_each_with_its_own() {
+    let houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    let calls = (0..1000).map(|number| houses.alice.call(call("blog", "echo", &format!("[{number}]"))));
+    for (number, answer) in join_all(calls).await.into_iter().enumerate() {
+        assert_eq!(answer.outcome, Ok(number.to_string()));
+    }
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_offered_once_by_a_node() {
+    let houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    let again = Service::new("blog".parse().unwrap());
+    let refused = houses.bob.federation.offer(again, Arc::new(Echo));
+    assert!(matches!(refused, Err(OfferError::Twice(_))));
+    houses.stop().await;
+}
+
+/// Says a name.
+struct Says(&'static str);
+
+impl Backend for Says {
+    fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        std::future::ready(Ok(format!("\"{}\"", self.0))).boxed()
+    }
+}
+
+/// Answers with an error of its own.
+struct Fails {
+    fault: bool,
+}
+
+impl Backend for Fails {
+    fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        let mut error = CallError::new(ErrorCode::RemoteError, "the service has answered with an error");
+        error.remote = Some(RemoteError {
+            code: 17,
+            message: "no stock".to_owned(),
+            fault: self.fault,
+        });
+        std::future::ready(Err(error)).boxed()
+    }
+}
+
+/// Never answers.
+struct Never;
+
+impl Backend for Never {
+    fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        tokio::time::sleep(Duration::from_secs(3600))
+            .map(|()| Ok(String::new()))
+            .boxed()
+    }
+}
