@@ -17,7 +17,7 @@ pub struct Call {
     pub target: Option<PeerId>,
     /// The service.
     pub service: ServiceName,
-    /// What is called in it: at most 128 bytes.
+    /// What is called in it: at most 128 bytes; empty where the only method that it has is meant.
     pub method: String,
     /// Which versions will do.
     pub versions: Constraint,
@@ -205,8 +205,8 @@ impl Call {
         if (1..self.path.len()).any(|place| self.path[..place].contains(&self.path[place])) {
             return malformed("a call has passed a node twice");
         }
-        if self.method.is_empty() || self.method.len().max(names) > Self::METHOD_MAX {
-            return malformed("a call has a name that is empty or too long");
+        if self.method.len().max(names) > Self::METHOD_MAX {
+            return malformed("a call has a name that is too long");
         }
         if self.resources.len() > Self::RESOURCES_MAX {
             return malformed("a call wants more resources than any service has");
@@ -409,9 +409,9 @@ mod tests {
         assert!(is_refused(&call(&[a, b]), a));
         assert!(is_refused(&call(&[]), a));
         assert!(is_refused(&call(&[b, a, b]), b));
-        let mut nameless = call(&[a]);
-        nameless.method.clear();
-        assert!(is_refused(&nameless, a));
+        let mut long = call(&[a]);
+        long.method = "x".repeat(Call::METHOD_MAX + 1);
+        assert!(is_refused(&long, a));
         let mut far = call(&[a]);
         far.links_max = 200;
         assert!(is_refused(&far, a));

@@ -4,6 +4,7 @@
 
 mod backend;
 mod calls;
+mod edge;
 mod neighbours;
 mod turns;
 
@@ -29,6 +30,7 @@ use crate::{
     ServiceName, ToSend,
 };
 pub use backend::{Backend, Echo, Invocation};
+pub use edge::Headers;
 use neighbours::Session;
 use turns::Turns;
 

@@ -16,6 +16,7 @@ mod registry;
 mod remote_call;
 mod retries;
 mod service;
+mod trace;
 mod versions;
 mod window;
 
@@ -34,7 +35,8 @@ pub use registry::{HearError, Heard, Instance, Message, Registry, ToSend};
 pub use remote_call::{Arguments, RemoteCall};
 pub use retries::Retries;
 pub use service::{Fit, Service, ServiceError, Unfit, Wanted};
+pub use trace::{ParseTraceParentError, TraceParent};
 pub use versions::{Constraint, ParseVersionError, Version};
 
 #[cfg(feature = "driver")]
-pub use driver::{Backend, Echo, Federation, FederationConfig, Invocation, OfferError, Offered};
+pub use driver::{Backend, Echo, Federation, FederationConfig, Headers, Invocation, OfferError, Offered};

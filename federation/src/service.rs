@@ -24,7 +24,7 @@ pub struct Service {
 pub struct Wanted {
     /// The service.
     pub service: ServiceName,
-    /// What is called in it.
+    /// What is called in it; empty where the only method that it has is meant.
     pub method: String,
     /// Which versions will do.
     pub versions: Constraint,
@@ -138,6 +138,16 @@ impl Service {
         Ok(())
     }
 
+    /// The method that is meant by a name, or by none; `None` where there is no such, or which is not known.
+    pub fn method<'a>(&'a self, named: &'a str) -> Option<&'a str> {
+        match (named, self.methods.len()) {
+            ("", 1) => self.methods.first().map(String::as_str),
+            ("", _) => None,
+            (named, 0) => Some(named),
+            (named, _) => self.methods.get(named).map(String::as_str),
+        }
+    }
+
     /// How well it is what is wanted.
     ///
     /// # Errors
@@ -149,7 +159,7 @@ impl Service {
             Err(Unfit::Resources)
         } else if !wanted.versions.takes(&self.version) {
             Err(Unfit::Version)
-        } else if !self.methods.is_empty() && !self.methods.contains(&wanted.method) {
+        } else if self.method(&wanted.method).is_none() {
             Err(Unfit::Method)
         } else if wanted.resources.is_empty() || self.resources.len() == wanted.resources.len() {
             // Whoever wants none takes any.
@@ -210,6 +220,13 @@ mod tests {
             Err(Unfit::Method)
         );
         assert_eq!(process(&[], &[]).fit(&wanted("stop", &[])), Ok(Fit::Exact));
+    }
+
+    #[test]
+    fn the_only_method_of_a_service_needs_no_name() {
+        assert_eq!(process(&["run"], &[]).method(""), Some("run"));
+        assert_eq!(process(&["run", "stop"], &[]).method(""), None);
+        assert_eq!(process(&[], &[]).fit(&wanted("", &[])), Err(Unfit::Method));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
 
-use super::backend::Invocation;
+use super::backend::{Backend, Invocation};
 use super::turns::Full;
 use super::{Inner, State, now};
 use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
@@ -226,6 +226,32 @@ impl State {
     }
 }
 
+impl State {
+    /// What answers a call here, and what it is asked.
+    fn invoked(&self, me: PeerId, call: &Call) -> Result<(Arc<dyn Backend>, Invocation), CallError> {
+        let service = self
+            .said
+            .services
+            .iter()
+            .find(|service| service.name == call.service);
+        let Some((backend, service)) = self.backends.get(&call.service).zip(service) else {
+            let said = format!("node {me} does not offer service `{}`", call.service);
+            return Err(CallError::new(ErrorCode::ServiceNotFound, said));
+        };
+        let Some(method) = service.method(&call.method) else {
+            let said = format!("service `{}` has no method `{}`", call.service, call.method);
+            return Err(CallError::new(ErrorCode::MethodNotFound, said));
+        };
+        let invocation = Invocation {
+            id: call.id,
+            method: method.to_owned(),
+            arguments: call.arguments.clone(),
+            trace: call.trace.clone(),
+        };
+        Ok((Arc::clone(backend), invocation))
+    }
+}
+
 /// A home of this node's counts as its own.
 fn candidate(key: PeerId, hops: usize) -> Candidate<PeerId> {
     Candidate {
@@ -238,15 +264,9 @@ fn candidate(key: PeerId, hops: usize) -> Candidate<PeerId> {
 /// Carries a call out here.
 async fn serve(inner: &Inner, call: &Call, arrived: Instant) -> CallAnswer {
     let begun = now();
-    let backend = inner.lock().backends.get(&call.service).cloned();
-    let outcome = match backend {
-        Some(backend) => {
-            let invocation = Invocation {
-                id: call.id,
-                method: call.method.clone(),
-                arguments: call.arguments.clone(),
-                trace: call.trace.clone(),
-            };
+    let invoked = inner.lock().invoked(inner.me, call);
+    let outcome = match invoked {
+        Ok((backend, invocation)) => {
             let left = Duration::from_millis(call.remaining_ms.into())
                 .saturating_sub(begun.saturating_duration_since(arrived));
             let called = tokio::time::timeout(left, backend.call(invocation)).await;
@@ -255,10 +275,7 @@ async fn serve(inner: &Inner, call: &Call, arrived: Instant) -> CallAnswer {
                 Err(CallError::new(ErrorCode::Timeout, said))
             })
         }
-        None => {
-            let said = format!("node {} does not offer service `{}`", inner.me, call.service);
-            Err(CallError::new(ErrorCode::ServiceNotFound, said))
-        }
+        Err(error) => Err(error),
     };
     let hop = HopTiming {
         node: inner.me,

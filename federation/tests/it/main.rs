@@ -184,6 +184,66 @@ async fn a_thousand_calls_at_once_are_all_answered_each_with_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn json_rpc_at_a_home_reaches_a_service_three_links_away_and_shows_the_way() {
+    let houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    let answer = houses
+        .ask(r#"{"jsonrpc":"2.0","id":7,"method":"remote_call","params":{"node_id":"bob.home@main-b","server_name":"blog","method":"echo","args":["hi"],"trace":true}}"#)
+        .await;
+    assert_eq!(
+        (&answer["id"], &answer["result"]),
+        (&7.into(), &"hi".into()),
+        "{answer}"
+    );
+    assert_eq!(answer["trace"]["hops"], 3);
+    assert_eq!(answer["trace"]["path"][0]["node"], houses.alice.id().to_string());
+    assert_eq!(answer["trace"]["path"][3]["node"], houses.bob.id().to_string());
+    // The same of any instance, and directly; several at once, of which one is answered with what is wrong.
+    let answers = houses
+        .ask(r#"[{"jsonrpc":"2.0","id":"a","method":"remote_call","params":{"service_name":"blog","method":"echo","args":1}},
+                 {"jsonrpc":"2.0","id":"b","method":"blog.echos","params":[2,3]},
+                 {"jsonrpc":"2.0","method":"blog.echo","params":[4]},
+                 {"jsonrpc":"2.0","id":"d","method":"none.echo"}]"#)
+        .await;
+    assert_eq!(
+        answers.as_array().unwrap().len(),
+        3,
+        "a notification is not answered"
+    );
+    assert_eq!(answers[0]["result"], 1);
+    assert_eq!(answers[1]["result"], serde_json::json!([2, 3]));
+    assert_eq!(answers[2]["error"]["code"], -32001);
+    assert_eq!(
+        answers[2]["error"]["data"]["failed_at"],
+        houses.main_a.id().to_string()
+    );
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_of_one_request_get_the_results_of_others_from_wherever_those_are() {
+    let houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.carol.offer("shop", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    houses.until_known("shop", 2).await;
+    let answer = houses
+        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"include_execution_summary":true,"return":"all","commands":[
+                 {"name":"both","fun":"shop.echos","args":[{"$ref":"post.title"},{"$ref":"price"}]},
+                 {"name":"post","fun":"blog.echo","args":[{"title":"hello"}]},
+                 {"name":"price","fun":"shop.echo","args":[12]}]}}"#)
+        .await;
+    assert_eq!(
+        answer["result"]["results"]["both"],
+        serde_json::json!(["hello", 12]),
+        "{answer}"
+    );
+    assert_eq!(answer["result"]["execution_summary"]["total_levels"], 2);
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_offered_once_by_a_node() {
     let houses = Houses::start().await;
     houses.bob.offer("blog", Arc::new(Echo));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, PeerId, Role};
 use lapwing_federation::{
-    Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Offered, Service, TraceContext,
+    Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service, TraceContext,
 };
 use lapwing_net::{Gate, Network, NetworkConfig};
 use tokio::sync::watch;
@@ -162,6 +162,17 @@ impl Houses {
         })
         .await;
         houses
+    }
+
+    /// What Alice's edge answers.
+    pub(crate) async fn ask(&self, body: &str) -> serde_json::Value {
+        let reply = self
+            .alice
+            .federation
+            .answer(body.as_bytes(), &Headers::default())
+            .await;
+        assert_eq!(reply.status, 200);
+        serde_json::from_str(&reply.body.unwrap()).unwrap()
     }
 
     fn all(&self) -> [&Node; 5] {

@@ -1,0 +1,244 @@
+//! JSON-RPC at the edge: what a body asks is carried out, and what a caller is answered. Knows no HTTP but its status.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::{BoxFuture, join_all};
+use futures::stream::FuturesUnordered;
+use rand::RngExt as _;
+use serde_json::{Value, json};
+
+use super::{Federation, now};
+use crate::json_rpc::{Answer, Incoming, Parsed, Reply, Request};
+use crate::{
+    Arguments, Call, CallAnswer, CallError, CallId, Commands, Constraint, ErrorCode, Progress, ReadyCommand,
+    RemoteCall, TraceContext, TraceParent,
+};
+
+/// What a caller of the edge has sent beside the body, as far as it is of use.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Headers {
+    /// `traceparent`; what is none begins a trace.
+    pub trace_parent: Option<String>,
+    /// `tracestate`, which is passed on with the trace.
+    pub trace_state: Option<String>,
+}
+
+/// A `tracestate` that is longer is not passed on (section 3.3.1.5 of the recommendation).
+const TRACE_STATE_MAX: usize = 512;
+
+/// A call that is made for a body, and the trace that it belongs to.
+#[derive(Clone, Copy, Debug)]
+struct Tracing<'a> {
+    parent: TraceParent,
+    state: Option<&'a str>,
+}
+
+impl Federation {
+    /// Carries out what a body of JSON-RPC 2.0 asks, and says what is answered. The methods are `remote_call`, `request` with
+    /// commands that may need each other's results, and `service.method` for any instance of a service.
+    pub async fn answer(&self, body: &[u8], headers: &Headers) -> Reply {
+        let given = headers.trace_parent.as_deref().and_then(|text| text.parse().ok());
+        let is_continued = given.is_some();
+        let parent = given.unwrap_or_else(|| {
+            let mut state = self.inner.lock();
+            TraceParent::root(state.rng.random(), state.rng.random())
+        });
+        // The state belongs to its parent.
+        let state = headers
+            .trace_state
+            .as_deref()
+            .filter(|state| is_continued && state.len() <= TRACE_STATE_MAX);
+        let tracing = Tracing { parent, state };
+        match Incoming::parse(body) {
+            Incoming::Single(parsed) => Reply::single(self.answer_one(parsed, tracing).await),
+            Incoming::Batch(all) => {
+                let answers = all.into_iter().map(|parsed| self.answer_one(parsed, tracing));
+                Reply::batch(join_all(answers).await)
+            }
+        }
+    }
+
+    async fn answer_one(&self, parsed: Parsed, tracing: Tracing<'_>) -> Option<Answer> {
+        let trace_id = tracing.parent.trace_id();
+        let document = |error: &CallError| error.document(self.inner.me, &[], &trace_id);
+        let Request { id, method, params } = match parsed {
+            Parsed::Invalid(invalid) => return Some(invalid.answer(document)),
+            Parsed::Request(request) => request,
+        };
+        let came = match method.as_str() {
+            "request" => self.run(params, tracing).await.map(|result| (result, None)),
+            "remote_call" => match RemoteCall::parse(params) {
+                Ok(call) => self.make(call, tracing).await,
+                Err(error) => Err(error),
+            },
+            direct => match RemoteCall::direct(direct, params) {
+                Some(call) => self.make(call, tracing).await,
+                None => {
+                    let said = format!(
+                        "there is no method `{}`; there are `remote_call`, `request`, and `SERVICE.METHOD` for any instance",
+                        direct.chars().take(METHOD_SHOWN).collect::<String>()
+                    );
+                    Err(CallError::new(ErrorCode::MethodNotFound, said))
+                }
+            },
+        };
+        // A notification is carried out and not answered.
+        let id = id?;
+        Some(match came {
+            Ok((result, None)) => Answer::result(id, result),
+            Ok((result, Some(trace))) => Answer::result(id, result).with_trace(trace),
+            Err(error) => Answer::error(id, document(&error)),
+        })
+    }
+
+    /// Makes one call; its result, and how it came if that was asked for.
+    async fn make(
+        &self,
+        asked: RemoteCall,
+        tracing: Tracing<'_>,
+    ) -> Result<(Value, Option<Value>), CallError> {
+        let wants_trace = asked.trace;
+        let call = self.call_of(asked, tracing)?;
+        let answer = self.call(call).await;
+        let trace = wants_trace.then(|| shown(&answer, tracing.parent));
+        Ok((result_of(answer)?, trace))
+    }
+
+    fn call_of(&self, asked: RemoteCall, tracing: Tracing<'_>) -> Result<Call, CallError> {
+        let versions: Constraint = asked
+            .version
+            .as_deref()
+            .unwrap_or_default()
+            .parse()
+            .map_err(|error| CallError::new(ErrorCode::InvalidParams, format!("version: {error}")))?;
+        let (id, span) = {
+            let mut state = self.inner.lock();
+            (state.rng.random(), state.rng.random())
+        };
+        Ok(Call {
+            id: CallId(id),
+            address: asked.target,
+            target: None,
+            service: asked.service,
+            method: asked.method,
+            versions,
+            resources: asked.resources,
+            arguments: asked.arguments.into_params().map(|params| params.to_string()),
+            path: Vec::new(),
+            links_max: Call::LINKS_MAX,
+            remaining_ms: u32::try_from(asked.timeout.as_millis()).unwrap_or(u32::MAX),
+            priority: asked.priority,
+            is_idempotent: asked.idempotent,
+            trace: TraceContext {
+                parent: Some(tracing.parent.child(span).to_string()),
+                state: tracing.state.map(str::to_owned),
+            },
+        })
+    }
+
+    /// Runs the commands of a request, those that need no results of each other at the same time.
+    async fn run(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, CallError> {
+        let begun = now();
+        let mut commands = Commands::parse(params.into_params().unwrap_or_else(|| json!({})))?;
+        let mut levels = Vec::new();
+        let mut running: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
+        loop {
+            for command in commands.ready() {
+                running.push(Box::pin(self.run_command(command, tracing)));
+            }
+            if let Some(answer) = commands.finished() {
+                // What is still under way is dropped, and given up by everybody.
+                let results = answer?;
+                return Ok(match (commands.summary(), levels.is_empty()) {
+                    (None, true) => results,
+                    (summary, _) => {
+                        let summary = summary.map(|summary| {
+                            let mut shown = json!(summary);
+                            shown["total_execution_time_ms"] =
+                                millis(now().saturating_duration_since(begun)).into();
+                            shown
+                        });
+                        json!({ "results": results, "execution_summary": summary, "intermediate_results": levels })
+                    }
+                });
+            }
+            let Some(ended) = running.next().await else {
+                let said = "the commands of the request wait for each other";
+                return Err(CallError::new(ErrorCode::Internal, said));
+            };
+            match commands.on_result(&ended.name, ended.result, ended.took) {
+                Progress::LevelDone(Some(level)) => levels.push(json!(level)),
+                Progress::LevelDone(None) | Progress::Nothing | Progress::Failed { .. } => {}
+            }
+        }
+    }
+
+    async fn run_command(&self, command: ReadyCommand, tracing: Tracing<'_>) -> Ended {
+        let begun = now();
+        let asked = RemoteCall {
+            target: None,
+            service: command.service,
+            // The only one that the service has.
+            method: command.method.unwrap_or_default(),
+            arguments: command.arguments,
+            timeout: RemoteCall::TIMEOUT_DEFAULT,
+            trace: false,
+            version: None,
+            resources: command.locs,
+            priority: 0,
+            idempotent: false,
+            message_id: None,
+        };
+        let made = self.make(asked, tracing).await;
+        Ended {
+            name: command.name,
+            result: made.map(|(result, _)| result),
+            took: now().saturating_duration_since(begun),
+        }
+    }
+}
+
+/// A command's end.
+struct Ended {
+    name: String,
+    result: Result<Value, CallError>,
+    took: Duration,
+}
+
+/// Of a method that there is not.
+const METHOD_SHOWN: usize = 64;
+
+fn result_of(answer: CallAnswer) -> Result<Value, CallError> {
+    let result = answer.outcome.map_err(CallError::from)?;
+    serde_json::from_str(&result).map_err(|_| {
+        let said = "the service has answered what is no JSON";
+        CallError::new(ErrorCode::MalformedMessage, said)
+    })
+}
+
+/// The way of a call, from the caller to whoever has answered, and what it took at each node.
+fn shown(answer: &CallAnswer, parent: TraceParent) -> Value {
+    let path: Vec<Value> = answer
+        .hops
+        .iter()
+        .rev()
+        .map(|hop| {
+            json!({
+                "node": hop.node.to_string(),
+                "queue_us": hop.queue_us,
+                "forward_us": hop.forward_us,
+                "exec_us": hop.exec_us,
+            })
+        })
+        .collect();
+    json!({
+        "trace_id": parent.trace_id(),
+        "hops": answer.hops.len().saturating_sub(1),
+        "path": path,
+    })
+}
+
+fn millis(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}

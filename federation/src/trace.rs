@@ -1,0 +1,153 @@
+//! To which trace a call belongs: W3C Trace Context, Recommendation of 23 November 2021. Collects nothing.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A `traceparent`: the trace, and the span in it under which a call is made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TraceParent {
+    /// Never zero.
+    trace: u128,
+    /// Never zero.
+    span: u64,
+    flags: u8,
+}
+
+/// A text that is no `traceparent`: whoever gets one begins a trace of its own (section 3.2.2.3).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "it is no `traceparent`: `00-`, 32 digits, `-`, 16 digits, `-` and 2 digits, hexadecimal in lower case"
+)]
+pub struct ParseTraceParentError;
+
+impl TraceParent {
+    /// The first span of a new trace, from random numbers.
+    pub const fn root(trace: u128, span: u64) -> Self {
+        Self {
+            // One of 2^128 draws is none.
+            trace: if trace == 0 { 1 } else { trace },
+            span: if span == 0 { 1 } else { span },
+            flags: 0,
+        }
+    }
+
+    /// Another span of the same trace.
+    #[must_use]
+    pub const fn child(self, span: u64) -> Self {
+        Self {
+            span: if span == 0 { 1 } else { span },
+            ..self
+        }
+    }
+
+    /// The trace as it is written: 32 digits.
+    pub fn trace_id(&self) -> String {
+        format!("{:032x}", self.trace)
+    }
+}
+
+impl FromStr for TraceParent {
+    type Err = ParseTraceParentError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+        if text.len() < LENGTH || !text.as_bytes()[..LENGTH].iter().all(is_digit) {
+            return Err(ParseTraceParentError);
+        }
+        // All of these are ASCII.
+        let (known, more) = text.split_at(LENGTH);
+        let parts: Vec<&str> = known.split('-').collect();
+        let &[version, trace, span, flags] = parts.as_slice() else {
+            return Err(ParseTraceParentError);
+        };
+        let lengths = [version, trace, span, flags].map(str::len);
+        // Later versions may have more behind another dash, and what is in front means the same.
+        let is_known = match version {
+            "ff" => false,
+            "00" => more.is_empty(),
+            _ => more.is_empty() || more.starts_with('-'),
+        };
+        if lengths != [2, 32, 16, 2] || !is_known {
+            return Err(ParseTraceParentError);
+        }
+        let wrong = |_| ParseTraceParentError;
+        let parent = Self {
+            trace: u128::from_str_radix(trace, 16).map_err(wrong)?,
+            span: u64::from_str_radix(span, 16).map_err(wrong)?,
+            flags: u8::from_str_radix(flags, 16).map_err(wrong)?,
+        };
+        if parent.trace == 0 || parent.span == 0 {
+            return Err(ParseTraceParentError);
+        }
+        Ok(parent)
+    }
+}
+
+/// Of version 00.
+const LENGTH: usize = 55;
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TEXT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn it_is_read_and_written_as_it_came() {
+        let parent: TraceParent = TEXT.parse().unwrap();
+        assert_eq!(parent.to_string(), TEXT);
+        assert_eq!(parent.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        let child = parent.child(7);
+        assert_eq!(
+            child.to_string(),
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01"
+        );
+    }
+
+    #[test]
+    fn a_later_version_means_the_same_as_far_as_it_is_known() {
+        let later = TEXT.replacen("00-", "cc-", 1);
+        assert_eq!(later.parse(), TEXT.parse::<TraceParent>());
+        assert_eq!(
+            format!("{later}-what-the-future-brings").parse(),
+            TEXT.parse::<TraceParent>()
+        );
+    }
+
+    #[test]
+    fn what_is_none_begins_a_trace_of_its_own() {
+        let zero_trace = format!("00-{}-b7ad6b7169203331-01", "0".repeat(32));
+        let zero_span = format!("00-0af7651916cd43dd8448eb211c80319c-{}-01", "0".repeat(16));
+        let wrong = [
+            "",
+            &TEXT[1..],
+            &TEXT.to_uppercase(),
+            &TEXT.replacen("00-", "ff-", 1),
+            &format!("{TEXT}-more"),
+            &format!("{}.more", TEXT.replacen("00-", "cc-", 1)),
+            &zero_trace,
+            &zero_span,
+            &TEXT.replacen("-b7", "b7-", 1),
+            "ä0-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+        ];
+        for text in wrong {
+            assert_eq!(text.parse::<TraceParent>(), Err(ParseTraceParentError), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_nothing_panics_and_what_was_made_is_read(text in any::<String>(), trace: u128, span: u64) {
+            let _ = text.parse::<TraceParent>();
+            let root = TraceParent::root(trace, span);
+            prop_assert_eq!(root.to_string().parse(), Ok(root));
+        }
+    }
+}
