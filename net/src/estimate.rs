@@ -43,8 +43,8 @@ impl Estimate {
         });
     }
 
-    /// Takes in that the link is at least this fast, which a transfer shows whose congestion window was still growing. It
-    /// raises what is known and never lowers it, and is no reason to measure any later.
+    /// Takes in that the link is at least this fast, which a transfer shows that was slower at other times. It raises what is
+    /// known, up to four times, and never lowers it, and is no reason to measure any later.
     pub fn record_at_least(&mut self, speed: Bandwidth, now: Instant, fresh: Duration) {
         let known = self.speed(now, fresh);
         if known.is_none_or(|known| known < speed) {
@@ -52,8 +52,9 @@ impl Estimate {
                 .known
                 .map(|known| known.measured_at)
                 .filter(|_| known.is_some());
+            let most = known.map_or(f64::INFINITY, |known| f64::from(known.kbit_s) * STEP_MAX);
             self.known = Some(Known {
-                kbit_s: f64::from(speed.kbit_s),
+                kbit_s: f64::from(speed.kbit_s).min(most),
                 measured_at: measured_at.unwrap_or(now),
             });
         }
@@ -126,6 +127,9 @@ mod tests {
         estimate.record_at_least(Bandwidth::mbit(20), later, FRESH);
         assert_eq!(estimate.speed(later, FRESH), Some(Bandwidth::mbit(20)));
         assert_eq!(estimate.measured_at(), Some(now));
+        // One that is far too fast does not undo the others.
+        estimate.record_at_least(Bandwidth::mbit(1000), later, FRESH);
+        assert_eq!(estimate.speed(later, FRESH), Some(Bandwidth::mbit(80)));
         assert_eq!(estimate.speed(now + FRESH, FRESH), None);
         estimate.record_at_least(Bandwidth::mbit(2), now + FRESH, FRESH);
         assert_eq!(estimate.speed(now + FRESH, FRESH), Some(Bandwidth::mbit(2)));

@@ -62,7 +62,6 @@ pub use send::{
     TARGET as DELAY_TARGET, Turn, UnlimitedClass, WriteError,
 };
 pub use status::{LinkStatus, NetworkStatus, Packets, Path, PeerStatus, ReachStatus, Transport};
-
 pub use transfer::{TransferClock, TransferTiming};
 
 #[cfg(feature = "driver")]

@@ -19,8 +19,10 @@ pub struct TransferClock {
 
 /// What that has shown. The congestion window of a link that was idle is small and grows, may be cut, and lets its queue run
 /// empty now and then, so that the whole of a short transfer is mostly waiting. What the link carries the fastest stretch
-/// says that came evenly. Where the transfer was too short for that, the later half does; or, where that was much faster, so
-/// that the window may still have been growing or who reads came late and found much at once, all of it.
+/// says that came evenly; where that is over before the later half, which is as even and slower, a limit has let it through
+/// or the link has become slow, and the later half says what it carries now. Where no stretch is even or long enough, the
+/// later half counts; or, where that was much faster, so that the window may still have been growing or who reads came late
+/// and found much at once, all of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct TransferTiming {
     /// Bytes of that.
@@ -61,6 +63,12 @@ impl TransferClock {
         let &half = inner.min_by_key(|(_, bytes)| bytes.abs_diff(middle))?;
         let (earlier, later) = (per_byte(first, half), per_byte(half, last));
         let stretch = self.fastest_stretch(first, last);
+        let is_over = stretch.is_some_and(|(_, to)| to.0 <= half.0);
+        let stretch = if is_over && Self::is_long(half, last) && self.strays(half, last) <= ASTRAY_MAX {
+            Some((half, last))
+        } else {
+            stretch
+        };
         let shows_more = stretch.is_some_and(|(from, to)| per_byte(from, to) * Probes::STEADY < later);
         let is_steady = earlier <= later * Probes::STEADY && !shows_more;
         let (from, to) = stretch.unwrap_or((if is_steady { half } else { first }, last));
@@ -71,14 +79,19 @@ impl TransferClock {
         })
     }
 
-    /// The fastest stretch, of some that are long enough to count and do not begin with much at once; of two that are as fast,
-    /// the longer.
+    /// Whether a stretch says more of the link than of the latency and of the machine.
+    fn is_long(from: Arrival, to: Arrival) -> bool {
+        to.1 - from.1 >= TransferTiming::COUNTED_MIN.0 && to.0 - from.0 >= Probes::TOOK_MIN
+    }
+
+    /// The fastest stretch, of some that are long enough to count and do not begin with much at once; of two that are about as
+    /// fast, the longer.
     ///
     /// Whoever has come late finds at once what has arrived meanwhile; so also where a packet that was lost has held up
     /// those behind it, and where a limit lets something through first. That has not arrived since, and what follows it has.
+    /// Only who goes on to read a little at a time what has long been there is not found out.
     fn fastest_stretch(&self, first: Arrival, last: Arrival) -> Option<(Arrival, Arrival)> {
         let all = last.1 - first.1;
-        let least = (all / 4).max(TransferTiming::COUNTED_MIN.0);
         let mut next = first.1;
         let is_end = |arrival: &&Arrival| {
             let is_next = arrival.1 >= next;
@@ -90,9 +103,9 @@ impl TransferClock {
         let mut fastest: Option<(Arrival, Arrival)> = None;
         for (place, &from) in ends.iter().enumerate() {
             for &to in ends[place..].iter().rev() {
-                let is_long = to.1 - from.1 >= least && to.0 - from.0 >= Probes::TOOK_MIN;
-                let is_faster = fastest.is_none_or(|(f, t)| per_byte(from, to) < per_byte(f, t));
-                if is_long && is_faster && self.is_even(from, to) {
+                let is_long = to.1 - from.1 >= all / 4 && Self::is_long(from, to);
+                let is_faster = fastest.is_none_or(|(f, t)| per_byte(from, to) < FASTER * per_byte(f, t));
+                if is_long && is_faster && self.hurries(from, to) <= AT_ONCE_MAX {
                     fastest = Some((from, to));
                 }
             }
@@ -100,16 +113,27 @@ impl TransferClock {
         fastest
     }
 
-    /// Whether no beginning of this stretch came much before its time.
-    fn is_even(&self, from: Arrival, to: Arrival) -> bool {
+    /// The part of a stretch that any of its beginnings came before its time.
+    fn hurries(&self, from: Arrival, to: Arrival) -> f64 {
+        self.ahead(from, to).fold(0.0, f64::max)
+    }
+
+    /// The same of what came before or after its time.
+    fn strays(&self, from: Arrival, to: Arrival) -> f64 {
+        self.ahead(from, to)
+            .fold(0.0, |most, ahead| ahead.abs().max(most))
+    }
+
+    /// Of each arrival in a stretch, by which part of it it came before its time.
+    fn ahead(&self, from: Arrival, to: Arrival) -> impl Iterator<Item = f64> {
         let (took, slowness) = ((to.0 - from.0).as_secs_f64(), per_byte(from, to));
         let within = self
             .arrivals
             .iter()
-            .filter(|(_, bytes)| (from.1..=to.1).contains(bytes));
-        let mut ahead =
-            within.map(|(at, bytes)| (bytes - from.1) as f64 * slowness - (*at - from.0).as_secs_f64());
-        ahead.all(|ahead| ahead <= AT_ONCE_MAX * took)
+            .filter(move |(_, bytes)| (from.1..=to.1).contains(bytes));
+        within.map(move |(at, bytes)| {
+            ((bytes - from.1) as f64 * slowness - at.saturating_duration_since(from.0).as_secs_f64()) / took
+        })
     }
 }
 
@@ -139,8 +163,14 @@ const ARRIVALS_MAX: usize = 1024;
 /// Stretches begin and end at so many places, about as many bytes apart.
 const ENDS: u64 = 16;
 
-/// The part of a stretch that may have come before its time: a link looks faster by a ninth at most.
+/// The part of a stretch that may have come before its time: what came at once makes a link look faster by a ninth at most.
 const AT_ONCE_MAX: f64 = 0.1;
+
+/// A stretch that is shorter than another has to be so much faster to count in its place: otherwise chance would choose.
+const FASTER: f64 = 0.99;
+
+/// A half in which nothing came earlier or later than this part of it has no pause and no start in it.
+const ASTRAY_MAX: f64 = 0.15;
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
@@ -228,6 +258,14 @@ mod tests {
         let timing = timing([0, 0, 0, 0, 0, 100, 100, 100, 100]).unwrap();
         assert!(timing.is_steady);
         assert_eq!(timing.speed(), Some(Bandwidth::per(CHUNK, 100 * MS)));
+    }
+
+    #[test]
+    fn a_link_that_has_become_slow_or_that_a_limit_holds_is_what_it_is_in_the_later_half() {
+        // 100 ms of what a limit lets through first, and then what it is held to.
+        let timing = timing([5; 20].into_iter().chain([50; 30])).unwrap();
+        assert!(timing.is_steady);
+        assert_eq!(timing.speed(), Some(Bandwidth::per(CHUNK, 50 * MS)));
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub(crate) async fn receive(
 ) -> Result<Received, PayloadError> {
     // Hashed frame by frame, while the next one is on its way and this one still in the cache.
     let mut hasher = blake3::Hasher::new();
+    channel.measure();
     let received = gather(channel, expected, |frame| {
         hasher.update(frame);
     })
@@ -71,7 +72,6 @@ async fn gather(
     mut note: impl FnMut(&[u8]),
 ) -> Result<Received, PayloadError> {
     let mut bytes = Vec::with_capacity(expected);
-    channel.measure();
     while bytes.len() < expected {
         let frame = channel.receive().await?.ok_or(PayloadError::Short {
             got: bytes.len(),

@@ -50,12 +50,14 @@ pub(super) struct Tch {
 /// stays in tens of megabytes.
 const EVALUATED_AT_ONCE: usize = 64;
 
-/// What a step frees the next one needs again, and every page that has gone back to the system in between costs a fault: an
-/// eighth of the time that a step of `resnet20` takes. The C library keeps twice as much as the largest block that was ever
-/// freed and had pages of its own, up to this (mallopt(3), `M_MMAP_THRESHOLD`).
-fn keep_memory() -> Result<(), TchError> {
-    drop(Tensor::f_empty([KEPT_BYTES], (Kind::Uint8, Device::Cpu))?);
-    Ok(())
+/// What a step frees the next one needs again, and every page that has gone back to the system in between costs a fault: up
+/// to an eighth of a step of `resnet20`.
+///
+/// glibc keeps at the end of its heap twice as much as the largest block, of up to 32 MiB, that had pages of its own and was
+/// freed (mallopt(3), `M_MMAP_THRESHOLD`). So one of nearly that size is taken and freed. Other C libraries do nothing.
+fn keep_memory() {
+    // Whoever has no room for it goes on as without.
+    drop(Tensor::f_empty([KEPT_BYTES], (Kind::Uint8, Device::Cpu)));
 }
 
 /// A little less than the 32 MiB that it is up to.
@@ -131,7 +133,7 @@ impl Tch {
         tuning: &Tuning,
     ) -> Result<Self, TchError> {
         let millionths = |count: u32| (f64::from(count) / 1e6) as f32;
-        keep_memory()?;
+        keep_memory();
         let layout = script
             .as_ref()
             .map_or_else(|| model.layout(), Script::layout)

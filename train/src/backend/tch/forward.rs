@@ -32,14 +32,28 @@ impl<'a> Parameters<'a> {
 
 /// What layers make of `[samples, channels, height, width]`.
 fn through(layers: &[Layer], input: Tensor, parameters: &mut Parameters<'_>) -> Result<Tensor, TchError> {
-    layers
-        .iter()
-        .enumerate()
-        .try_fold(input, |mut input, (place, layer)| match layer {
-            // What the layer before has put out nobody else reads, and no slope is taken of it.
-            Layer::Relu if place > 0 => input.f_relu_(),
+    let mut before = None;
+    layers.iter().try_fold(input, |mut input, layer| {
+        let output = match layer {
+            Layer::Relu if before.is_some_and(is_not_needed) => input.f_relu_(),
             layer => apply(layer, input, parameters),
-        })
+        };
+        before = Some(layer);
+        output
+    })
+}
+
+/// Whether nobody else reads what a layer puts out, neither on the way back nor beside it, so that the next may overwrite it.
+const fn is_not_needed(layer: &Layer) -> bool {
+    matches!(
+        layer,
+        Layer::Dense { .. }
+            | Layer::Conv2d { .. }
+            | Layer::MaxPool { .. }
+            | Layer::GroupNorm { .. }
+            | Layer::LayerNorm { .. }
+            | Layer::Residual { .. }
+    )
 }
 
 fn apply(layer: &Layer, input: Tensor, parameters: &mut Parameters<'_>) -> Result<Tensor, TchError> {
