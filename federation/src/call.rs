@@ -1,6 +1,7 @@
 //! A call on its way from link to link, and what each node does with it. Carries nothing itself.
 
-use crate::{CallError, Constraint, ErrorCode, NodeAddress, Registry, ServiceName, Wanted};
+use crate::remote_call::PRIORITY_MAX;
+use crate::{CallError, Constraint, ErrorCode, NodeAddress, Registry, RemoteCall, ServiceName, Wanted};
 use lapwing_base::PeerId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -103,6 +104,10 @@ pub enum Step {
     },
 }
 
+/// Bytes of a `traceparent`, of whatever version, and of a `tracestate` that is passed on (sections 3.2.2 and 3.3.1.5).
+const TRACE_PARENT_MAX: usize = 128;
+pub(crate) const TRACE_STATE_MAX: usize = 512;
+
 impl Call {
     /// More links nobody waits for.
     pub const LINKS_MAX: u8 = 8;
@@ -158,7 +163,7 @@ impl Call {
                 })?,
         };
         // Where the target is known, as far as it is from here and no further.
-        let hops = target.and_then(|target| registry.hops(target));
+        let hops = target.and_then(|target| registry.hops_by(target, to));
         let links_max = hops.map_or(Self::LINKS_MAX, |hops| {
             u8::try_from(self.path.len() + hops).unwrap_or(Self::LINKS_MAX)
         });
@@ -210,6 +215,20 @@ impl Call {
         }
         if self.resources.len() > Self::RESOURCES_MAX {
             return malformed("a call wants more resources than any service has");
+        }
+        let patience = Duration::from_millis(self.remaining_ms.into());
+        if patience > RemoteCall::TIMEOUT_MAX || self.priority.unsigned_abs() > PRIORITY_MAX.unsigned_abs() {
+            return malformed("a call waits for longer than any may, or is more urgent");
+        }
+        let trace = [
+            (&self.trace.parent, TRACE_PARENT_MAX),
+            (&self.trace.state, TRACE_STATE_MAX),
+        ];
+        if trace
+            .iter()
+            .any(|(text, max)| text.as_ref().is_some_and(|text| text.len() > *max))
+        {
+            return malformed("a call belongs to a trace with too long a name");
         }
         Ok(())
     }
@@ -415,6 +434,15 @@ mod tests {
         let mut far = call(&[a]);
         far.links_max = 200;
         assert!(is_refused(&far, a));
+        let mut patient = call(&[a]);
+        patient.remaining_ms = 3_600_001;
+        assert!(is_refused(&patient, a));
+        let mut urgent = call(&[a]);
+        urgent.priority = 11;
+        assert!(is_refused(&urgent, a));
+        let mut traced = call(&[a]);
+        traced.trace.state = Some("x".repeat(513));
+        assert!(is_refused(&traced, a));
     }
 
     #[test]

@@ -20,14 +20,14 @@ use rand::rngs::StdRng;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::announcement::{SignedAnnouncement, Stamp};
 use crate::balancer::Balancer;
 use crate::retries::Retries;
 use crate::{
-    Announcement, AnnouncementError, Call, CallAnswer, Departure, Message, NodeName, Registry, Service,
-    ServiceName, ToSend,
+    Announcement, AnnouncementError, Call, CallAnswer, Departure, HearError, Message, NodeName, Registry,
+    Service, ServiceName, ToSend,
 };
 pub use backend::{Backend, Echo, Invocation};
 pub use edge::Headers;
@@ -117,6 +117,7 @@ pub(crate) struct Inner {
 }
 
 struct State {
+    role: Role,
     registry: Registry,
     /// What this node says of itself, next.
     said: Announcement,
@@ -193,6 +194,7 @@ impl Federation {
             mains,
             state: Mutex::new(State {
                 registry: Registry::new(me, config.role),
+                role: config.role,
                 said,
                 backends: BTreeMap::new(),
                 sessions: BTreeMap::new(),
@@ -383,6 +385,9 @@ impl Inner {
             .is_some_and(|session| session.number == number)
         {
             state.sessions.remove(&peer);
+            if state.uplink == Some(peer) {
+                state.uplink = None;
+            }
             let to_send = state.registry.on_disconnected(peer);
             state.send(to_send);
         }
@@ -396,14 +401,31 @@ impl Inner {
             .map(|session| session.stop.clone())
     }
 
-    fn heard(&self, from: PeerId, messages: Vec<Message>) {
+    /// What a neighbour has said in this session. An error where it is nothing that anybody says who means well.
+    fn heard(&self, from: PeerId, session: u64, messages: Vec<Message>) -> Result<(), HearError> {
         let mut state = self.lock();
+        let mut to_send = Vec::new();
+        let mut wrong = None;
         for message in messages {
+            if state
+                .sessions
+                .get(&from)
+                .is_none_or(|stands| stands.number != session)
+            {
+                // Another session with it has begun, in which it says everything anew.
+                break;
+            }
             match state.registry.on_message(from, message, now()) {
-                Ok((_, to_send)) => state.send(to_send),
-                Err(error) => debug!(%from, %error, "an announcement was not kept"),
+                Ok((_, more)) => to_send.extend(more),
+                Err(error @ (HearError::Announcement(_) | HearError::NotAMain)) => {
+                    wrong = Some(error);
+                    break;
+                }
+                Err(error) => warn!(%from, %error, "an announcement was not kept"),
             }
         }
+        state.send(to_send);
+        wrong.map_or(Ok(()), Err)
     }
 }
 

@@ -38,8 +38,8 @@ struct Origin {
     heard_at: Instant,
     /// By neighbour.
     ways: BTreeMap<PeerId, Way>,
-    /// Whom this node has told of it, and the way that they were told.
-    told: BTreeMap<PeerId, Vec<PeerId>>,
+    /// Whom this node has told of it, and of which announcement and way.
+    told: BTreeMap<PeerId, (Stamp, Vec<PeerId>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,6 +107,9 @@ pub enum HearError {
         /// Whose it is.
         holder: PeerId,
     },
+    /// A home speaks for itself only.
+    #[error("a home has passed on what another node announces")]
+    NotAMain,
     /// There are too many nodes.
     #[error("{} nodes are known; another one is not kept", Registry::ORIGINS_MAX)]
     Full,
@@ -170,14 +173,13 @@ impl Registry {
     /// A connection with a neighbour stands; says what it is to be told.
     pub fn on_connected(&mut self, peer: PeerId, role: Role) -> Vec<ToSend> {
         self.neighbours.insert(peer, role);
-        for origin in self.origins.values_mut() {
-            // Whoever comes back may have forgotten everything.
-            origin.told.remove(&peer);
-        }
         let mut to_send: Vec<ToSend> = self.own_for(peer).into_iter().collect();
-        let origins: Vec<PeerId> = self.origins.keys().copied().collect();
-        for origin in origins {
-            to_send.extend(self.tell(origin));
+        if self.is_told(peer) {
+            for (id, origin) in &mut self.origins {
+                // Whoever comes back may have forgotten everything.
+                origin.told.remove(&peer);
+                to_send.extend(origin.tell(*id, self.me, peer));
+            }
         }
         to_send
     }
@@ -290,28 +292,7 @@ impl Registry {
             let said = format!("nobody who offers service `{name}` is connected");
             CallError::new(ErrorCode::NodeOffline, said)
         } else {
-            let (code, said) = match unfit {
-                Unfit::Name => (
-                    ErrorCode::ServiceNotFound,
-                    format!("service `{name}` was not announced"),
-                ),
-                Unfit::Resources => (
-                    ErrorCode::ServiceNotFound,
-                    format!("service `{name}` was not announced with these resources"),
-                ),
-                Unfit::Version => (
-                    ErrorCode::VersionUnsatisfied,
-                    format!(
-                        "service `{name}` was not announced in a version that is {}",
-                        wanted.versions
-                    ),
-                ),
-                Unfit::Method => (
-                    ErrorCode::MethodNotFound,
-                    format!("service `{name}` has no method `{}`", wanted.method),
-                ),
-            };
-            CallError::new(code, said)
+            unfit.error(wanted)
         })
     }
 
@@ -369,6 +350,12 @@ impl Registry {
         self.origins.get(&to).and_then(Origin::hops)
     }
 
+    /// The same by the way over a neighbour.
+    pub fn hops_by(&self, to: PeerId, neighbour: PeerId) -> Option<usize> {
+        let way = self.origins.get(&to)?.ways.get(&neighbour)?;
+        Some(way.path.len())
+    }
+
     /// Whether a node is known to offer a service.
     pub fn offers(&self, origin: PeerId, name: &ServiceName) -> bool {
         let known = self
@@ -396,7 +383,17 @@ impl Registry {
         forwarded: Forwarded,
         now: Instant,
     ) -> Result<(Heard, Vec<ToSend>), HearError> {
-        let announcement = forwarded.signed.open()?;
+        let is_home = self.neighbours.get(&from) == Some(&Role::Home);
+        if is_home && forwarded.path.len() > 1 {
+            return Err(HearError::NotAMain);
+        }
+        // What is known already was looked at when it came first.
+        let origin = forwarded.path.first().and_then(|origin| self.origins.get(origin));
+        let known = origin.filter(|known| known.signed == forwarded.signed);
+        let announcement = match known {
+            Some(known) => known.announcement.clone(),
+            None => forwarded.signed.open()?,
+        };
         forwarded.check(&announcement, from, self.me)?;
         let (id, stamp) = (announcement.origin, announcement.stamp);
         let newest = self.origins.get(&id).map(|known| known.announcement.stamp);
@@ -433,7 +430,11 @@ impl Registry {
             return Err(HearError::Full);
         }
         self.gone.remove(&id);
-        let mut ways = self.remove(id).map(|known| known.ways).unwrap_or_default();
+        // Who was told of a way before is told if there is none any more.
+        let (mut ways, told) = self
+            .remove(id)
+            .map(|known| (known.ways, known.told))
+            .unwrap_or_default();
         ways.insert(from, way);
         if let Some(name) = &announcement.name {
             self.names.insert(name.clone(), id);
@@ -446,34 +447,40 @@ impl Registry {
             announcement,
             heard_at: now,
             ways,
-            // Everybody is to hear of it again.
-            told: BTreeMap::new(),
+            told,
         };
         self.origins.insert(id, origin);
         Ok((Heard::News, self.tell(id)))
     }
 
-    /// A node has said that it goes.
+    /// A node has said that it goes. Neighbours that its last word does not reach over this node, and that were told of it,
+    /// hear that it is lost.
     fn leave(&mut self, forwarded: Forwarded, announcement: &Announcement, now: Instant) -> Vec<ToSend> {
-        self.forget(announcement.origin, announcement.stamp, now);
-        if forwarded.path.len() >= usize::from(announcement.hops_max) {
-            return Vec::new();
-        }
+        let id = announcement.origin;
+        let told = self
+            .origins
+            .get(&id)
+            .map(|known| known.told.clone())
+            .unwrap_or_default();
+        self.forget(id, announcement.stamp, now);
         let Forwarded { mut path, signed } = forwarded;
         let passed = path.clone();
+        let goes_on = passed.len() < usize::from(announcement.hops_max);
         path.push(self.me);
-        let mains = self
-            .neighbours
-            .keys()
-            .filter(|to| self.is_told(**to) && !passed.contains(to));
-        let message = |to: &PeerId| ToSend {
-            to: *to,
-            message: Message::Announced(Box::new(Forwarded {
-                path: path.clone(),
-                signed: signed.clone(),
-            })),
-        };
-        mains.map(message).collect()
+        self.told()
+            .filter_map(|to| {
+                let message = if goes_on && !passed.contains(&to) {
+                    Message::Announced(Box::new(Forwarded {
+                        path: path.clone(),
+                        signed: signed.clone(),
+                    }))
+                } else {
+                    told.get(&to)?;
+                    Message::Lost { origin: id }
+                };
+                Some(ToSend { to, message })
+            })
+            .collect()
     }
 
     fn forget(&mut self, id: PeerId, stamp: Stamp, now: Instant) {
@@ -514,50 +521,58 @@ impl Registry {
         self.role == Role::Main && self.neighbours.get(&neighbour) == Some(&Role::Main)
     }
 
-    /// What neighbours are to be told of a node so that they know what is so now: the nearest way to it that does not lead
-    /// over themselves, if that is another than they know of.
+    /// What neighbours are to be told of a node so that they know what is so now.
     fn tell(&mut self, id: PeerId) -> Vec<ToSend> {
-        let Some(origin) = self.origins.get(&id) else {
+        let mains: Vec<PeerId> = self.told().filter(|to| *to != id).collect();
+        let Some(origin) = self.origins.get_mut(&id) else {
             return Vec::new();
         };
-        let mut to_send = Vec::new();
-        let mut told = BTreeMap::new();
-        for to in self
-            .neighbours
-            .keys()
-            .filter(|to| self.is_told(**to) && **to != id)
-        {
-            let far = usize::from(origin.announcement.hops_max);
-            let leads = |way: &&Way| way.path.len() < far && !way.path.contains(to);
-            let nearest = origin.ways.values().filter(leads);
-            let nearest = nearest.min_by_key(|way| (way.path.len(), way.path.last().copied()));
-            let before = origin.told.get(to);
-            match nearest {
-                Some(way) => {
-                    if before != Some(&way.path) {
-                        let mut path = way.path.clone();
-                        path.push(self.me);
-                        let signed = origin.signed.clone();
-                        let message = Message::Announced(Box::new(Forwarded { path, signed }));
-                        to_send.push(ToSend { to: *to, message });
-                    }
-                    told.insert(*to, way.path.clone());
-                }
-                None if before.is_some() => {
-                    let message = Message::Lost { origin: id };
-                    to_send.push(ToSend { to: *to, message });
-                }
-                None => {}
-            }
-        }
-        if let Some(origin) = self.origins.get_mut(&id) {
-            origin.told = told;
-        }
-        to_send
+        origin.told.retain(|to, _| mains.contains(to));
+        mains
+            .iter()
+            .filter_map(|to| origin.tell(id, self.me, *to))
+            .collect()
+    }
+
+    /// Who is told of others.
+    fn told(&self) -> impl Iterator<Item = PeerId> {
+        let is_main = |(id, role): (&PeerId, &Role)| (*role == Role::Main).then_some(*id);
+        let mains = self.neighbours.iter().filter_map(is_main);
+        mains.filter(|_| self.role == Role::Main)
     }
 }
 
 impl Origin {
+    /// What a neighbour is to be told: the nearest way that does not lead over itself, if that or what is announced is other
+    /// than what it knows of.
+    fn tell(&mut self, id: PeerId, me: PeerId, to: PeerId) -> Option<ToSend> {
+        if to == id {
+            return None;
+        }
+        let far = usize::from(self.announcement.hops_max);
+        let leads = |way: &&Way| way.path.len() < far && !way.path.contains(&to);
+        let nearest = self.ways.values().filter(leads);
+        let nearest = nearest.min_by_key(|way| (way.path.len(), way.path.last().copied()));
+        let message = match nearest {
+            Some(way) => {
+                let told = (self.announcement.stamp, way.path.clone());
+                if self.told.get(&to) == Some(&told) {
+                    return None;
+                }
+                self.told.insert(to, told);
+                let mut path = way.path.clone();
+                path.push(me);
+                let signed = self.signed.clone();
+                Message::Announced(Box::new(Forwarded { path, signed }))
+            }
+            None => {
+                self.told.remove(&to)?;
+                Message::Lost { origin: id }
+            }
+        };
+        Some(ToSend { to, message })
+    }
+
     fn hops(&self) -> Option<usize> {
         self.ways.values().map(|way| way.path.len()).min()
     }

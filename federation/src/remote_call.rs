@@ -152,7 +152,7 @@ const POSITIONS: [&str; 5] = ["node_id", "server_name", "method", "args", "timeo
 /// Of nothing else that a caller says is kept as much: it stands in logs, and in tables of calls.
 const MESSAGE_ID_MAX: usize = 128;
 
-const PRIORITY_MAX: i8 = 10;
+pub(crate) const PRIORITY_MAX: i8 = 10;
 
 impl Members {
     fn new(params: Arguments) -> Result<Self, CallError> {

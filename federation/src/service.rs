@@ -1,6 +1,6 @@
 //! What a node offers, and whether it is what a call wants.
 
-use crate::{Constraint, ServiceName, Version};
+use crate::{CallError, Constraint, ErrorCode, ServiceName, Version};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -52,6 +52,35 @@ pub enum Unfit {
     Version,
     /// It has no such method.
     Method,
+}
+
+impl Unfit {
+    /// What whoever wanted it is told.
+    pub fn error(self, wanted: &Wanted) -> CallError {
+        let name = &wanted.service;
+        let (code, said) = match self {
+            Self::Name => (
+                ErrorCode::ServiceNotFound,
+                format!("service `{name}` was not announced"),
+            ),
+            Self::Resources => {
+                let said = format!("service `{name}` was not announced with these resources");
+                (ErrorCode::ServiceNotFound, said)
+            }
+            Self::Version => {
+                let said = format!(
+                    "service `{name}` was not announced in a version that is {}",
+                    wanted.versions
+                );
+                (ErrorCode::VersionUnsatisfied, said)
+            }
+            Self::Method => {
+                let said = format!("service `{name}` has no method `{}`", wanted.method);
+                (ErrorCode::MethodNotFound, said)
+            }
+        };
+        CallError::new(code, said)
+    }
 }
 
 /// Something is announced that is too much.

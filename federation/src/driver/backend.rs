@@ -20,7 +20,7 @@ pub struct Invocation {
     pub trace: TraceContext,
 }
 
-/// Carries out the calls of a service. It is dropped when the caller waits no longer.
+/// Carries out the calls of a service. What it is at is dropped when the time of the call is over.
 pub trait Backend: Send + Sync {
     /// The result as JSON.
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapwing_base::{ByteSize, Class, PeerId};
+use lapwing_base::{ByteSize, Class, PeerId, Role};
 use lapwing_net::{Access, Channel, ChannelError, Kind, Refusal, RequestError, decode, encode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -46,6 +46,9 @@ const BUSY_FOR: Duration = Duration::from_millis(100);
 /// So long whoever has opened a channel may take to say what it wants.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// So long whoever has asked may take to read its answer: 16 MiB over the slowest links that matter take two minutes.
+const TELL_TIMEOUT: Duration = Duration::from_secs(150);
+
 /// Answers the calls that come over links, until the queue ends.
 pub(super) async fn answer(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>) {
     let mut answers = JoinSet::new();
@@ -82,7 +85,20 @@ async fn answer_one(inner: &Arc<Inner>, mut channel: Channel) -> Result<(), Chan
         Ok(call) => carry(inner, call, arrived).await,
         Err(error) => failed(inner, error),
     };
-    channel.send(&encode(&answer)).await?;
+    let sent = tokio::time::timeout(TELL_TIMEOUT, tell(inner, &mut channel, &answer)).await;
+    // Whoever does not read its answer has none.
+    sent.unwrap_or(Ok(()))
+}
+
+async fn tell(inner: &Inner, channel: &mut Channel, answer: &CallAnswer) -> Result<(), ChannelError> {
+    match channel.send(&encode(answer)).await {
+        Err(ChannelError::TooLong { size, max, .. }) => {
+            let said = format!("an answer of {size} is longer than the {max} that are carried");
+            let failed = failed(inner, CallError::new(ErrorCode::PayloadTooLarge, said));
+            channel.send(&encode(&failed)).await?;
+        }
+        sent => sent?,
+    }
     channel.finish().await
 }
 
@@ -106,6 +122,7 @@ pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> C
             // Where nobody else can be asked, what the first has said tells more.
             Err(error) => return before.unwrap_or_else(|| failed(inner, error)),
         };
+        let has_chosen = chosen.as_ref().map(|chosen| *chosen.key());
         let call_in_flight = InFlight {
             inner,
             service: &call.service,
@@ -125,12 +142,18 @@ pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> C
             .as_ref()
             .err()
             .map(|failure| failure.clone().into());
-        call_in_flight.end(error.as_ref());
+        call_in_flight.end(
+            error
+                .as_ref()
+                .map_or(Outcome::Success, |error| of(error, has_chosen)),
+        );
         let Some(error) = error else {
             return answer;
         };
-        // What has taken all of its time has none left for another attempt.
+        // What has taken all of its time has none left for another attempt. Only who has chosen the instance may choose
+        // another one: where every node on the way tried again, one call would become many.
         let may_retry = before.is_none()
+            && has_chosen.is_some()
             && error.code != ErrorCode::Timeout
             && inner
                 .lock()
@@ -144,6 +167,15 @@ pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> C
     }
 }
 
+/// What an error says of the instance that was chosen: where others on the way have too much to do, nothing.
+fn of(error: &CallError, chosen: Option<PeerId>) -> Outcome {
+    if error.code == ErrorCode::Overloaded && error.failed_at != chosen {
+        Outcome::Unknown
+    } else {
+        Outcome::of(error)
+    }
+}
+
 /// A call that an instance was chosen for: it is told how that ended, also where nobody waits for the end any more.
 struct InFlight<'a> {
     inner: &'a Inner,
@@ -153,8 +185,8 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    fn end(mut self, error: Option<&CallError>) {
-        self.tell(error.map_or(Outcome::Success, Outcome::of));
+    fn end(mut self, outcome: Outcome) {
+        self.tell(outcome);
     }
 
     fn tell(&mut self, outcome: Outcome) {
@@ -193,17 +225,28 @@ impl State {
         let mut candidates: Vec<Candidate<PeerId>> = Vec::new();
         match &call.address {
             Some(address) => match self.registry.locate(address) {
-                Ok(node) => candidates.push(candidate(node, self.registry.hops(node).unwrap_or(0))),
+                Ok(node) if self.registry.offers(node, &call.service) => {
+                    candidates.push(candidate(node, self.registry.hops(node).unwrap_or(0)));
+                }
+                Ok(node) => {
+                    let said = format!("node {node} does not offer service `{}`", call.service);
+                    return Err(CallError::new(ErrorCode::ServiceNotFound, said));
+                }
                 Err(error) => {
-                    let main = self.registry.main_of(address).or(uplink).ok_or(error)?;
-                    return Ok((call.advance(me, None, Some(main), &self.registry, waited)?, None));
+                    let passed = [call.path.as_slice(), &[me]].concat();
+                    let main = self.registry.main_of(address);
+                    let by_main = main.and_then(|main| self.registry.next(main, &passed).ok());
+                    let via = by_main.or(uplink).ok_or_else(|| self.lonely(error))?;
+                    return Ok((call.advance(me, None, Some(via), &self.registry, waited)?, None));
                 }
             },
             None => match self.registry.find(&call.wanted()) {
                 Ok(found) => candidates.extend(found.iter().map(|one| candidate(one.origin, one.hops))),
                 // Whoever knows nobody else asks its main, which may.
                 Err(error) => {
-                    let main = uplink.filter(|_| call.path.is_empty()).ok_or(error)?;
+                    let main = uplink
+                        .filter(|_| call.path.is_empty())
+                        .ok_or_else(|| self.lonely(error))?;
                     return Ok((call.advance(me, None, Some(main), &self.registry, waited)?, None));
                 }
             },
@@ -227,6 +270,18 @@ impl State {
 }
 
 impl State {
+    /// Why a call does not go on: a home without a main knows nothing of what there is.
+    fn lonely(&self, error: CallError) -> CallError {
+        if self.role == Role::Home && self.uplink.is_none() {
+            CallError::new(
+                ErrorCode::PeerUnreachable,
+                "this home is connected with no main for now",
+            )
+        } else {
+            error
+        }
+    }
+
     /// What answers a call here, and what it is asked.
     fn invoked(&self, me: PeerId, call: &Call) -> Result<(Arc<dyn Backend>, Invocation), CallError> {
         let service = self
@@ -238,10 +293,11 @@ impl State {
             let said = format!("node {me} does not offer service `{}`", call.service);
             return Err(CallError::new(ErrorCode::ServiceNotFound, said));
         };
-        let Some(method) = service.method(&call.method) else {
-            let said = format!("service `{}` has no method `{}`", call.service, call.method);
-            return Err(CallError::new(ErrorCode::MethodNotFound, said));
-        };
+        if let Err(reason) = service.fit(&call.wanted()) {
+            return Err(reason.error(&call.wanted()));
+        }
+        // It fits, so that there is one.
+        let method = service.method(&call.method).unwrap_or_default();
         let invocation = Invocation {
             id: call.id,
             method: method.to_owned(),
@@ -309,7 +365,7 @@ async fn forward(
         }
         Err(_) => {
             let said = format!("the call has waited {patience:?} for its turn to go to node {to}");
-            Some(CallError::new(ErrorCode::Timeout, said))
+            Some(CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR))
         }
     };
     if let Some(refused) = refused {

@@ -9,6 +9,7 @@ use rand::RngExt as _;
 use serde_json::{Value, json};
 
 use super::{Federation, now};
+use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Incoming, Parsed, Reply, Request};
 use crate::{
     Arguments, Call, CallAnswer, CallError, CallId, Commands, Constraint, ErrorCode, Progress, ReadyCommand,
@@ -23,9 +24,6 @@ pub struct Headers {
     /// `tracestate`, which is passed on with the trace.
     pub trace_state: Option<String>,
 }
-
-/// A `tracestate` that is longer is not passed on (section 3.3.1.5 of the recommendation).
-const TRACE_STATE_MAX: usize = 512;
 
 /// A call that is made for a body, and the trace that it belongs to.
 #[derive(Clone, Copy, Debug)]

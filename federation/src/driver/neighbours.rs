@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info, info_span};
 
 use super::{Inner, now};
-use crate::Message;
+use crate::{HearError, Message};
 
 /// On which neighbours tell each other of services. Above bulk, so that a call finds its service while models are exchanged.
 pub(super) const ANNOUNCE: Kind = Kind {
@@ -81,6 +81,8 @@ enum SessionError {
     Silent,
     #[error("it says something that is no announcement")]
     Malformed,
+    #[error(transparent)]
+    Heard(#[from] HearError),
 }
 
 /// How long to wait before another attempt.
@@ -88,6 +90,8 @@ enum SessionError {
 struct Backoff {
     since: Instant,
     times: u32,
+    /// Since when there is a session.
+    up_since: Option<Instant>,
 }
 
 impl Backoff {
@@ -95,6 +99,23 @@ impl Backoff {
         Self {
             since: now(),
             times: 0,
+            up_since: None,
+        }
+    }
+
+    /// A session has begun.
+    fn on_up(&mut self) {
+        self.up_since = Some(now());
+    }
+
+    /// It has ended: after one that has stood for a while attempts begin anew.
+    fn on_down(&mut self) {
+        if self
+            .up_since
+            .take()
+            .is_some_and(|since| now() >= since + SOON_FOR)
+        {
+            *self = Self::new();
         }
     }
 
@@ -148,7 +169,9 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         {
             debug!(%peer, "the main is gone");
             stop.cancel();
-            backoff = Backoff::new();
+            backoff.on_down();
+            // A thousand homes of the same main do not come at once.
+            tokio::time::sleep(backoff.next(rand_part(inner))).await;
         }
         let better = active
             .as_ref()
@@ -158,6 +181,7 @@ async fn keep_uplink(inner: &Arc<Inner>) {
                 Ok(stop) => {
                     info!(%main, "calls go by this main");
                     inner.set_uplink(Some(*main));
+                    backoff.on_up();
                     if let Some((_, before)) = active.replace((*main, stop)) {
                         before.cancel();
                     }
@@ -216,22 +240,25 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId) {
         tokio::time::sleep(GREETING_TIMEOUT).await;
     }
     loop {
+        let is_second = main < inner.me;
         if let Some(ended) = inner.session_end(main) {
+            backoff.on_up();
             ended.cancelled().await;
-            backoff = Backoff::new();
-            if main < inner.me {
-                tokio::time::sleep(RETRY_SOON).await;
-                continue;
+            backoff.on_down();
+        } else {
+            match open(&inner, main).await {
+                Ok(ended) => {
+                    backoff.on_up();
+                    // It ends with this, where the main is wanted no longer.
+                    let _end = ended.clone().drop_guard();
+                    ended.cancelled().await;
+                    backoff.on_down();
+                }
+                Err(error) => debug!(%main, %error, "a main does not answer"),
             }
         }
-        match open(&inner, main).await {
-            Ok(ended) => {
-                ended.cancelled().await;
-                backoff = Backoff::new();
-            }
-            Err(error) => debug!(%main, %error, "a main does not answer"),
-        }
-        tokio::time::sleep(backoff.next(rand_part(&inner))).await;
+        let wait = backoff.next(rand_part(&inner));
+        tokio::time::sleep(if is_second { wait + RETRY_SOON } else { wait }).await;
     }
 }
 
@@ -291,7 +318,7 @@ async fn run(inner: &Arc<Inner>, role: Role, channel: Channel, stop: Cancellatio
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         sent = send_all(send, messages) => sent,
-        received = receive_all(inner, peer, receive) => received,
+        received = receive_all(inner, number, receive) => received,
     };
     match ended {
         Ok(()) => debug!(%peer, "the session has ended"),
@@ -333,10 +360,12 @@ async fn send_all(mut send: SendHalf, mut batches: mpsc::Receiver<Vec<Message>>)
     Ok(())
 }
 
-async fn receive_all(inner: &Arc<Inner>, peer: PeerId, mut receive: ReceiveHalf) -> Result<(), SessionError> {
+async fn receive_all(inner: &Arc<Inner>, number: u64, mut receive: ReceiveHalf) -> Result<(), SessionError> {
     while let Some(frame) = receive.receive().await? {
         match decode(&frame) {
-            Ok(Frame::Messages(messages)) if messages.len() <= FRAME_MESSAGES => inner.heard(peer, messages),
+            Ok(Frame::Messages(messages)) if messages.len() <= FRAME_MESSAGES => {
+                inner.heard(receive.peer(), number, messages)?;
+            }
             _ => return Err(SessionError::Malformed),
         }
     }
