@@ -5,6 +5,7 @@
 mod backend;
 mod calls;
 mod edge;
+mod http_backend;
 mod neighbours;
 mod turns;
 
@@ -31,6 +32,7 @@ use crate::{
 };
 pub use backend::{Backend, Echo, Invocation};
 pub use edge::Headers;
+pub use http_backend::{HttpBackend, HttpBackendError};
 use neighbours::Session;
 use turns::Turns;
 

@@ -39,4 +39,7 @@ pub use trace::{ParseTraceParentError, TraceParent};
 pub use versions::{Constraint, ParseVersionError, Version};
 
 #[cfg(feature = "driver")]
-pub use driver::{Backend, Echo, Federation, FederationConfig, Headers, Invocation, OfferError, Offered};
+pub use driver::{
+    Backend, Echo, Federation, FederationConfig, Headers, HttpBackend, HttpBackendError, Invocation,
+    OfferError, Offered,
+};
