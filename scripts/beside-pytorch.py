@@ -94,6 +94,9 @@ class Transformer(nn.Module):
         return self.head(hidden).flatten(0, 1)
 
 
+# Those that `throughput` may have.
+BACKENDS = ["plain", "burn", "tch"]
+
 # What makes each model, and the shape of a sample.
 MODELS = {
     "mlp": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)), (1, 28, 28)),
@@ -143,7 +146,7 @@ def main():
     parser.add_argument("program", type=pathlib.Path, help="the example `throughput`")
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--backends", nargs="+", default=["tch", "plain"])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=["tch", "plain"])
     arguments = parser.parse_args()
     unknown = [name for name in arguments.models if name not in MODELS]
     if unknown or not arguments.program.is_file() or arguments.rounds < 1:
@@ -165,4 +168,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"`{' '.join(map(str, error.cmd))}` has failed: {error.stderr.strip()}")

@@ -99,9 +99,18 @@ pub enum Step {
     Forward {
         /// To whom.
         to: PeerId,
-        /// As it is sent.
-        call: Box<Call>,
+        /// What is different there.
+        onward: Onward,
     },
+}
+
+/// What a node changes in a call that it passes on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Onward {
+    target: Option<PeerId>,
+    path: Vec<PeerId>,
+    links_max: u8,
+    remaining_ms: u32,
 }
 
 /// Bytes of a `traceparent`, of whatever version, and of a `tracestate` that is passed on (sections 3.2.2 and 3.3.1.5).
@@ -181,17 +190,25 @@ impl Call {
             let said = "no time is left for the call to go on and its answer to come back";
             return Err(CallError::new(ErrorCode::Timeout, said));
         };
-        let call = Self {
+        let onward = Onward {
             target,
             path: passed,
             links_max,
             remaining_ms: u32::try_from(remaining.as_millis()).unwrap_or(u32::MAX),
-            ..self.clone()
         };
-        Ok(Step::Forward {
-            to,
-            call: Box::new(call),
-        })
+        Ok(Step::Forward { to, onward })
+    }
+
+    /// The call as it is passed on: a copy, whose arguments may be long.
+    #[must_use]
+    pub fn onward(&self, onward: Onward) -> Self {
+        Self {
+            target: onward.target,
+            path: onward.path,
+            links_max: onward.links_max,
+            remaining_ms: onward.remaining_ms,
+            ..self.clone()
+        }
     }
 
     /// Whether what a neighbour has sent can be a call that has come from it.
@@ -345,10 +362,12 @@ mod tests {
         let main = main();
         let caller = PeerId::random();
         for (target, next, links) in [(main.home, main.home, 2), (main.far, main.other, 3)] {
-            let step = main.advance(&call(&[caller]), Some(target));
-            let Ok(Step::Forward { to, call }) = step else {
+            let before = call(&[caller]);
+            let step = main.advance(&before, Some(target));
+            let Ok(Step::Forward { to, onward }) = step else {
                 panic!("{step:?}")
             };
+            let call = before.onward(onward);
             assert_eq!((to, call.target), (next, Some(target)));
             assert_eq!(call.path, [caller, main.me]);
             // As far as the target is from here, and no further.
@@ -369,10 +388,12 @@ mod tests {
         let [me, uplink] = [(); 2].map(|()| PeerId::random());
         let registry = Registry::new(me, Role::Home);
         for target in [None, Some(PeerId::random())] {
-            let step = call(&[]).advance(me, target, Some(uplink), &registry, Duration::ZERO);
-            let Ok(Step::Forward { to, call }) = step else {
+            let before = call(&[]);
+            let step = before.advance(me, target, Some(uplink), &registry, Duration::ZERO);
+            let Ok(Step::Forward { to, onward }) = step else {
                 panic!("{step:?}")
             };
+            let call = before.onward(onward);
             assert_eq!((to, call.target, call.path), (uplink, target, vec![me]));
         }
         let nobody = call(&[]).advance(me, None, None, &registry, Duration::ZERO);
@@ -412,7 +433,7 @@ mod tests {
             )
             .map_err(|error| error.code)
         };
-        assert!(matches!(advance(0), Ok(Step::Forward { call, .. }) if call.remaining_ms == 90));
+        assert!(matches!(advance(0), Ok(Step::Forward { onward, .. }) if onward.remaining_ms == 90));
         assert_eq!(advance(90), Err(ErrorCode::Timeout));
         assert_eq!(advance(5000), Err(ErrorCode::Timeout));
     }

@@ -220,6 +220,7 @@ impl Federation {
         let accepting = neighbours::accept(Arc::clone(&inner), announced);
         let keeping = neighbours::keep(Arc::clone(&inner));
         let answering = calls::answer(Arc::clone(&inner), called);
+        let looking = neighbours::look_at_roles(Arc::clone(&inner));
         let ticking = tick(Arc::clone(&inner));
         inner
             .tasks
@@ -227,6 +228,9 @@ impl Federation {
         inner
             .tasks
             .spawn(stop.child_token().run_until_cancelled_owned(keeping));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(looking));
         inner
             .tasks
             .spawn(stop.child_token().run_until_cancelled_owned(answering));
@@ -360,14 +364,21 @@ impl Inner {
     fn begin_session(
         &self,
         peer: PeerId,
-        role: Role,
+        greeted: Role,
         outbox: mpsc::Sender<Vec<Message>>,
         stop: CancellationToken,
     ) -> u64 {
+        let role = neighbours::believed(&self.mains.borrow(), peer, greeted);
         let mut state = self.lock();
         state.sessions_begun += 1;
         let number = state.sessions_begun;
-        let session = Session { number, outbox, stop };
+        let session = Session {
+            number,
+            greeted,
+            role,
+            outbox,
+            stop,
+        };
         if let Some(before) = state.sessions.insert(peer, session) {
             before.stop.cancel();
             // What it was told over that one it may not have heard.
@@ -395,6 +406,15 @@ impl Inner {
         }
     }
 
+    /// Ends some sessions; who wants one begins another.
+    fn end_where(&self, ends: impl Fn(PeerId, &Session) -> bool) {
+        for (peer, session) in &self.lock().sessions {
+            if ends(*peer, session) {
+                session.stop.cancel();
+            }
+        }
+    }
+
     /// What is cancelled when the session with a neighbour ends; `None` where there is none.
     fn session_end(&self, peer: PeerId) -> Option<CancellationToken> {
         self.lock()
@@ -405,10 +425,11 @@ impl Inner {
 
     /// What a neighbour has said in this session. An error where it is nothing that anybody says who means well.
     fn heard(&self, from: PeerId, session: u64, messages: Vec<Message>) -> Result<(), HearError> {
-        let mut state = self.lock();
         let mut to_send = Vec::new();
         let mut wrong = None;
         for message in messages {
+            // For one at a time, since signatures are looked at meanwhile.
+            let mut state = self.lock();
             if state
                 .sessions
                 .get(&from)
@@ -426,7 +447,7 @@ impl Inner {
                 Err(error) => warn!(%from, %error, "an announcement was not kept"),
             }
         }
-        state.send(to_send);
+        self.lock().send(to_send);
         wrong.map_or(Ok(()), Err)
     }
 }

@@ -26,7 +26,7 @@ mod driver;
 pub use announcement::{Announcement, AnnouncementError, Departure, Forwarded, SignedAnnouncement, Stamp};
 pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, Refused};
 pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
-pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Step, TraceContext};
+pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, TraceContext};
 pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};
 pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
 pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};

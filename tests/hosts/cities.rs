@@ -46,7 +46,7 @@ const TOLERANCE: f64 = 0.2;
 
 /// How many of the links over which planned pairs have exchanged the log has to know within that. What exchanges measure is
 /// what is left beside consensus, what comes back, and a trainer for each city on two processors.
-const MEASURED: f64 = 0.8;
+const MEASURED: f64 = 0.9;
 
 /// Of two links, one of which is so many times as fast as the other, and how often the log has to know which: what
 /// plans need.

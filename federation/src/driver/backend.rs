@@ -20,7 +20,8 @@ pub struct Invocation {
     pub trace: TraceContext,
 }
 
-/// Carries out the calls of a service. What it is at is dropped when the time of the call is over.
+/// Carries out the calls of a service. What it is at is dropped when the time of the call is over, or its caller waits no
+/// longer.
 pub trait Backend: Send + Sync {
     /// The result as JSON.
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use lapwing_base::{ByteSize, Class, PeerId, Role};
-use lapwing_net::{Access, Channel, ChannelError, Kind, Refusal, RequestError, decode, encode};
+use lapwing_net::{Access, Channel, ChannelError, Kind, Refusal, RequestError, SendHalf, decode, encode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -71,9 +72,10 @@ pub(super) async fn answer(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>
     }
 }
 
-async fn answer_one(inner: &Arc<Inner>, mut channel: Channel) -> Result<(), ChannelError> {
+async fn answer_one(inner: &Arc<Inner>, channel: Channel) -> Result<(), ChannelError> {
     let peer = channel.peer();
-    let asked = tokio::time::timeout(ASK_TIMEOUT, channel.receive()).await;
+    let (mut send, mut receive) = channel.split();
+    let asked = tokio::time::timeout(ASK_TIMEOUT, receive.receive()).await;
     let Ok(Some(frame)) = asked.unwrap_or(Ok(None)) else {
         return Ok(());
     };
@@ -82,24 +84,28 @@ async fn answer_one(inner: &Arc<Inner>, mut channel: Channel) -> Result<(), Chan
         .map_err(|_| CallError::new(ErrorCode::MalformedMessage, "a call cannot be read"))
         .and_then(|call| call.check(peer).map(|()| call));
     let answer = match checked {
-        Ok(call) => carry(inner, call, arrived).await,
+        Ok(call) => tokio::select! {
+            answer = carry(inner, call, arrived) => answer,
+            // Nothing follows a call: whoever has asked waits no longer, or does not know how to.
+            _ = receive.receive() => return Ok(()),
+        },
         Err(error) => failed(inner, error),
     };
-    let sent = tokio::time::timeout(TELL_TIMEOUT, tell(inner, &mut channel, &answer)).await;
+    let sent = tokio::time::timeout(TELL_TIMEOUT, tell(inner, &mut send, &answer)).await;
     // Whoever does not read its answer has none.
     sent.unwrap_or(Ok(()))
 }
 
-async fn tell(inner: &Inner, channel: &mut Channel, answer: &CallAnswer) -> Result<(), ChannelError> {
-    match channel.send(&encode(answer)).await {
+async fn tell(inner: &Inner, send: &mut SendHalf, answer: &CallAnswer) -> Result<(), ChannelError> {
+    match send.send(&encode(answer)).await {
         Err(ChannelError::TooLong { size, max, .. }) => {
             let said = format!("an answer of {size} is longer than the {max} that are carried");
             let failed = failed(inner, CallError::new(ErrorCode::PayloadTooLarge, said));
-            channel.send(&encode(&failed)).await?;
+            send.send(&encode(&failed)).await?;
         }
         sent => sent?,
     }
-    channel.finish().await
+    send.finish().await
 }
 
 /// Carries a call as far as it goes from here, and says what came of it. Where that failed and may be tried again, it is,
@@ -131,10 +137,10 @@ pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> C
         };
         let (answer, was_sent) = match step {
             Step::Serve => (serve(inner, &call, arrived).await, true),
-            Step::Forward { to, call: next } => {
+            Step::Forward { to, onward } => {
                 let patience = Duration::from_millis(call.remaining_ms.into());
                 let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
-                forward(inner, to, &next, arrived, left).await
+                forward(inner, to, call.onward(onward), arrived, left).await
             }
         };
         let error: Option<CallError> = answer
@@ -350,7 +356,7 @@ async fn serve(inner: &Inner, call: &Call, arrived: Instant) -> CallAnswer {
 async fn forward(
     inner: &Inner,
     to: PeerId,
-    call: &Call,
+    mut call: Call,
     arrived: Instant,
     patience: Duration,
 ) -> (CallAnswer, bool) {
@@ -374,12 +380,14 @@ async fn forward(
     // What has waited has less time than was said when it came.
     let waited = begun.saturating_duration_since(waiting_since);
     let less = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
-    let call = Call {
-        remaining_ms: call.remaining_ms.saturating_sub(less).max(1),
-        ..call.clone()
-    };
+    call.remaining_ms = call.remaining_ms.saturating_sub(less).max(1);
     let patience = patience.saturating_sub(waited);
-    let asked = inner.network.request(to, CALL, &encode(&call), patience).await;
+    let asked = tokio::time::timeout(patience, ask(inner, to, &call, patience)).await;
+    let asked = asked.unwrap_or(Err(RequestError::Timeout {
+        peer: to,
+        kind: CALL,
+        waited: patience,
+    }));
     drop(turn);
     let answered = asked
         .map_err(|error| lost(inner, to, &call, &error))
@@ -406,6 +414,15 @@ async fn forward(
         exec_us: 0,
     });
     (answer, was_sent)
+}
+
+/// Asks a neighbour. What has been sent is not followed by an end: where this is dropped, that is what the neighbour sees, and
+/// it gives the call up too.
+async fn ask(inner: &Inner, to: PeerId, call: &Call, patience: Duration) -> Result<Bytes, RequestError> {
+    let mut channel = inner.network.open(to, CALL, patience).await?;
+    channel.send(&encode(call)).await?;
+    let answer = channel.receive().await?;
+    answer.ok_or(RequestError::NoAnswer { peer: to, kind: CALL })
 }
 
 /// Why a node has not answered, and whether it may have begun.

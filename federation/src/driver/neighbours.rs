@@ -66,6 +66,9 @@ const RETURN_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) struct Session {
     /// Tells this session from an earlier one with the same neighbour.
     pub(super) number: u64,
+    /// What it says that it is, and what this node takes it for.
+    pub(super) greeted: Role,
+    pub(super) role: Role,
     pub(super) outbox: mpsc::Sender<Vec<Message>>,
     pub(super) stop: CancellationToken,
 }
@@ -147,6 +150,24 @@ async fn take(inner: Arc<Inner>, channel: Channel) {
     match greeted(&inner, channel).await {
         Ok((role, channel)) => run(&inner, role, channel, inner.stop.child_token()).await,
         Err(error) => debug!(%peer, %error, "a neighbour's session was not begun"),
+    }
+}
+
+/// Ends the sessions with those that are mains now and were not, or the other way round: they begin anew as what they are.
+pub(super) async fn look_at_roles(inner: Arc<Inner>) {
+    let mut mains = inner.mains.clone();
+    while mains.changed().await.is_ok() {
+        let list = mains.borrow_and_update().clone();
+        inner.end_where(|peer, session| believed(&list, peer, session.greeted) != session.role);
+    }
+}
+
+/// What a neighbour is taken for: whoever says that it is a main passes on what others announce, and is told everything, so
+/// that it has to be known for one.
+pub(super) fn believed(mains: &[PeerId], peer: PeerId, greeted: Role) -> Role {
+    match greeted {
+        Role::Main if mains.contains(&peer) => Role::Main,
+        Role::Main | Role::Home => Role::Home,
     }
 }
 
@@ -375,6 +396,14 @@ async fn receive_all(inner: &Arc<Inner>, number: u64, mut receive: ReceiveHalf) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_only_says_that_it_is_a_main_is_none() {
+        let [main, other] = [(); 2].map(|()| PeerId::random());
+        assert_eq!(believed(&[main], main, Role::Main), Role::Main);
+        assert_eq!(believed(&[main], other, Role::Main), Role::Home);
+        assert_eq!(believed(&[main], main, Role::Home), Role::Home);
+    }
 
     #[test]
     fn attempts_are_soon_at_first_and_never_far_apart_within_the_first_minute() {

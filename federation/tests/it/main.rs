@@ -5,6 +5,7 @@
 mod nodes;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -136,7 +137,8 @@ async fn what_a_service_answers_in_place_of_a_result_comes_back_and_opens_the_br
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_does_not_answer_in_time_is_a_timeout_and_its_call_is_dropped() {
     let houses = Houses::start().await;
-    houses.bob.offer("slow", Arc::new(Never));
+    let never = Arc::new(Never::default());
+    houses.bob.offer("slow", Arc::clone(&never) as Arc<dyn Backend>);
     houses.until_known("slow", 2).await;
     let mut slow = call("slow", "wait", "[]");
     // Of which each node keeps a twentieth for the way back.
@@ -147,6 +149,28 @@ async fn a_service_that_does_not_answer_in_time_is_a_timeout_and_its_call_is_dro
         failure.failed_at,
         houses.bob.id(),
         "who has waited, and not a link"
+    );
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_caller_waits_no_longer_is_given_up_on_the_whole_way() {
+    let houses = Houses::start().await;
+    let never = Arc::new(Never::default());
+    houses.bob.offer("slow", Arc::clone(&never) as Arc<dyn Backend>);
+    houses.until_known("slow", 2).await;
+    let calls = join_all((0..300).map(|_| houses.alice.call(call("slow", "wait", "[]"))));
+    tokio::select! {
+        _ = calls => panic!("it never answers"),
+        () = eventually("calls have come three links far", || never.waiting.load(Ordering::Relaxed) > 100) => {}
+    }
+    eventually("nobody waits", || never.waiting.load(Ordering::Relaxed) == 0).await;
+    // And nothing of them is in the way of others.
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    assert_eq!(
+        houses.alice.call(call("blog", "echo", "[1]")).await.outcome,
+        Ok("1".to_owned())
     );
     houses.stop().await;
 }
@@ -279,13 +303,30 @@ impl Backend for Fails {
     }
 }
 
-/// Never answers.
-struct Never;
+/// Never answers, and knows how many wait.
+#[derive(Default)]
+struct Never {
+    waiting: AtomicUsize,
+}
+
+/// One that waits.
+struct Waiting(Arc<Never>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Backend for Never {
     fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(self);
         tokio::time::sleep(Duration::from_secs(3600))
-            .map(|()| Ok(String::new()))
+            .map(|()| {
+                drop(waiting);
+                Ok(String::new())
+            })
             .boxed()
     }
 }
