@@ -25,6 +25,7 @@ use tracing::warn;
 
 use crate::announcement::{SignedAnnouncement, Stamp};
 use crate::balancer::Balancer;
+use crate::policy::{Admitted, Around, AuditEvent, Claim, Policy};
 use crate::retries::Retries;
 use crate::{
     Announcement, AnnouncementError, Call, CallAnswer, Departure, HearError, Message, NodeName, Registry,
@@ -33,7 +34,7 @@ use crate::{
 pub use backend::{Backend, Echo, Invocation};
 pub use edge::Headers;
 pub use http_backend::{HttpBackend, HttpBackendError};
-use neighbours::Session;
+use neighbours::{ForeignCalls, Session};
 use turns::Turns;
 
 /// The clock, read where things happen.
@@ -63,8 +64,10 @@ pub struct FederationConfig {
     pub role: Role,
     /// What it wants to be called; the first that claims a name has it. Default: nothing.
     pub name: Option<NodeName>,
-    /// To which cluster it belongs. Default: none.
-    pub cluster: Option<ClusterId>,
+    /// Whom it has to do with.
+    pub policy: Policy,
+    /// Where it is written down who was let in and what was refused; what finds no place there is lost. Default: nowhere.
+    pub audit: Option<mpsc::Sender<AuditEvent>>,
     /// How many links away its services are known: 1 to [`Announcement::HOPS_MAX`]. Default
     /// [`Announcement::HOPS_DEFAULT`]: home, main, main, home.
     pub hops_max: u8,
@@ -79,7 +82,8 @@ impl FederationConfig {
             keypair,
             role,
             name: None,
-            cluster: None,
+            policy: Policy::default(),
+            audit: None,
             hops_max: Announcement::HOPS_DEFAULT,
             epoch,
         }
@@ -110,7 +114,9 @@ pub(crate) struct Inner {
     keypair: Keypair,
     me: PeerId,
     role: Role,
-    mains: watch::Receiver<Vec<PeerId>>,
+    around: watch::Receiver<Around>,
+    policy: Policy,
+    audit: Option<mpsc::Sender<AuditEvent>>,
     state: Mutex<State>,
     /// Calls that are on their way through this node.
     room: Semaphore,
@@ -164,15 +170,15 @@ pub struct Offered {
 const TICK: Duration = Duration::from_secs(10);
 
 impl Federation {
-    /// Begins to tell the mains of what this node offers, to hear of what others do, and to carry calls. `mains` are those
-    /// that it is to be connected with, the most wanted first; a home takes one of them.
+    /// Begins to tell the mains of what this node offers, to hear of what others do, and to carry calls. Of the mains in
+    /// `around` a home takes one, and a main all.
     ///
     /// # Errors
     /// When what the node says of itself is nothing that others take.
     pub fn start(
         network: Network,
         config: FederationConfig,
-        mains: watch::Receiver<Vec<PeerId>>,
+        around: watch::Receiver<Around>,
     ) -> Result<Self, AnnouncementError> {
         let me = network.peer_id();
         let said = Announcement {
@@ -181,7 +187,7 @@ impl Federation {
                 epoch: config.epoch,
                 number: 0,
             },
-            cluster: config.cluster,
+            cluster: around.borrow().cluster,
             name: config.name,
             role: config.role,
             hops_max: config.hops_max,
@@ -193,7 +199,9 @@ impl Federation {
             me,
             role: config.role,
             keypair: config.keypair,
-            mains,
+            around,
+            policy: config.policy,
+            audit: config.audit,
             state: Mutex::new(State {
                 registry: Registry::new(me, config.role),
                 role: config.role,
@@ -220,7 +228,7 @@ impl Federation {
         let accepting = neighbours::accept(Arc::clone(&inner), announced);
         let keeping = neighbours::keep(Arc::clone(&inner));
         let answering = calls::answer(Arc::clone(&inner), called);
-        let looking = neighbours::look_at_roles(Arc::clone(&inner));
+        let looking = neighbours::look_around(Arc::clone(&inner));
         let ticking = tick(Arc::clone(&inner));
         inner
             .tasks
@@ -352,6 +360,23 @@ impl Inner {
         Ok(())
     }
 
+    /// Says to which cluster this node belongs, where that has changed.
+    fn belong_to(&self, cluster: Option<ClusterId>) -> Result<(), AnnouncementError> {
+        if std::mem::replace(&mut self.lock().said.cluster, cluster) == cluster {
+            return Ok(());
+        }
+        self.announce()
+    }
+
+    /// Writes something down, where anybody reads it.
+    fn audit(&self, event: impl FnOnce() -> AuditEvent) {
+        if let Some(audit) = &self.audit
+            && audit.try_send(event()).is_err()
+        {
+            warn!("an event was not written to the audit log, which is behind");
+        }
+    }
+
     fn turns(&self, to: PeerId) -> Arc<Turns> {
         let new = || Turns::new(calls::UNDER_WAY_MAX, calls::WAITING_MAX);
         Arc::clone(self.lock().turns.entry(to).or_insert_with(new))
@@ -363,19 +388,20 @@ impl Inner {
 
     fn begin_session(
         &self,
-        peer: PeerId,
-        greeted: Role,
+        claim: Claim,
+        admitted: Admitted,
         outbox: mpsc::Sender<Vec<Message>>,
         stop: CancellationToken,
     ) -> u64 {
-        let role = neighbours::believed(&self.mains.borrow(), peer, greeted);
+        let (peer, role) = (claim.peer, admitted.role);
         let mut state = self.lock();
         state.sessions_begun += 1;
         let number = state.sessions_begun;
         let session = Session {
             number,
-            greeted,
-            role,
+            claim,
+            admitted,
+            calls: ForeignCalls::default(),
             outbox,
             stop,
         };

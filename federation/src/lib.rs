@@ -12,6 +12,7 @@ mod commands;
 mod error_code;
 mod json_rpc;
 mod names;
+mod policy;
 mod registry;
 mod remote_call;
 mod retries;
@@ -31,6 +32,9 @@ pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, Rea
 pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
 pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};
 pub use names::{NodeAddress, NodeName, ParseNameError, ServiceName};
+pub use policy::{
+    Admitted, Around, AuditEvent, Boundary, Claim, NotAdmitted, Policy, Proof, ServiceRule, Token, TokenError,
+};
 pub use registry::{HearError, Heard, Instance, Message, Registry, ToSend};
 pub use remote_call::{Arguments, RemoteCall};
 pub use retries::Retries;

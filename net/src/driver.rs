@@ -46,7 +46,7 @@ pub use channel::{Channel, ChannelError, ReceiveHalf, SendHalf};
 pub use congestion::{DelayCongestion, WindowFigures};
 pub use identity::{IdentityError, load_or_create_identity};
 pub use lane::{Lane, LaneConfig, LaneEnd, LaneFigures, LaneStream, OpenLaneStreamError, Toll};
-pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError};
+pub use network::{Network, NetworkConfig, OpenError, RequestError, StartError, Welcome};
 pub use websocket::{Proxy, ProxySettingError};
 
 use std::collections::HashMap;
@@ -424,7 +424,7 @@ impl Driver {
         let gate = self.gate.borrow_and_update().clone();
         self.connections.peers().for_each(|peer| self.watch(peer));
         for link in self.links.values() {
-            link.admit(gate.members.contains(&link.peer()));
+            link.admit(gate.members.contains(&link.peer()) || self.shared.is_guest(&link.peer()));
         }
         let before = std::mem::replace(&mut self.known_gate, gate.clone());
         self.on_mains(&gate, &before, now());
@@ -466,7 +466,7 @@ impl Driver {
     }
 
     fn is_member(&self, peer: &PeerId) -> bool {
-        self.shared.is_member(peer)
+        self.known_gate.members.contains(peer)
     }
 
     fn on_event(&mut self, event: SwarmEvent<ProtocolsEvent>) {

@@ -50,7 +50,9 @@ impl Gate {
                 Err(Refusal::WrongCluster { theirs: self.cluster })
             }
             Access::Members if !self.members.contains(peer) => Err(Refusal::NotMember),
-            Access::Members => Ok(()),
+            // Who is a guest is not the gate's to know.
+            Access::Guests if !self.members.contains(peer) => Err(Refusal::NotMember),
+            Access::Members | Access::Guests => Ok(()),
         }
     }
 }

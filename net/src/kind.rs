@@ -42,4 +42,6 @@ pub enum Access {
     Anyone,
     /// Members of the cluster that name the cluster's id.
     Members,
+    /// Members, whatever cluster they name, and whom a room has welcomed; see `Network::welcome`.
+    Guests,
 }

@@ -70,5 +70,5 @@ pub use driver::bench;
 pub use driver::{
     Channel, ChannelError, DelayCongestion, IdentityError, Lane, LaneConfig, LaneEnd, LaneFigures,
     LaneStream, Network, NetworkConfig, OpenError, OpenLaneStreamError, Proxy, ProxySettingError,
-    ReceiveHalf, RequestError, SendHalf, StartError, Toll, WindowFigures, load_or_create_identity,
+    ReceiveHalf, RequestError, SendHalf, StartError, Toll, Welcome, WindowFigures, load_or_create_identity,
 };

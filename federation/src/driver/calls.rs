@@ -15,13 +15,15 @@ use super::turns::Full;
 use super::{Inner, State, now};
 use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
 use crate::breaker::{BreakerConfig, Outcome};
+use crate::policy::AuditEvent;
 use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, Step};
 
 /// One call and its answer.
 pub(super) const CALL: Kind = Kind {
     class: Class::Call,
     name: "call",
-    access: Access::Members,
+    // Whoever is a neighbour.
+    access: Access::Guests,
     frame_max: ByteSize::mib(16),
 };
 
@@ -82,7 +84,8 @@ async fn answer_one(inner: &Arc<Inner>, channel: Channel) -> Result<(), ChannelE
     let arrived = now();
     let checked = decode::<Call>(&frame)
         .map_err(|_| CallError::new(ErrorCode::MalformedMessage, "a call cannot be read"))
-        .and_then(|call| call.check(peer).map(|()| call));
+        .and_then(|call| call.check(peer).map(|()| call))
+        .and_then(|call| inner.allow(peer, &call, arrived).map(|()| call));
     let answer = match checked {
         Ok(call) => tokio::select! {
             answer = carry(inner, call, arrived) => answer,
@@ -94,6 +97,62 @@ async fn answer_one(inner: &Arc<Inner>, channel: Channel) -> Result<(), ChannelE
     let sent = tokio::time::timeout(TELL_TIMEOUT, tell(inner, &mut send, &answer)).await;
     // Whoever does not read its answer has none.
     sent.unwrap_or(Ok(()))
+}
+
+impl Inner {
+    /// Whether a neighbour may make a call at all: one of another cluster may call what is let out, and so often.
+    fn allow(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
+        let allowed = self.is_allowed(from, call, now);
+        if let Err(error) = &allowed {
+            self.audit(|| AuditEvent::CallRefused {
+                from: Some(from),
+                caller: call.path.first().copied(),
+                service: call.service.clone(),
+                reason: error.message.clone(),
+            });
+        }
+        allowed
+    }
+
+    fn is_allowed(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
+        let mut state = self.lock();
+        let Some(session) = state.sessions.get_mut(&from) else {
+            let said = "a call has come from a node that is no neighbour; it is to greet first";
+            return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
+        };
+        if !session.admitted.is_foreign {
+            return Ok(());
+        }
+        if !self.policy.lets_out.allows(&call.service) {
+            let said = format!("service `{}` is not let out to other clusters", call.service);
+            return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
+        }
+        let most = self.policy.foreign_calls(session.claim.cluster);
+        session.calls.may(most, now).map_err(|after| {
+            let said = format!(
+                "another cluster may make {} calls a minute here",
+                most.unwrap_or(u32::MAX)
+            );
+            CallError::new(ErrorCode::RateLimited, said).with_retry_after(after)
+        })
+    }
+
+    /// Whether a call may be passed on to a neighbour: to one of another cluster if its service is let in.
+    fn lets_in(&self, to: PeerId, call: &Call) -> Result<(), CallError> {
+        let is_foreign = self
+            .lock()
+            .sessions
+            .get(&to)
+            .is_some_and(|session| session.admitted.is_foreign);
+        if is_foreign && !self.policy.lets_in.allows(&call.service) {
+            let said = format!(
+                "service `{}` of other clusters is not called from here",
+                call.service
+            );
+            return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
+        }
+        Ok(())
+    }
 }
 
 async fn tell(inner: &Inner, send: &mut SendHalf, answer: &CallAnswer) -> Result<(), ChannelError> {
@@ -360,6 +419,9 @@ async fn forward(
     arrived: Instant,
     patience: Duration,
 ) -> (CallAnswer, bool) {
+    if let Err(error) = inner.lets_in(to, &call) {
+        return (failed(inner, error), false);
+    }
     let waiting_since = now();
     let turn = tokio::time::timeout(patience, inner.turns(to).take(call.priority)).await;
     let begun = now();

@@ -5,22 +5,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapwing_base::{ByteSize, Class, PeerId, Role};
-use lapwing_net::{Access, Channel, ChannelError, Kind, OpenError, ReceiveHalf, SendHalf, decode, encode};
+use lapwing_base::{ByteSize, Class, ClusterId, PeerId, Role};
+use lapwing_net::{
+    Access, Channel, ChannelError, Kind, OpenError, ReceiveHalf, SendHalf, Welcome, decode, encode,
+};
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, info, info_span};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::{Inner, now};
+use crate::policy::{Admitted, AuditEvent, Claim, NotAdmitted, Proof};
 use crate::{HearError, Message};
 
 /// On which neighbours tell each other of services. Above bulk, so that a call finds its service while models are exchanged.
 pub(super) const ANNOUNCE: Kind = Kind {
     class: Class::Call,
     name: "announce",
-    access: Access::Members,
+    // Who may be a neighbour the policy says, once it has greeted.
+    access: Access::Anyone,
     frame_max: ByteSize::mib(1),
 };
 
@@ -30,13 +34,19 @@ pub(super) const ANNOUNCE_QUEUE: usize = 1024;
 /// What crosses a session.
 #[derive(Debug, Serialize, Deserialize)]
 enum Frame {
-    /// The first frame of each side.
+    /// The first frame of each side; whoever has opened the session begins.
     Greeting {
-        /// What it is.
         role: Role,
+        cluster: Option<ClusterId>,
+        proof: Option<Proof>,
     },
+    /// In place of a greeting: why whoever has opened the session is no neighbour, at most [`REASON_MAX`] bytes.
+    Refused(String),
     Messages(Vec<Message>),
 }
+
+/// Longer than any reason that there is.
+const REASON_MAX: usize = 512;
 
 /// Batches that wait for a session: as many as a thousand homes that come at once cause. One that is further behind
 /// begins anew, and is told everything as it is then.
@@ -66,11 +76,46 @@ const RETURN_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) struct Session {
     /// Tells this session from an earlier one with the same neighbour.
     pub(super) number: u64,
-    /// What it says that it is, and what this node takes it for.
-    pub(super) greeted: Role,
-    pub(super) role: Role,
+    /// What it says of itself, and what this node takes it for.
+    pub(super) claim: Claim,
+    pub(super) admitted: Admitted,
+    /// What a neighbour of another cluster has called lately.
+    pub(super) calls: ForeignCalls,
     pub(super) outbox: mpsc::Sender<Vec<Message>>,
     pub(super) stop: CancellationToken,
+}
+
+/// Counts what a neighbour of another cluster calls, minute by minute.
+#[derive(Debug, Default)]
+pub(super) struct ForeignCalls {
+    since: Option<Instant>,
+    count: u32,
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+impl ForeignCalls {
+    /// Whether there may be another call now, of so many in a minute.
+    ///
+    /// # Errors
+    /// After how long there may be one.
+    pub(super) fn may(&mut self, most: Option<u32>, now: Instant) -> Result<(), Duration> {
+        let Some(most) = most else { return Ok(()) };
+        let since = *self.since.get_or_insert(now);
+        let passed = now.saturating_duration_since(since);
+        if passed >= MINUTE {
+            *self = Self {
+                since: Some(now),
+                count: 1,
+            };
+            return Ok(());
+        }
+        if self.count >= most {
+            return Err(MINUTE - passed);
+        }
+        self.count += 1;
+        Ok(())
+    }
 }
 
 /// Why there is no session.
@@ -80,6 +125,10 @@ enum SessionError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    #[error("it is not let in: {0}")]
+    NotAdmitted(#[from] NotAdmitted),
+    #[error("it does not let this node in: {0}")]
+    RefusedBy(String),
     #[error("it has not greeted in time")]
     Silent,
     #[error("it says something that is no announcement")]
@@ -147,27 +196,27 @@ pub(super) async fn accept(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>
 
 async fn take(inner: Arc<Inner>, channel: Channel) {
     let peer = channel.peer();
-    match greeted(&inner, channel).await {
-        Ok((role, channel)) => run(&inner, role, channel, inner.stop.child_token()).await,
+    match taken(&inner, channel).await {
+        Ok((greeted, channel)) => run(&inner, greeted, channel, inner.stop.child_token()).await,
         Err(error) => debug!(%peer, %error, "a neighbour's session was not begun"),
     }
 }
 
-/// Ends the sessions with those that are mains now and were not, or the other way round: they begin anew as what they are.
-pub(super) async fn look_at_roles(inner: Arc<Inner>) {
-    let mut mains = inner.mains.clone();
-    while mains.changed().await.is_ok() {
-        let list = mains.borrow_and_update().clone();
-        inner.end_where(|peer, session| believed(&list, peer, session.greeted) != session.role);
-    }
-}
-
-/// What a neighbour is taken for: whoever says that it is a main passes on what others announce, and is told everything, so
-/// that it has to be known for one.
-pub(super) fn believed(mains: &[PeerId], peer: PeerId, greeted: Role) -> Role {
-    match greeted {
-        Role::Main if mains.contains(&peer) => Role::Main,
-        Role::Main | Role::Home => Role::Home,
+/// Keeps what this node knows of others: ends the sessions with those that are to be taken for something else now, or not to be
+/// let in any more, and says to which cluster it belongs.
+pub(super) async fn look_around(inner: Arc<Inner>) {
+    let mut around = inner.around.clone();
+    loop {
+        let known = around.borrow_and_update().clone();
+        inner.end_where(|_, session| {
+            inner.policy.admit(inner.me, &known, &session.claim).ok() != Some(session.admitted)
+        });
+        if let Err(error) = inner.belong_to(known.cluster) {
+            warn!(%error, "this node's cluster was not announced");
+        }
+        if around.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -181,11 +230,11 @@ pub(super) async fn keep(inner: Arc<Inner>) {
 
 /// One main at a time, the first of the list that answers.
 async fn keep_uplink(inner: &Arc<Inner>) {
-    let mut mains = inner.mains.clone();
+    let mut around = inner.around.clone();
     let mut backoff = Backoff::new();
     let mut active: Option<(PeerId, CancellationToken)> = None;
     loop {
-        let list = mains.borrow_and_update().clone();
+        let list = around.borrow_and_update().mains.clone();
         if let Some((peer, stop)) = active.take_if(|(peer, stop)| stop.is_cancelled() || !list.contains(peer))
         {
             debug!(%peer, "the main is gone");
@@ -222,17 +271,17 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = ended.cancelled() => {}
-            changed = mains.changed() => if changed.is_err() { return },
+            changed = around.changed() => if changed.is_err() { return },
         }
     }
 }
 
 /// One with every other main.
 async fn keep_mains(inner: &Arc<Inner>) {
-    let mut mains = inner.mains.clone();
+    let mut around = inner.around.clone();
     let mut kept: BTreeMap<PeerId, CancellationToken> = BTreeMap::new();
     loop {
-        let list = mains.borrow_and_update().clone();
+        let list = around.borrow_and_update().mains.clone();
         kept.retain(|peer, stop| {
             let stays = list.contains(peer);
             if !stays {
@@ -248,7 +297,7 @@ async fn keep_mains(inner: &Arc<Inner>) {
                 stop
             });
         }
-        if mains.changed().await.is_err() {
+        if around.changed().await.is_err() {
             return;
         }
     }
@@ -290,7 +339,7 @@ fn rand_part(inner: &Inner) -> f64 {
 /// Begins a session; returns what is cancelled when it ends, and ends it.
 async fn open(inner: &Arc<Inner>, peer: PeerId) -> Result<CancellationToken, SessionError> {
     let channel = inner.network.open(peer, ANNOUNCE, GREETING_TIMEOUT).await?;
-    let (role, channel) = greeted(inner, channel).await?;
+    let (greeted, channel) = greeted(inner, channel).await?;
     let ended = CancellationToken::new();
     let end = ended.clone().drop_guard();
     let stop = inner.stop.child_token();
@@ -298,7 +347,7 @@ async fn open(inner: &Arc<Inner>, peer: PeerId) -> Result<CancellationToken, Ses
     let inner_of_task = Arc::clone(inner);
     let session = async move {
         tokio::select! {
-            () = run(&inner_of_task, role, channel, running) => {}
+            () = run(&inner_of_task, greeted, channel, running) => {}
             () = stopping.cancelled() => {}
         }
         drop(end);
@@ -309,25 +358,108 @@ async fn open(inner: &Arc<Inner>, peer: PeerId) -> Result<CancellationToken, Ses
     Ok(ended)
 }
 
-async fn greeted(inner: &Inner, mut channel: Channel) -> Result<(Role, Channel), SessionError> {
-    channel
-        .send(&encode(&Frame::Greeting { role: inner.role }))
-        .await?;
+/// A neighbour that is let in.
+struct Greeted {
+    claim: Claim,
+    admitted: Admitted,
+    /// As long as this is kept it may call.
+    welcome: Welcome,
+}
+
+/// Greets whoever a session was opened with, and is greeted.
+async fn greeted(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channel), SessionError> {
+    let peer = channel.peer();
+    channel.send(&encode(&inner.greeting(peer))).await?;
+    let claim = claim(&mut channel).await?;
+    Ok((admit(inner, claim)?, channel))
+}
+
+/// Is greeted by whoever has opened a session, and greets it where it is let in.
+async fn taken(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channel), SessionError> {
+    let peer = channel.peer();
+    let claim = claim(&mut channel).await?;
+    // It is let in before it can know.
+    let greeted = match admit(inner, claim) {
+        Ok(greeted) => greeted,
+        Err(refused) => {
+            // Whoever is refused may be gone already.
+            let _ = channel.send(&encode(&Frame::Refused(refused.to_string()))).await;
+            let _ = channel.finish().await;
+            return Err(refused.into());
+        }
+    };
+    channel.send(&encode(&inner.greeting(peer))).await?;
+    Ok((greeted, channel))
+}
+
+async fn claim(channel: &mut Channel) -> Result<Claim, SessionError> {
+    let peer = channel.peer();
     let first = tokio::time::timeout(GREETING_TIMEOUT, channel.receive()).await;
     let first = first
         .map_err(|_| SessionError::Silent)??
         .ok_or(SessionError::Silent)?;
     match decode(&first) {
-        Ok(Frame::Greeting { role }) => Ok((role, channel)),
+        Ok(Frame::Greeting { role, cluster, proof }) => Ok(Claim {
+            peer,
+            role,
+            cluster,
+            proof,
+        }),
+        Ok(Frame::Refused(reason)) if reason.len() <= REASON_MAX => {
+            Err(SessionError::RefusedBy(legible(&reason)))
+        }
         _ => Err(SessionError::Malformed),
     }
 }
 
+/// What a peer says, without what would disturb a terminal or a log.
+fn legible(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).collect()
+}
+
+fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
+    let verdict = inner.policy.admit(inner.me, &inner.around.borrow(), &claim);
+    inner.audit(|| match &verdict {
+        Ok(admitted) => AuditEvent::Admitted {
+            peer: claim.peer,
+            role: admitted.role,
+            cluster: claim.cluster,
+            is_foreign: admitted.is_foreign,
+        },
+        Err(refused) => AuditEvent::Refused {
+            peer: claim.peer,
+            reason: refused.to_string(),
+        },
+    });
+    let admitted = verdict?;
+    Ok(Greeted {
+        admitted,
+        welcome: inner.network.welcome(claim.peer),
+        claim,
+    })
+}
+
+impl Inner {
+    /// What this node says of itself to a neighbour.
+    fn greeting(&self, to: PeerId) -> Frame {
+        Frame::Greeting {
+            role: self.role,
+            cluster: self.around.borrow().cluster,
+            proof: self.policy.token.as_ref().map(|token| token.prove(self.me, to)),
+        }
+    }
+}
+
 /// Carries messages both ways until either end is gone.
-async fn run(inner: &Arc<Inner>, role: Role, channel: Channel, stop: CancellationToken) {
+async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: CancellationToken) {
     let peer = channel.peer();
+    let Greeted {
+        claim,
+        admitted,
+        welcome: _welcome,
+    } = greeted;
     let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
-    let number = inner.begin_session(peer, role, outbox, stop.clone());
+    let number = inner.begin_session(claim, admitted, outbox, stop.clone());
     // Also where the caller drops this.
     let _end = EndOnDrop {
         inner,
@@ -398,11 +530,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_only_says_that_it_is_a_main_is_none() {
-        let [main, other] = [(); 2].map(|()| PeerId::random());
-        assert_eq!(believed(&[main], main, Role::Main), Role::Main);
-        assert_eq!(believed(&[main], other, Role::Main), Role::Home);
-        assert_eq!(believed(&[main], main, Role::Home), Role::Home);
+    fn a_neighbour_of_another_cluster_calls_as_often_in_a_minute_as_it_may() {
+        let mut calls = ForeignCalls::default();
+        let at = now();
+        assert!((0..3).all(|_| calls.may(Some(3), at).is_ok()));
+        assert_eq!(
+            calls.may(Some(3), at + Duration::from_secs(20)),
+            Err(Duration::from_secs(40))
+        );
+        assert_eq!(calls.may(None, at), Ok(()), "where there is no bound");
+        assert_eq!(calls.may(Some(3), at + Duration::from_secs(60)), Ok(()));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, PeerId, Role};
 use lapwing_federation::{
-    Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service, TraceContext,
+    Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service,
+    TraceContext,
 };
 use lapwing_net::{Gate, Network, NetworkConfig};
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ pub(crate) struct Node {
     pub(crate) federation: Federation,
     network: Network,
     gate: watch::Sender<Gate>,
-    mains: watch::Sender<Vec<PeerId>>,
+    around: watch::Sender<Around>,
 }
 
 pub(crate) struct Houses {
@@ -71,19 +72,21 @@ impl Node {
             ..NetworkConfig::new(keypair.clone())
         };
         let network = Network::start(config, watched).await.unwrap();
-        let (mains, list) = watch::channel(Vec::new());
+        let (around, known) = watch::channel(Around {
+            cluster: Some(CLUSTER),
+            ..Around::default()
+        });
         let config = FederationConfig {
             name: Some(name.parse().unwrap()),
-            cluster: Some(CLUSTER),
             ..FederationConfig::new(keypair, role, 1)
         };
-        let federation = Federation::start(network.clone(), config, list).unwrap();
+        let federation = Federation::start(network.clone(), config, known).unwrap();
         Self {
             name,
             federation,
             network,
             gate,
-            mains,
+            around,
         }
     }
 
@@ -150,7 +153,11 @@ impl Houses {
             } else {
                 vec![a, b]
             };
-            node.mains.send_replace(list);
+            node.around.send_replace(Around {
+                cluster: Some(CLUSTER),
+                members: Some(Arc::clone(&members)),
+                mains: list,
+            });
         }
         eventually("everybody has a main", || {
             let is_with = |node: &Node, main: PeerId| node.federation.neighbours().contains(&main);

@@ -13,7 +13,7 @@ use super::channel::Channel;
 use super::frames::{FrameReader, FrameWriter, Incoming, ReadError};
 use super::shared::{Shared, lock};
 use super::stream::Opened;
-use crate::{Allowance, Gate, Hello, Kind, Refusal, Unwelcome};
+use crate::{Access, Allowance, Gate, Hello, Kind, Refusal, Unwelcome};
 use lapwing_base::{ByteSize, Class, PeerId};
 
 /// A stream that has not said hello after this long is dropped.
@@ -52,6 +52,8 @@ pub(crate) struct Acceptor {
 #[derive(Debug, Default)]
 struct State {
     gate: Gate,
+    /// Whom a room has let in beside the members, and how many times.
+    guests: HashMap<PeerId, usize>,
     served: HashMap<(Class, &'static str), Served>,
     seats: HashMap<(PeerId, Class, &'static str), usize>,
     seats_taken: usize,
@@ -83,6 +85,12 @@ impl Drop for Seat {
     }
 }
 
+impl State {
+    fn is_let_in(&self, peer: &PeerId) -> bool {
+        self.gate.members.contains(peer) || self.guests.contains_key(peer)
+    }
+}
+
 impl Acceptor {
     /// From now on channels of this kind go to the returned queue.
     pub(crate) fn serve(&self, kind: Kind, queue: usize) -> mpsc::Receiver<Channel> {
@@ -100,8 +108,29 @@ impl Acceptor {
         lock(&self.state).gate.clone()
     }
 
-    pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
-        lock(&self.state).gate.members.contains(peer)
+    /// Whether a peer is let in further than a stranger: a member, or somebody's guest.
+    pub(crate) fn is_let_in(&self, peer: &PeerId) -> bool {
+        lock(&self.state).is_let_in(peer)
+    }
+
+    pub(crate) fn is_guest(&self, peer: &PeerId) -> bool {
+        lock(&self.state).guests.contains_key(peer)
+    }
+
+    /// Lets a peer in as a guest.
+    pub(crate) fn welcome(&self, peer: PeerId) {
+        *lock(&self.state).guests.entry(peer).or_default() += 1;
+    }
+
+    /// Takes one welcome back.
+    pub(crate) fn dismiss(&self, peer: &PeerId) {
+        let mut state = lock(&self.state);
+        if let Some(times) = state.guests.get_mut(peer) {
+            *times -= 1;
+            if *times == 0 {
+                state.guests.remove(peer);
+            }
+        }
     }
 
     /// How many members there are.
@@ -180,7 +209,9 @@ impl Acceptor {
             .map(|(_, served)| served)
             .ok_or(Refusal::NotServed)?;
         let kind = served.kind;
-        state.gate.admit(&peer, hello, kind.access)?;
+        if kind.access != Access::Guests || !state.guests.contains_key(&peer) {
+            state.gate.admit(&peer, hello, kind.access)?;
+        }
         let place = match served.queue.clone().try_reserve_owned() {
             Ok(place) => place,
             Err(mpsc::error::TrySendError::Full(_)) => return Err(Refusal::Busy),
@@ -189,7 +220,7 @@ impl Acceptor {
         };
         let key = (peer, class, kind.name);
         let taken = state.seats.get(&key).copied().unwrap_or(0);
-        let max = if state.gate.members.contains(&peer) {
+        let max = if state.is_let_in(&peer) {
             PER_PEER_AND_KIND_MAX
         } else {
             PER_STRANGER_AND_KIND_MAX

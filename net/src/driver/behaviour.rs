@@ -92,7 +92,7 @@ impl Behaviour {
         let rung = Rung::of(address).filter(|rung| *rung != Rung::Direct);
         let sort = if rung.is_none() { Sort::Direct } else { Sort::Other };
         let of_sort = self.of_peer.get(&peer).map_or(0, |counts| counts[sort as usize]);
-        let stranger = dialed == Dialed::ByThem && !self.shared.is_member(&peer);
+        let stranger = dialed == Dialed::ByThem && !self.shared.is_let_in(&peer);
         if of_sort >= Connections::<ConnectionId>::PER_PEER_MAX / 2
             || self.connections.len() >= CONNECTIONS_MAX
             || (stranger && self.strangers >= STRANGERS_MAX)

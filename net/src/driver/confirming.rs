@@ -131,7 +131,7 @@ impl Around for Confirming {
         remote: &Multiaddr,
     ) -> Result<Inner, ConnectionDenied> {
         match ip_of(remote) {
-            Some(ip) if self.serves && relay_of(local).is_none() && !self.shared.is_member(&peer) => {
+            Some(ip) if self.serves && relay_of(local).is_none() && !self.shared.is_let_in(&peer) => {
                 self.askers.insert(id, (peer, ip));
                 self.inner
                     .handle_established_inbound_connection(id, peer, local, remote)

@@ -134,12 +134,12 @@ impl Link {
         }
     }
 
-    /// The peer has become a member, or is none any more.
-    pub(crate) fn admit(&self, is_member: bool) {
+    /// The peer is let in further than a stranger from now on, or no longer.
+    pub(crate) fn admit(&self, is_let_in: bool) {
         match self {
             // It gives more when more are used.
             Self::Session(_) => (),
-            Self::Lane(link) => link.lane.set_inbound_max(inbound_max(is_member)),
+            Self::Lane(link) => link.lane.set_inbound_max(inbound_max(is_let_in)),
         }
     }
 
@@ -178,8 +178,8 @@ pub(crate) struct LaneLink {
 
 /// Channels that a peer may have open with us over one lane. Each may send 16 KiB before anybody has looked at it, so
 /// whoever is no member gets as many as streams on a session.
-const fn inbound_max(is_member: bool) -> usize {
-    if is_member { LANE_CHANNELS_MAX } else { 32 }
+const fn inbound_max(is_let_in: bool) -> usize {
+    if is_let_in { LANE_CHANNELS_MAX } else { 32 }
 }
 
 /// What bulk may take of a relay that others need too, for each peer.
@@ -220,7 +220,7 @@ impl LaneLink {
                 .into_iter()
                 .filter_map(|class| Some((class, shared.limits.window(&peer, class)?)))
                 .collect(),
-            inbound_max: Some(inbound_max(shared.is_member(&peer))),
+            inbound_max: Some(inbound_max(shared.is_let_in(&peer))),
             ..LaneConfig::default()
         };
         let stop = stop.child_token();

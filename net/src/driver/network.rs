@@ -103,6 +103,20 @@ pub struct Network {
     inner: Arc<Inner>,
 }
 
+/// A peer's being let in as a guest; ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "a guest is let in for as long as this is kept"]
+pub struct Welcome {
+    shared: Arc<Shared>,
+    peer: PeerId,
+}
+
+impl Drop for Welcome {
+    fn drop(&mut self) {
+        self.shared.dismiss(&self.peer);
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
@@ -229,6 +243,16 @@ impl Network {
     /// and peers that open more are refused as [`Refusal::Busy`]. Replaces an earlier receiver of the same kind.
     pub fn serve(&self, kind: Kind, queue: usize) -> mpsc::Receiver<Channel> {
         self.inner.shared.acceptor.serve(kind, queue)
+    }
+
+    /// Lets a peer in as a guest for as long as the returned value is kept: it may open channels of
+    /// [`Access::Guests`](crate::Access::Guests), and as many as a member.
+    pub fn welcome(&self, peer: PeerId) -> Welcome {
+        self.inner.shared.welcome(peer);
+        Welcome {
+            shared: Arc::clone(&self.inner.shared),
+            peer,
+        }
     }
 
     /// Connects to a peer by whatever path there is, unless a connection stands.

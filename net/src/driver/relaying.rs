@@ -113,7 +113,7 @@ impl AroundHandler for Door {
     }
 
     fn listen_protocol(&self) -> Listens<Inner> {
-        if self.open || self.shared.is_member(&self.peer) {
+        if self.open || self.shared.is_let_in(&self.peer) {
             self.inner.listen_protocol()
         } else {
             let shut: Inner = Either::Right(dummy::ConnectionHandler);

@@ -157,13 +157,36 @@ impl Shared {
         lock(&self.links).clear();
     }
 
-    pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
-        self.acceptor.is_member(peer)
+    /// Whether a peer is let in further than a stranger: a member, or somebody's guest.
+    pub(crate) fn is_let_in(&self, peer: &PeerId) -> bool {
+        self.acceptor.is_let_in(peer)
+    }
+
+    pub(crate) fn is_guest(&self, peer: &PeerId) -> bool {
+        self.acceptor.is_guest(peer)
+    }
+
+    /// Lets a peer in as a guest, over the link that stands with it too.
+    pub(crate) fn welcome(&self, peer: PeerId) {
+        self.acceptor.welcome(peer);
+        self.admit_link(&peer);
+    }
+
+    /// Takes one welcome back.
+    pub(crate) fn dismiss(&self, peer: &PeerId) {
+        self.acceptor.dismiss(peer);
+        self.admit_link(peer);
+    }
+
+    fn admit_link(&self, peer: &PeerId) {
+        if let Some(link) = self.link(peer) {
+            link.admit(self.is_let_in(peer));
+        }
     }
 
     /// Whether a connection with a peer is worth having while nothing travels over it.
     pub(crate) fn keeps(&self, peer: &PeerId) -> bool {
-        self.is_member(peer) || lock(&self.links).get(peer).is_some_and(Link::in_use)
+        self.is_let_in(peer) || lock(&self.links).get(peer).is_some_and(Link::in_use)
     }
 
     pub(crate) fn probe_soon(&self) {

@@ -460,7 +460,7 @@ impl Default for Streams {
 impl Streams {
     fn make_room(&mut self, connection: &Connection, session: &Session, quic: &Quic, bulk: bool) {
         let is_short = session.usage_of(bulk).of_peer() >= self.0 / 2;
-        if is_short && self.0 < settings::STREAMS_MAX && quic.shared.is_member(&session.peer) {
+        if is_short && self.0 < settings::STREAMS_MAX && quic.shared.is_let_in(&session.peer) {
             self.0 = (self.0 * 4).min(settings::STREAMS_MAX);
             connection.set_max_concurrent_bi_streams(self.0.into());
         }
