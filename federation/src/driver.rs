@@ -60,8 +60,6 @@ fn draw() -> u64 {
 pub struct FederationConfig {
     /// The node's identity.
     pub keypair: Keypair,
-    /// Main or home.
-    pub role: Role,
     /// What it wants to be called; the first that claims a name has it. Default: nothing.
     pub name: Option<NodeName>,
     /// Whom it has to do with.
@@ -77,10 +75,9 @@ pub struct FederationConfig {
 
 impl FederationConfig {
     /// A node without a name.
-    pub fn new(keypair: Keypair, role: Role, epoch: u64) -> Self {
+    pub fn new(keypair: Keypair, epoch: u64) -> Self {
         Self {
             keypair,
-            role,
             name: None,
             policy: Policy::default(),
             audit: None,
@@ -94,7 +91,6 @@ impl fmt::Debug for FederationConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FederationConfig")
             .field("peer", &self.keypair.public().to_peer_id())
-            .field("role", &self.role)
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
@@ -113,7 +109,6 @@ pub(crate) struct Inner {
     network: Network,
     keypair: Keypair,
     me: PeerId,
-    role: Role,
     around: watch::Receiver<Around>,
     policy: Policy,
     audit: Option<mpsc::Sender<AuditEvent>>,
@@ -125,7 +120,6 @@ pub(crate) struct Inner {
 }
 
 struct State {
-    role: Role,
     registry: Registry,
     /// What this node says of itself, next.
     said: Announcement,
@@ -189,7 +183,7 @@ impl Federation {
             },
             cluster: around.borrow().cluster,
             name: config.name,
-            role: config.role,
+            role: around.borrow().role,
             hops_max: config.hops_max,
             services: Vec::new(),
             departure: None,
@@ -197,14 +191,12 @@ impl Federation {
         let stop = CancellationToken::new();
         let inner = Arc::new(Inner {
             me,
-            role: config.role,
             keypair: config.keypair,
             around,
             policy: config.policy,
             audit: config.audit,
             state: Mutex::new(State {
-                registry: Registry::new(me, config.role),
-                role: config.role,
+                registry: Registry::new(me, said.role),
                 said,
                 backends: BTreeMap::new(),
                 sessions: BTreeMap::new(),
@@ -360,12 +352,26 @@ impl Inner {
         Ok(())
     }
 
-    /// Says to which cluster this node belongs, where that has changed.
-    fn belong_to(&self, cluster: Option<ClusterId>) -> Result<(), AnnouncementError> {
-        if std::mem::replace(&mut self.lock().said.cluster, cluster) == cluster {
-            return Ok(());
+    /// Says what this node is and to which cluster it belongs, where that has changed. Neighbours of a node that has become a
+    /// main, or is none any more, begin anew with it.
+    fn be(&self, role: Role, cluster: Option<ClusterId>) -> Result<(), AnnouncementError> {
+        let was = {
+            let mut state = self.lock();
+            state.registry.set_role(role);
+            let said = &mut state.said;
+            (
+                std::mem::replace(&mut said.role, role),
+                std::mem::replace(&mut said.cluster, cluster),
+            )
+        };
+        if was.0 != role {
+            self.end_where(|_, _| true);
         }
-        self.announce()
+        if was == (role, cluster) {
+            Ok(())
+        } else {
+            self.announce()
+        }
     }
 
     /// Writes something down, where anybody reads it.
@@ -524,7 +530,6 @@ impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inner")
             .field("me", &self.me)
-            .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }

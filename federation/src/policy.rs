@@ -67,9 +67,11 @@ pub struct TokenError {
     pub length: usize,
 }
 
-/// What a node knows of others beside what they announce.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+/// What a node knows of itself and of others beside what they announce.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Around {
+    /// Whether the node itself is a main or a home.
+    pub role: Role,
     /// To which cluster the node belongs.
     pub cluster: Option<ClusterId>,
     /// Who else belongs to it, where that is known for sure: of members of a cluster with a log.
@@ -130,6 +132,18 @@ pub enum NotAdmitted {
 
 fn shown(cluster: Option<&ClusterId>) -> String {
     cluster.map_or_else(|| "no cluster".to_owned(), |cluster| format!("cluster {cluster}"))
+}
+
+impl Around {
+    /// A node that knows nobody and belongs to no cluster.
+    pub fn new(role: Role) -> Self {
+        Self {
+            role,
+            cluster: None,
+            members: None,
+            mains: Vec::new(),
+        }
+    }
 }
 
 impl Token {
@@ -272,7 +286,7 @@ impl Policy {
             _ => false,
         };
         self.foreign_calls_per_minute
-            .or((!is_named).then_some(Self::CALLS_PER_MINUTE_DEFAULT))
+            .or_else(|| (!is_named).then_some(Self::CALLS_PER_MINUTE_DEFAULT))
     }
 }
 
@@ -345,7 +359,7 @@ mod tests {
         let main = claim(Role::Main, None);
         let around = Around {
             mains: vec![main.peer],
-            ..Around::default()
+            ..Around::new(Role::Main)
         };
         assert_eq!(policy.admit(me, &around, &main), admitted(Role::Main, false));
         assert_eq!(
@@ -370,7 +384,7 @@ mod tests {
         let around = Around {
             cluster: Some(OURS),
             members: Some(Arc::new(HashSet::from([member.peer]))),
-            mains: Vec::new(),
+            ..Around::new(Role::Main)
         };
         // It may have greeted before it knew.
         assert_eq!(policy.admit(me, &around, &member), admitted(Role::Home, false));
@@ -388,7 +402,7 @@ mod tests {
             token: Some(token.clone()),
             ..Policy::default()
         };
-        let (me, around) = (PeerId::random(), Around::default());
+        let (me, around) = (PeerId::random(), Around::new(Role::Main));
         let mut main = claim(Role::Main, None);
         assert_eq!(policy.admit(me, &around, &main), Err(NotAdmitted::Token));
         main.proof = Some(token.prove(main.peer, me));
@@ -404,7 +418,7 @@ mod tests {
         let me = PeerId::random();
         let around = Around {
             cluster: Some(OURS),
-            ..Around::default()
+            ..Around::new(Role::Main)
         };
         let mut policy = Policy {
             boundary: Boundary::Bridged(BTreeSet::from([THEIRS])),
@@ -429,7 +443,7 @@ mod tests {
             homes: Some(BTreeSet::from([home.peer])),
             ..Policy::default()
         };
-        let around = Around::default();
+        let around = Around::new(Role::Main);
         assert_eq!(policy.admit(me, &around, &home), admitted(Role::Home, false));
         assert_eq!(
             policy.admit(me, &around, &claim(Role::Home, None)),

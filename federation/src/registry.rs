@@ -153,6 +153,16 @@ impl Registry {
         }
     }
 
+    /// What this node is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// This node is something else from now on. Its neighbours do not know yet: sessions with them are to begin anew.
+    pub fn set_role(&mut self, role: Role) {
+        self.role = role;
+    }
+
     /// This node offers this from now on.
     ///
     /// # Errors

@@ -337,7 +337,7 @@ impl State {
 impl State {
     /// Why a call does not go on: a home without a main knows nothing of what there is.
     fn lonely(&self, error: CallError) -> CallError {
-        if self.role == Role::Home && self.uplink.is_none() {
+        if self.registry.role() == Role::Home && self.uplink.is_none() {
             CallError::new(
                 ErrorCode::PeerUnreachable,
                 "this home is connected with no main for now",

@@ -12,7 +12,7 @@ use lapwing_net::{
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::{Inner, now};
@@ -211,8 +211,8 @@ pub(super) async fn look_around(inner: Arc<Inner>) {
         inner.end_where(|_, session| {
             inner.policy.admit(inner.me, &known, &session.claim).ok() != Some(session.admitted)
         });
-        if let Err(error) = inner.belong_to(known.cluster) {
-            warn!(%error, "this node's cluster was not announced");
+        if let Err(error) = inner.be(known.role, known.cluster) {
+            warn!(%error, "what this node is was not announced");
         }
         if around.changed().await.is_err() {
             return;
@@ -222,9 +222,19 @@ pub(super) async fn look_around(inner: Arc<Inner>) {
 
 /// Keeps the sessions that this node opens, until it stops.
 pub(super) async fn keep(inner: Arc<Inner>) {
-    match inner.role {
-        Role::Home => keep_uplink(&inner).await,
-        Role::Main => keep_mains(&inner).await,
+    let mut around = inner.around.clone();
+    loop {
+        let role = around.borrow_and_update().role;
+        let becomes_another = around.wait_for(|around| around.role != role);
+        tokio::select! {
+            () = async {
+                match role {
+                    Role::Home => keep_uplink(&inner).await,
+                    Role::Main => keep_mains(&inner).await,
+                }
+            } => return,
+            changed = becomes_another => if changed.is_err() { return },
+        }
     }
 }
 
@@ -279,22 +289,16 @@ async fn keep_uplink(inner: &Arc<Inner>) {
 /// One with every other main.
 async fn keep_mains(inner: &Arc<Inner>) {
     let mut around = inner.around.clone();
-    let mut kept: BTreeMap<PeerId, CancellationToken> = BTreeMap::new();
+    let mut kept: BTreeMap<PeerId, DropGuard> = BTreeMap::new();
     loop {
         let list = around.borrow_and_update().mains.clone();
-        kept.retain(|peer, stop| {
-            let stays = list.contains(peer);
-            if !stays {
-                stop.cancel();
-            }
-            stays
-        });
+        kept.retain(|peer, _| list.contains(peer));
         for main in list.into_iter().filter(|main| *main != inner.me) {
             kept.entry(main).or_insert_with(|| {
                 let stop = inner.stop.child_token();
                 let keeping = keep_main(Arc::clone(inner), main);
                 inner.tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
-                stop
+                stop.drop_guard()
             });
         }
         if around.changed().await.is_err() {
@@ -442,9 +446,13 @@ fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
 impl Inner {
     /// What this node says of itself to a neighbour.
     fn greeting(&self, to: PeerId) -> Frame {
+        let (role, cluster) = {
+            let around = self.around.borrow();
+            (around.role, around.cluster)
+        };
         Frame::Greeting {
-            role: self.role,
-            cluster: self.around.borrow().cluster,
+            role,
+            cluster,
             proof: self.policy.token.as_ref().map(|token| token.prove(self.me, to)),
         }
     }

@@ -74,11 +74,11 @@ impl Node {
         let network = Network::start(config, watched).await.unwrap();
         let (around, known) = watch::channel(Around {
             cluster: Some(CLUSTER),
-            ..Around::default()
+            ..Around::new(role)
         });
         let config = FederationConfig {
             name: Some(name.parse().unwrap()),
-            ..FederationConfig::new(keypair, role, 1)
+            ..FederationConfig::new(keypair, 1)
         };
         let federation = Federation::start(network.clone(), config, known).unwrap();
         Self {
@@ -153,10 +153,9 @@ impl Houses {
             } else {
                 vec![a, b]
             };
-            node.around.send_replace(Around {
-                cluster: Some(CLUSTER),
-                members: Some(Arc::clone(&members)),
-                mains: list,
+            node.around.send_modify(|around| {
+                around.members = Some(Arc::clone(&members));
+                around.mains = list;
             });
         }
         eventually("everybody has a main", || {
