@@ -11,6 +11,7 @@ mod call;
 mod commands;
 mod error_code;
 mod json_rpc;
+mod main_address;
 mod names;
 mod policy;
 mod registry;
@@ -31,6 +32,7 @@ pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, Trace
 pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};
 pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
 pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};
+pub use main_address::{MainAddress, ParseMainAddressError};
 pub use names::{NodeAddress, NodeName, ParseNameError, ServiceName};
 pub use policy::{
     Admitted, Around, AuditEvent, Boundary, Claim, NotAdmitted, Policy, Proof, ServiceRule, Token, TokenError,
