@@ -2,6 +2,7 @@
 //!
 //! The tables are behind one lock that is held for a moment and never while anything is waited for.
 
+mod asked;
 mod backend;
 mod calls;
 mod edge;

@@ -7,12 +7,10 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
-use serde::Deserialize;
-use serde_json::Value;
-use serde_json::value::RawValue;
 
+use super::asked::{ANSWER_MAX, Reply, answered, request};
 use super::backend::{Backend, Invocation};
-use crate::{CallError, ErrorCode, RemoteError};
+use crate::{CallError, ErrorCode};
 
 /// Posts calls to a URL.
 #[derive(Clone, Debug)]
@@ -38,29 +36,6 @@ pub enum HttpBackendError {
 
 /// In which a service takes a connection: it is near, or it is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The longest answer in bytes: with what is around it, it crosses links in one frame.
-const ANSWER_MAX: usize = 15 << 20;
-
-/// Of an error's words, in bytes.
-const MESSAGE_MAX: usize = 4096;
-
-/// JSON-RPC 2.0, section 5.1: the service itself is broken.
-const INTERNAL_ERROR: i64 = -32603;
-
-/// What a service answers.
-#[derive(Debug, Deserialize)]
-struct Reply<'a> {
-    #[serde(borrow)]
-    result: Option<&'a RawValue>,
-    error: Option<ReplyError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ReplyError {
-    code: i64,
-    message: String,
-}
 
 impl HttpBackend {
     /// A service at a URL. Nothing is asked yet.
@@ -90,7 +65,9 @@ impl HttpBackend {
     }
 
     async fn post(&self, invocation: Invocation) -> Result<String, CallError> {
-        let body = asked(&invocation);
+        // A post has one answer, which therefore need not be told from others.
+        let id = format!("\"{:032x}\"", invocation.id.0);
+        let body = request(&id, &invocation)?;
         let mut request = self
             .http
             .post(self.url.clone())
@@ -121,46 +98,15 @@ impl Backend for HttpBackend {
     }
 }
 
-/// The request, with the arguments as they came.
-fn asked(invocation: &Invocation) -> String {
-    let method = Value::from(invocation.method.as_str());
-    let id = format!("{:032x}", invocation.id.0);
-    let params = invocation.arguments.as_ref();
-    let params = params
-        .map(|params| format!(",\"params\":{params}"))
-        .unwrap_or_default();
-    format!("{{\"jsonrpc\":\"2.0\",\"id\":\"{id}\",\"method\":{method}{params}}}")
-}
-
 /// What an answer means.
 fn told(status: u16, body: &[u8]) -> Result<String, CallError> {
-    match serde_json::from_slice::<Reply<'_>>(body) {
-        Ok(Reply {
-            error: Some(error), ..
-        }) => {
-            let fault = error.code == INTERNAL_ERROR || status >= 500;
-            Err(answered(error.code, error.message, fault))
-        }
-        Ok(Reply {
-            result: Some(result), ..
-        }) => Ok(result.get().to_owned()),
-        // A result that is `null` is read as none.
-        Ok(_) if (200..300).contains(&status) => Ok("null".to_owned()),
-        _ => {
+    match Reply::read(body) {
+        Some(reply) => reply.into_outcome(status >= 500),
+        None => {
             let said = format!("status {status}, and no answer of JSON-RPC");
             Err(answered(status.into(), said, !(400..500).contains(&status)))
         }
     }
-}
-
-fn answered(code: i64, mut message: String, fault: bool) -> CallError {
-    let end = (0..=MESSAGE_MAX.min(message.len()))
-        .rev()
-        .find(|end| message.is_char_boundary(*end));
-    message.truncate(end.unwrap_or(0));
-    let mut error = CallError::new(ErrorCode::RemoteError, "the service has answered with an error");
-    error.remote = Some(RemoteError { code, message, fault });
-    error
 }
 
 /// Nothing has come, or not all of it. Callers need not know where the service is.
@@ -201,16 +147,6 @@ mod tests {
     }
 
     #[test]
-    fn arguments_go_as_they_came() {
-        let id = "00000000000000000000000000000005";
-        assert_eq!(
-            asked(&invocation(Some("[1.10]"))),
-            format!("{{\"jsonrpc\":\"2.0\",\"id\":\"{id}\",\"method\":\"read\",\"params\":[1.10]}}")
-        );
-        assert!(!asked(&invocation(None)).contains("params"));
-    }
-
-    #[test]
     fn an_answer_is_a_result_or_says_whose_fault_it_is() {
         assert_eq!(
             told(200, br#"{"jsonrpc":"2.0","id":"5","result":{"a":1.10}}"#),
@@ -235,9 +171,10 @@ mod tests {
         assert_eq!(fault(503, b"<html>"), (503, true));
         assert_eq!(fault(404, b"<html>"), (404, false));
         assert_eq!(fault(200, b"<html>"), (200, true));
-        let long = format!(r#"{{"error":{{"code":1,"message":"{}"}}}}"#, "ä".repeat(5000));
-        let remote = told(200, long.as_bytes()).unwrap_err().remote.unwrap();
-        assert_eq!(remote.message.len(), MESSAGE_MAX);
+        assert_eq!(
+            fault(500, br#"{"id":"5","error":{"code":17,"message":"oh"}}"#),
+            (17, true)
+        );
     }
 
     #[tokio::test]
@@ -261,7 +198,8 @@ mod tests {
         assert_eq!(answer, Ok("[7]".to_owned()));
         assert!(request.starts_with("POST /rpc HTTP/1.1\r\n"), "{request}");
         assert!(request.contains("traceparent: 00-0af7"), "{request}");
-        assert!(request.ends_with(r#""method":"read","params":[1]}"#), "{request}");
+        let body = r#"{"jsonrpc":"2.0","id":"00000000000000000000000000000005","method":"read","params":[1]}"#;
+        assert!(request.ends_with(body), "{request}");
     }
 
     #[tokio::test]
