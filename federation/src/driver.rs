@@ -5,6 +5,7 @@
 mod asked;
 mod backend;
 mod calls;
+mod child_backend;
 mod edge;
 mod http_backend;
 mod neighbours;
@@ -33,6 +34,7 @@ use crate::{
     Service, ServiceName, ToSend,
 };
 pub use backend::{Backend, Echo, Invocation};
+pub use child_backend::{ChildBackend, ChildBackendError};
 pub use edge::Headers;
 pub use http_backend::{HttpBackend, HttpBackendError};
 use neighbours::{ForeignCalls, Session};

@@ -46,6 +46,6 @@ pub use versions::{Constraint, ParseVersionError, Version};
 
 #[cfg(feature = "driver")]
 pub use driver::{
-    Backend, Echo, Federation, FederationConfig, Headers, HttpBackend, HttpBackendError, Invocation,
-    OfferError, Offered,
+    Backend, ChildBackend, ChildBackendError, Echo, Federation, FederationConfig, Headers, HttpBackend,
+    HttpBackendError, Invocation, OfferError, Offered,
 };

@@ -198,7 +198,8 @@ mod tests {
         assert_eq!(answer, Ok("[7]".to_owned()));
         assert!(request.starts_with("POST /rpc HTTP/1.1\r\n"), "{request}");
         assert!(request.contains("traceparent: 00-0af7"), "{request}");
-        let body = r#"{"jsonrpc":"2.0","id":"00000000000000000000000000000005","method":"read","params":[1]}"#;
+        let body =
+            r#"{"jsonrpc":"2.0","id":"00000000000000000000000000000005","method":"read","params":[1]}"#;
         assert!(request.ends_with(body), "{request}");
     }
 
