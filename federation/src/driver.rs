@@ -27,6 +27,7 @@ use tracing::warn;
 
 use crate::announcement::{SignedAnnouncement, Stamp};
 use crate::balancer::Balancer;
+use crate::executed::Executed;
 use crate::policy::{Admitted, Around, AuditEvent, Claim, Policy};
 use crate::retries::Retries;
 use crate::{
@@ -131,6 +132,7 @@ struct State {
     sessions_begun: u64,
     balancers: BTreeMap<ServiceName, Balancer<PeerId>>,
     retries: Retries,
+    executed: Executed<calls::Join>,
     /// Of calls to each neighbour.
     turns: BTreeMap<PeerId, Arc<Turns>>,
     /// The main that a home asks.
@@ -206,6 +208,7 @@ impl Federation {
                 sessions_begun: 0,
                 balancers: BTreeMap::new(),
                 retries: Retries::new(),
+                executed: Executed::new(),
                 turns: BTreeMap::new(),
                 uplink: None,
                 rng: StdRng::seed_from_u64(draw()),
@@ -335,6 +338,7 @@ async fn tick(inner: Arc<Inner>) {
         let to_send = state.registry.on_tick(now());
         state.send(to_send);
         state.forget_instances();
+        state.executed.on_tick(now());
         state.turns.retain(|_, turns| !turns.is_idle());
     }
 }

@@ -1,8 +1,8 @@
 //! Services that nodes announce, and calls of them, however many links away they are.
 //!
 //! The cores are pure: the [`Registry`] says who offers what and by which way, a [`Call`] how it goes on from here,
-//! a [`Balancer`] and its [`Breaker`]s which instance is called, [`Commands`] in which order several are. They know
-//! neither clock nor network.
+//! a [`Balancer`] and its [`Breaker`]s which instance is called, [`Commands`] in which order several are, and
+//! [`Executed`] what was carried out already. They know neither clock nor network.
 
 mod announcement;
 mod balancer;
@@ -10,6 +10,7 @@ mod breaker;
 mod call;
 mod commands;
 mod error_code;
+mod executed;
 mod json_rpc;
 mod main_address;
 mod names;
@@ -31,6 +32,7 @@ pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
 pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, TraceContext};
 pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};
 pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
+pub use executed::{Attempt, Executed, ExecutionId, Found};
 pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};
 pub use main_address::{MainAddress, ParseMainAddressError};
 pub use names::{NodeAddress, NodeName, ParseNameError, ServiceName};

@@ -1,20 +1,25 @@
 //! Calls on their way: taken from a link or from this node's edge, carried out here or passed on, and answered.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, WeakShared};
 use lapwing_base::{ByteSize, Class, PeerId, Role};
 use lapwing_net::{Access, Channel, ChannelError, Kind, Refusal, RequestError, SendHalf, decode, encode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use super::asked::broken;
 use super::backend::{Backend, Invocation};
 use super::turns::Full;
 use super::{Inner, State, now};
 use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
 use crate::breaker::{BreakerConfig, Outcome};
+use crate::executed::{Attempt, ExecutionId, Found};
 use crate::policy::AuditEvent;
 use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, Step};
 
@@ -382,21 +387,33 @@ fn candidate(key: PeerId, hops: usize) -> Candidate<PeerId> {
     }
 }
 
-/// Carries a call out here.
-async fn serve(inner: &Inner, call: &Call, arrived: Instant) -> CallAnswer {
+/// What comes of carrying a call out here.
+type Served = Result<String, CallError>;
+
+/// A call that is carried out here, for every attempt at it that waits. It goes on as long as one does, and is dropped with the
+/// last.
+type Execution = Shared<BoxFuture<'static, Served>>;
+
+/// By what another attempt joins it: it keeps nothing going.
+pub(super) type Join = WeakShared<BoxFuture<'static, Served>>;
+
+/// Carries a call out here, unless it was or is already.
+async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer {
     let begun = now();
-    let invoked = inner.lock().invoked(inner.me, call);
-    let outcome = match invoked {
-        Ok((backend, invocation)) => {
+    // Arguments may be long: they are looked at before the tables are taken.
+    let attempt = Attempt::of(inner.me, call);
+    let execution = inner.lock().execution(inner, call, &attempt, begun);
+    let outcome = match execution {
+        Ok(execution) => {
             let left = Duration::from_millis(call.remaining_ms.into())
                 .saturating_sub(begun.saturating_duration_since(arrived));
-            let called = tokio::time::timeout(left, backend.call(invocation)).await;
+            let called = tokio::time::timeout(left, execution).await;
             called.unwrap_or_else(|_| {
                 let said = format!("service `{}` has not answered in {left:?}", call.service);
                 Err(CallError::new(ErrorCode::Timeout, said))
             })
         }
-        Err(error) => Err(error),
+        Err(served) => served,
     };
     let hop = HopTiming {
         node: inner.me,
@@ -407,6 +424,83 @@ async fn serve(inner: &Inner, call: &Call, arrived: Instant) -> CallAnswer {
     CallAnswer {
         outcome: outcome.map_err(|error| Failure::of(error, inner.me)),
         hops: vec![hop],
+    }
+}
+
+impl State {
+    /// What an attempt at a call waits for here, or what has come of it already.
+    fn execution(
+        &mut self,
+        inner: &Arc<Inner>,
+        call: &Call,
+        attempt: &Attempt,
+        now: Instant,
+    ) -> Result<Execution, Served> {
+        let found = match self.executed.find(attempt, now) {
+            Found::Running(id, join) => match join.upgrade() {
+                Some(execution) => return Ok(execution),
+                None => {
+                    // Its last caller has gone this moment.
+                    self.executed.lose(id, now);
+                    self.executed.find(attempt, now)
+                }
+            },
+            found => found,
+        };
+        match found {
+            Found::Answered(served) => return Err(served),
+            Found::Refused(error) => return Err(Err(error)),
+            // None is under way any more.
+            Found::Nothing | Found::Running(..) => {}
+        }
+        let (backend, invocation) = self.invoked(inner.me, call).map_err(Err)?;
+        let id = self.executed.next_id(attempt);
+        let execution = execute(Underway::new(inner, id), backend, invocation)
+            .boxed()
+            .shared();
+        if let Some(join) = execution.downgrade() {
+            self.executed.begin(attempt, id, join);
+        }
+        Ok(execution)
+    }
+}
+
+async fn execute(underway: Underway, backend: Arc<dyn Backend>, invocation: Invocation) -> Served {
+    let called = AssertUnwindSafe(async move { backend.call(invocation).await }).catch_unwind();
+    // The panic itself is in the log, and nothing that callers are told.
+    let served = called
+        .await
+        .unwrap_or_else(|_| Err(broken("the service has failed")));
+    underway.end(&served);
+    served
+}
+
+/// A call that is carried out: how that ends is kept, also where nobody waits for the end any more.
+struct Underway {
+    inner: Arc<Inner>,
+    id: Option<ExecutionId>,
+}
+
+impl Underway {
+    fn new(inner: &Arc<Inner>, id: ExecutionId) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            id: Some(id),
+        }
+    }
+
+    fn end(mut self, served: &Served) {
+        if let Some(id) = self.id.take() {
+            self.inner.lock().executed.end(id, served, now());
+        }
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            self.inner.lock().executed.lose(id, now());
+        }
     }
 }
 

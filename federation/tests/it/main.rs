@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
+mod child_backend;
+mod executed;
 mod nodes;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, PeerId, Role};
@@ -33,10 +34,11 @@ pub(crate) struct Houses {
     pub(crate) bob: Node,
 }
 
-/// A call as its caller makes it.
+/// A call as its caller makes it, with an id of its own.
 pub(crate) fn call(service: &str, method: &str, arguments: &str) -> Call {
+    static MADE: AtomicU64 = AtomicU64::new(0);
     Call {
-        id: CallId(1),
+        id: CallId(MADE.fetch_add(1, Ordering::Relaxed).into()),
         address: None,
         target: None,
         service: service.parse().unwrap(),
