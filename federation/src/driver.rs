@@ -8,6 +8,7 @@ mod calls;
 mod child_backend;
 mod edge;
 mod http_backend;
+mod methods;
 mod neighbours;
 mod turns;
 
@@ -38,6 +39,7 @@ pub use backend::{Backend, Echo, Invocation};
 pub use child_backend::{ChildBackend, ChildBackendError};
 pub use edge::Headers;
 pub use http_backend::{HttpBackend, HttpBackendError};
+pub use methods::Methods;
 use neighbours::{ForeignCalls, Session};
 use turns::Turns;
 

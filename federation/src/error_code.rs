@@ -229,6 +229,17 @@ pub struct RemoteError {
     pub fault: bool,
 }
 
+impl RemoteError {
+    /// An error that says nothing against the service's health.
+    pub fn new(code: i64, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            fault: false,
+        }
+    }
+}
+
 impl CallError {
     /// An error of this node.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {

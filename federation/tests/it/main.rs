@@ -4,6 +4,7 @@
 
 mod child_backend;
 mod executed;
+mod methods;
 mod nodes;
 
 use std::sync::Arc;
