@@ -101,6 +101,11 @@ impl<K: Ord + Clone> Balancer<K> {
         self.records.iter().map(|(key, record)| (key, record.metrics()))
     }
 
+    /// What is known of one of them; `None` before it was a candidate.
+    pub fn of(&self, key: &K) -> Option<InstanceMetrics> {
+        self.records.get(key).map(Record::metrics)
+    }
+
     fn meet(&mut self, rng: &mut impl Rng, candidates: &[Candidate<K>]) {
         for candidate in candidates {
             if !self.records.contains_key(&candidate.key) {

@@ -1,6 +1,6 @@
 //! What services and nodes are called.
 
-use lapwing_base::Role;
+use lapwing_base::{PeerId, Role};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -70,6 +70,13 @@ impl NodeName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<PeerId> for NodeName {
+    /// Its text, which is letters and digits.
+    fn from(peer: PeerId) -> Self {
+        Self(peer.to_string())
     }
 }
 

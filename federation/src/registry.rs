@@ -11,6 +11,7 @@ use crate::{
 use lapwing_base::{PeerId, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 /// What one node knows of the services of all.
@@ -355,6 +356,44 @@ impl Registry {
         })
     }
 
+    /// How a node is called, with the main by which a home is reached: the inverse of [`Registry::locate`].
+    pub fn address(&self, node: PeerId) -> NodeAddress {
+        let (role, main) = if node == self.me {
+            let mains = self.neighbours.iter().filter(|(_, role)| **role == Role::Main);
+            (Some(self.role), mains.map(|(main, _)| *main).next())
+        } else {
+            let origin = self.origins.get(&node);
+            let role = origin.map(|origin| origin.announcement.role);
+            // What came from the node itself came over this one first.
+            let behind = |way: &Way| way.path.get(1).copied().unwrap_or(self.me);
+            (role, origin.and_then(Origin::nearest).map(behind))
+        };
+        NodeAddress {
+            node: self.name(node),
+            role,
+            main: main
+                .filter(|_| role == Some(Role::Home))
+                .map(|main| self.name(main)),
+        }
+    }
+
+    /// What a node calls itself, or else the text of its id.
+    fn name(&self, node: PeerId) -> NodeName {
+        let announcement = if node == self.me {
+            self.own()
+        } else {
+            self.origins.get(&node).map(|origin| &origin.announcement)
+        };
+        announcement
+            .and_then(|announcement| announcement.name.clone())
+            .unwrap_or_else(|| NodeName::from(node))
+    }
+
+    /// When a node's newest announcement was heard.
+    pub fn heard_at(&self, node: PeerId) -> Option<Instant> {
+        self.origins.get(&node).map(|origin| origin.heard_at)
+    }
+
     /// Links between here and a node, by the nearest way; `None` where there is none.
     pub fn hops(&self, to: PeerId) -> Option<usize> {
         self.origins.get(&to).and_then(Origin::hops)
@@ -380,6 +419,12 @@ impl Registry {
     pub fn known(&self) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
         let origins = self.origins.values();
         origins.map(|origin| (&origin.announcement, origin.hops()))
+    }
+
+    /// The same of those behind a node, in the order of their ids.
+    pub fn known_after(&self, node: PeerId) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
+        let origins = self.origins.range((Bound::Excluded(node), Bound::Unbounded));
+        origins.map(|(_, origin)| (&origin.announcement, origin.hops()))
     }
 
     /// What this node itself offers.
@@ -583,8 +628,12 @@ impl Origin {
         Some(ToSend { to, message })
     }
 
+    fn nearest(&self) -> Option<&Way> {
+        self.ways.values().min_by_key(|way| way.path.len())
+    }
+
     fn hops(&self) -> Option<usize> {
-        self.ways.values().map(|way| way.path.len()).min()
+        self.nearest().map(|way| way.path.len())
     }
 }
 

@@ -237,6 +237,27 @@ fn each_main_knows_its_home_and_the_other_mains() {
 }
 
 #[test]
+fn a_node_is_called_by_its_name_and_a_home_by_that_of_its_main_too() {
+    let world = two_houses();
+    let address = |at: usize, node: usize| world.registries[at].address(world.id(node)).to_string();
+    assert_eq!(address(MAIN_A, ALICE), "node-0.home@node-1");
+    assert_eq!(address(MAIN_A, BOB), "node-3.home@node-2");
+    assert_eq!(address(MAIN_A, MAIN_A), "node-1.main");
+    assert_eq!(address(MAIN_A, MAIN_B), "node-2.main");
+    // A home hears nothing of others, but knows its main.
+    let main = world.id(MAIN_A).to_string();
+    assert_eq!(address(ALICE, ALICE), format!("node-0.home@{main}"));
+    assert_eq!(address(ALICE, MAIN_A), main);
+    for node in [ALICE, MAIN_A, MAIN_B, BOB] {
+        let registry = &world.registries[MAIN_B];
+        assert_eq!(
+            registry.locate(&registry.address(world.id(node))),
+            Ok(world.id(node))
+        );
+    }
+}
+
+#[test]
 fn a_service_that_was_never_announced_is_not_found() {
     assert_eq!(
         two_houses().knows(MAIN_A, "none"),
