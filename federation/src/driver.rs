@@ -6,9 +6,14 @@ mod asked;
 mod backend;
 mod calls;
 mod child_backend;
+mod counts;
+mod documents;
 mod edge;
+mod http;
 mod http_backend;
+mod http_server;
 mod methods;
+mod metrics;
 mod neighbours;
 mod turns;
 
@@ -37,8 +42,11 @@ use crate::{
 };
 pub use backend::{Backend, Echo, Invocation};
 pub use child_backend::{ChildBackend, ChildBackendError};
+use counts::Counts;
 pub use edge::Headers;
+pub use http::{HttpConfig, PeerChange, router};
 pub use http_backend::{HttpBackend, HttpBackendError};
+pub use http_server::serve;
 pub use methods::Methods;
 use neighbours::{ForeignCalls, Session};
 use turns::Turns;
@@ -139,6 +147,8 @@ struct State {
     turns: BTreeMap<PeerId, Arc<Turns>>,
     /// The main that a home asks.
     uplink: Option<PeerId>,
+    /// What its documents say beside this.
+    counts: Counts,
     rng: StdRng,
 }
 
@@ -213,6 +223,7 @@ impl Federation {
                 executed: Executed::new(),
                 turns: BTreeMap::new(),
                 uplink: None,
+                counts: Counts::new(),
                 rng: StdRng::seed_from_u64(draw()),
             }),
             room: Semaphore::new(calls::IN_HAND_MAX),
@@ -420,6 +431,9 @@ impl Inner {
             outbox,
             stop,
         };
+        if role == Role::Main {
+            state.counts.on_session(peer, now());
+        }
         if let Some(before) = state.sessions.insert(peer, session) {
             before.stop.cancel();
             // What it was told over that one it may not have heard.
@@ -439,6 +453,7 @@ impl Inner {
             .is_some_and(|session| session.number == number)
         {
             state.sessions.remove(&peer);
+            state.counts.on_session_end(peer);
             if state.uplink == Some(peer) {
                 state.uplink = None;
             }

@@ -49,5 +49,5 @@ pub use versions::{Constraint, ParseVersionError, Version};
 #[cfg(feature = "driver")]
 pub use driver::{
     Backend, ChildBackend, ChildBackendError, Echo, Federation, FederationConfig, Headers, HttpBackend,
-    HttpBackendError, Invocation, Methods, OfferError, Offered,
+    HttpBackendError, HttpConfig, Invocation, Methods, OfferError, Offered, PeerChange, router, serve,
 };

@@ -172,9 +172,34 @@ async fn tell(inner: &Inner, send: &mut SendHalf, answer: &CallAnswer) -> Result
     send.finish().await
 }
 
-/// Carries a call as far as it goes from here, and says what came of it. Where that failed and may be tried again, it is,
-/// once.
+/// Carries a call as far as it goes from here, says what came of it, and counts that.
 pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer {
+    let mut counted = CountOnDrop {
+        inner,
+        arrived,
+        failed: Some(ErrorCode::Cancelled),
+    };
+    let answer = attempt(inner, call, arrived).await;
+    counted.failed = answer.outcome.as_ref().err().map(|failure| failure.code);
+    answer
+}
+
+/// Counts a call, also where nobody waits for its end any more.
+struct CountOnDrop<'a> {
+    inner: &'a Inner,
+    arrived: Instant,
+    failed: Option<ErrorCode>,
+}
+
+impl Drop for CountOnDrop<'_> {
+    fn drop(&mut self) {
+        let took = now().saturating_duration_since(self.arrived);
+        self.inner.lock().counts.on_call(self.failed, took);
+    }
+}
+
+/// The same without the count. Where it failed and may be tried again, it is, once.
+async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer {
     let Ok(_seat) = inner.room.try_acquire() else {
         let said = format!("node {} has {IN_HAND_MAX} calls in hand", inner.me);
         let busy = CallError::new(ErrorCode::Overloaded, said);

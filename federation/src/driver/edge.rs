@@ -7,6 +7,7 @@ use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use rand::RngExt as _;
 use serde_json::{Value, json};
+use tracing::{Instrument as _, debug_span};
 
 use super::{Federation, now};
 use crate::call::TRACE_STATE_MAX;
@@ -23,6 +24,8 @@ pub struct Headers {
     pub trace_parent: Option<String>,
     /// `tracestate`, which is passed on with the trace.
     pub trace_state: Option<String>,
+    /// `X-Request-Id`, by which what is logged of it is found.
+    pub request_id: Option<String>,
 }
 
 /// A call that is made for a body, and the trace that it belongs to.
@@ -48,7 +51,15 @@ impl Federation {
             .as_deref()
             .filter(|state| is_continued && state.len() <= TRACE_STATE_MAX);
         let tracing = Tracing { parent, state };
-        match Incoming::parse(body) {
+        let request_id = headers.request_id.as_deref();
+        let span = debug_span!("rpc", me = %self.inner.me, request_id, trace_id = parent.trace_id());
+        self.answer_all(Incoming::parse(body), tracing)
+            .instrument(span)
+            .await
+    }
+
+    async fn answer_all(&self, incoming: Incoming, tracing: Tracing<'_>) -> Reply {
+        match incoming {
             Incoming::Single(parsed) => Reply::single(self.answer_one(parsed, tracing).await),
             Incoming::Batch(all) => {
                 let answers = all.into_iter().map(|parsed| self.answer_one(parsed, tracing));
@@ -61,7 +72,10 @@ impl Federation {
         let trace_id = tracing.parent.trace_id();
         let document = |error: &CallError| error.document(self.inner.me, &[], &trace_id);
         let Request { id, method, params } = match parsed {
-            Parsed::Invalid(invalid) => return Some(invalid.answer(document)),
+            Parsed::Invalid(invalid) => {
+                self.inner.lock().counts.on_request(Some(invalid.error.code));
+                return Some(invalid.answer(document));
+            }
             Parsed::Request(request) => request,
         };
         let came = match method.as_str() {
@@ -81,6 +95,8 @@ impl Federation {
                 }
             },
         };
+        let failed = came.as_ref().err().map(|error| error.code);
+        self.inner.lock().counts.on_request(failed);
         // A notification is carried out and not answered.
         let id = id?;
         Some(match came {

@@ -523,6 +523,7 @@ async fn send_all(mut send: SendHalf, mut batches: mpsc::Receiver<Vec<Message>>)
 
 async fn receive_all(inner: &Arc<Inner>, number: u64, mut receive: ReceiveHalf) -> Result<(), SessionError> {
     while let Some(frame) = receive.receive().await? {
+        inner.lock().counts.on_frame(receive.peer(), now());
         match decode(&frame) {
             Ok(Frame::Messages(messages)) if messages.len() <= FRAME_MESSAGES => {
                 inner.heard(receive.peer(), number, messages)?;

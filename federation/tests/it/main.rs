@@ -4,6 +4,7 @@
 
 mod child_backend;
 mod executed;
+mod http;
 mod methods;
 mod nodes;
 
