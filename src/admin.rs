@@ -16,6 +16,7 @@ use axum::{Json, Router};
 use lapwing_base::{JobId, NodeId, PeerId, Round, chain};
 use lapwing_consensus::State as ClusterState;
 use lapwing_consensus::{Applied, Command, ProposeError, ReadError};
+use lapwing_federation::HttpConfig;
 use lapwing_train::ExternalModel;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -38,6 +39,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
 }
 
 fn router(shared: Arc<Shared>) -> Router {
+    let federated = lapwing_federation::router(shared.federation.clone(), HttpConfig::default());
     Router::new()
         .route("/v1/status", get(status))
         .route("/metrics", get(prometheus))
@@ -53,11 +55,12 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/stop", post(stop_job))
         .route("/v1/jobs/{id}/model", get(model))
-        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
+        // Calls, and what is known of services, at the paths of a relay; it bounds bodies itself.
+        .fallback_service(federated)
         .layer(middleware::from_fn_with_state(shared.clone(), only_named_hosts))
         .with_state(shared)
 }
@@ -78,12 +81,13 @@ async fn only_named_hosts(State(_): State<Arc<Shared>>, request: Request, next: 
         }
         _ => true,
     };
-    if is_safe {
+    // One that resolves elsewhere says where it is from; no program of ours does.
+    if is_safe && !request.headers().contains_key(header::ORIGIN) {
         next.run(request).await
     } else {
         Failure::new(
             StatusCode::FORBIDDEN,
-            "the admin address answers to addresses and localhost only",
+            "the admin address answers to addresses and localhost only, and to no page in a browser",
         )
         .into_response()
     }

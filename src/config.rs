@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::federation_settings::{FederationFlags, FederationSettingsError};
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use lapwing::{NodeConfig, RateRule, RateRuleError, RateRules};
@@ -78,6 +79,9 @@ pub(crate) struct NodeFlags {
         value_parser = BoolishValueParser::new()
     )]
     pub(crate) bootstrap: Option<bool>,
+
+    #[command(flatten)]
+    pub(crate) federation: FederationFlags,
 
     /// Most to send, such as 10mbit; for one class model=10mbit, for one peer PEER=5mbit with its id or name;
     /// repeatable, and all that apply hold [default: no limit]
@@ -169,6 +173,9 @@ pub(crate) enum SettingsError {
         /// Why.
         source: RateRuleError,
     },
+    /// Those of the federation.
+    #[error(transparent)]
+    Federation(#[from] FederationSettingsError),
     /// Nothing says where the data directory is.
     #[error("no --data-dir is given, and the user has no home directory to put one in")]
     NoDataDir,
@@ -185,7 +192,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 const SETTINGS_SIZE_MAX: u64 = 64 * 1024;
 
 /// The keys of the settings file, as [`FileSettings`] reads them.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 21] = [
     "gateway",
     "data_dir",
     "listen",
@@ -198,6 +205,12 @@ const KEYS: [&str; 15] = [
     "backend",
     "trainer",
     "bootstrap",
+    "service",
+    "token_file",
+    "bridge",
+    "let_out",
+    "let_in",
+    "foreign_calls",
     "max_upload",
     "max_download",
     "log_level",
@@ -218,9 +231,23 @@ struct FileSettings {
     backend: Option<String>,
     trainer: Option<String>,
     bootstrap: Option<bool>,
+    #[serde(flatten)]
+    federation: FederationTexts,
     max_upload: Option<OneOrMany>,
     max_download: Option<OneOrMany>,
     log_level: Option<String>,
+}
+
+/// The settings of the federation in the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct FederationTexts {
+    service: Option<OneOrMany>,
+    token_file: Option<PathBuf>,
+    bridge: Option<OneOrMany>,
+    let_out: Option<OneOrMany>,
+    let_in: Option<OneOrMany>,
+    foreign_calls: Option<u32>,
 }
 
 /// `gateway = "http://a"` and `gateway = ["http://a", "http://b"]` are both what a person would write.
@@ -272,6 +299,7 @@ impl NodeFlags {
             Some(role) => role,
             None => parse(file.role.as_deref(), "role", &path)?.unwrap_or_default(),
         };
+        let federation = federation(self.federation, file.federation, &path)?;
         let name = self.name.or(file.name).unwrap_or(defaults.name);
         if name.is_empty() || name.len() > Member::NAME_MAX {
             return Err(SettingsError::Name { length: name.len() });
@@ -295,6 +323,8 @@ impl NodeFlags {
                 .unwrap_or_else(|| lapwing_train::BACKENDS[0].to_owned()),
             trainer: self.trainer.or(file.trainer),
             bootstrap: self.bootstrap.or(file.bootstrap).unwrap_or(false),
+            services: federation.service.clone(),
+            policy: federation.policy()?,
             max_upload,
             max_download,
         };
@@ -303,6 +333,38 @@ impl NodeFlags {
             log_level: file.log_level,
         })
     }
+}
+
+/// The settings of the federation: of the flags, or of the file where no flag says anything.
+fn federation(
+    flags: FederationFlags,
+    file: FederationTexts,
+    path: &Path,
+) -> Result<FederationFlags, SettingsError> {
+    fn either<T: FromStr>(
+        flags: Vec<T>,
+        texts: Option<OneOrMany>,
+        key: &'static str,
+        path: &Path,
+    ) -> Result<Vec<T>, SettingsError>
+    where
+        T::Err: std::fmt::Display,
+    {
+        if flags.is_empty() {
+            let texts = texts.map_or_else(Vec::new, OneOrMany::into_vec);
+            parse_all(&texts, key, path)
+        } else {
+            Ok(flags)
+        }
+    }
+    Ok(FederationFlags {
+        service: either(flags.service, file.service, "service", path)?,
+        token_file: flags.token_file.or(file.token_file),
+        bridge: either(flags.bridge, file.bridge, "bridge", path)?,
+        let_out: either(flags.let_out, file.let_out, "let_out", path)?,
+        let_in: either(flags.let_in, file.let_in, "let_in", path)?,
+        foreign_calls: flags.foreign_calls.or(file.foreign_calls),
+    })
 }
 
 /// The rules of one direction: of the flags, or of the file where no flag says anything.

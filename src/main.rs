@@ -4,6 +4,7 @@
 
 mod cli;
 mod config;
+mod federation_settings;
 mod telemetry;
 
 use std::io::Write;

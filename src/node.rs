@@ -8,18 +8,22 @@
 use crate::admin;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::rate_rules::RateRules;
+use crate::services::{self, OfferFailure, ServiceSpec};
 use crate::status::{MemberParts, Parts, StatusDocument};
 use crate::wiring::entry::Entry;
+use crate::wiring::federated::feed_role;
 use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
 use lapwing_base::{JobView, Keypair, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
+use lapwing_federation::{Around, Federation, FederationConfig, OfferError, Policy};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
 use lapwing_train::{
     BackendError, ChildError, DataError, DataSpec, ExternalModel, Introduced, ParseDataSpecError,
     TrainingStatus,
 };
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -61,6 +65,10 @@ pub struct NodeConfig {
     pub trainer: Option<String>,
     /// Founds a cluster without a gateway.
     pub bootstrap: bool,
+    /// What it offers others.
+    pub services: Vec<ServiceSpec>,
+    /// With whom beside the members of its cluster it has to do, and which services cross the border. Default: nobody.
+    pub policy: Policy,
     /// What is kept to when sending. Default: nothing.
     pub max_upload: RateRules,
     /// What is kept to when receiving. Default: nothing.
@@ -129,6 +137,15 @@ pub enum StartError {
     /// The backend is not in this build.
     #[error(transparent)]
     Backend(BackendError),
+    /// A service that `--service` describes.
+    #[error("the service `{service}` cannot be offered")]
+    Service {
+        /// As given.
+        service: String,
+        /// Why.
+        #[source]
+        source: OfferFailure,
+    },
     /// The admin address is in use.
     #[error(
         "the admin address {addr} cannot be used; give another one as --admin, or port 0 for any free one"
@@ -201,6 +218,9 @@ impl Node {
         }
         let (gate, gate_receiver) = watch::channel(Gate::default());
         let network = start_network(&config, &dir, keypair.clone(), gate_receiver).await?;
+        let incarnation = dir.next_incarnation()?;
+        let around = watch::Sender::new(Around::new(network.reach().borrow().standing.role));
+        let federation = start_federation(&config, &network, &keypair, incarnation, &around)?;
         let gateway = if config.gateways.is_empty() {
             None
         } else {
@@ -212,13 +232,7 @@ impl Node {
             let client = Client::new(client_config, keypair.clone())?;
             let peer = network.peer_id();
             let card = card_of(&network);
-            let link = GatewayLink::new(
-                client,
-                peer,
-                config.name.clone(),
-                card.role,
-                dir.next_incarnation()?,
-            );
+            let link = GatewayLink::new(client, peer, config.name.clone(), card.role, incarnation);
             link.reached_at(card);
             Some(link)
         };
@@ -236,6 +250,8 @@ impl Node {
             trained: trainer.map(|trainer| trainer.model),
             network,
             keypair,
+            federation,
+            around,
             phase: watch::Sender::new(Phase::default()),
             stop: CancellationToken::new(),
         });
@@ -253,6 +269,11 @@ impl Node {
         };
         let mut life_task = JoinSet::new();
         life_task.spawn(life.run(admin_stop));
+        tasks.spawn(feed_role(
+            shared.network.clone(),
+            shared.around.clone(),
+            shared.stop.clone(),
+        ));
         Ok(NodeHandle {
             shared,
             admin_addr,
@@ -327,6 +348,9 @@ pub(crate) struct Shared {
     pub(crate) trained: Option<ExternalModel>,
     pub(crate) network: Network,
     pub(crate) keypair: Keypair,
+    pub(crate) federation: Federation,
+    /// What the federation knows beside what is announced.
+    pub(crate) around: watch::Sender<Around>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) stop: CancellationToken,
 }
@@ -400,6 +424,7 @@ impl Shared {
             name: &self.name,
             uptime: now().duration_since(self.started),
             network,
+            services: self.federation.offered(),
             failed: failed.is_some(),
             reason: failed.or(waiting),
             leaving,
@@ -432,6 +457,9 @@ impl Life {
         }
         drop(admin_stop);
         self.dir.remove_admin_addr();
+        // Before the network: others are told that its services go.
+        self.shared.federation.clone().shutdown().await;
+        self.shared.stop.cancel();
         self.shared.network.shutdown().await;
         ended
     }
@@ -514,6 +542,40 @@ fn check_membership(dir: &DataDir, ours: PeerId, config: &NodeConfig) -> Result<
         None if config.gateways.is_empty() && !config.bootstrap => Err(StartError::NobodyToAsk),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Begins to offer the node's services, and to carry calls.
+fn start_federation(
+    config: &NodeConfig,
+    network: &Network,
+    keypair: &Keypair,
+    incarnation: u64,
+    around: &watch::Sender<Around>,
+) -> Result<Federation, StartError> {
+    let name = config.name.parse().ok();
+    if name.is_none() {
+        info!(
+            name = config.name,
+            "the node's services are called by its peer id: its name is none for them, which has letters, digits, `-`, `_` and `.`"
+        );
+    }
+    let federation_config = FederationConfig {
+        name,
+        policy: config.policy.clone(),
+        ..FederationConfig::new(keypair.clone(), incarnation)
+    };
+    let failed = |service: &dyn fmt::Display, source| StartError::Service {
+        service: service.to_string(),
+        source,
+    };
+    let federation = Federation::start(network.clone(), federation_config, around.subscribe())
+        .map_err(|error| failed(&"of the node itself", OfferError::from(error).into()))?;
+    for spec in &config.services {
+        let offered = services::offer(&federation, spec);
+        offered.map_err(|source| failed(spec, source))?;
+    }
+    services::offer_echo(&federation);
+    Ok(federation)
 }
 
 /// Starts the program of `--trainer` once: what is wrong with it is told before anybody hears of this node.

@@ -3,6 +3,7 @@
 
 use lapwing_base::{Bandwidth, Bandwidths, ByteSize, CLASSES, Class, Multiaddr, Ppm};
 use lapwing_consensus::RaftStatus;
+use lapwing_federation::{Offered, Version};
 use lapwing_net::{NatType, NetworkStatus, Path, PeerStatus, RateLimits, Refused, RelayedBecause, Transport};
 use lapwing_train::{TrainingState, TrainingStatus};
 use serde::Serialize;
@@ -34,7 +35,7 @@ pub struct StatusDocument {
     pub training: TrainingSection,
     /// Its peers and addresses.
     pub network: NetworkSection,
-    /// What is callable; empty as long as there are no services.
+    /// What is callable as far as this node knows: a home knows its own.
     pub services: Vec<ServiceSection>,
     /// The cluster's configuration.
     pub config: ConfigSection,
@@ -301,6 +302,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) reason: Option<String>,
     pub(crate) failed: bool,
     pub(crate) leaving: bool,
+    pub(crate) services: Vec<Offered>,
     pub(crate) member: Option<MemberParts<'a>>,
 }
 
@@ -325,6 +327,7 @@ impl StatusDocument {
             reason,
             failed,
             leaving,
+            services,
             member,
         } = parts;
         let me = network.peer;
@@ -344,7 +347,7 @@ impl StatusDocument {
             config: ConfigSection {
                 version: member.as_ref().map_or(0, |member| member.config_version),
             },
-            services: Vec::new(),
+            services: service_sections(&services),
             network: network_section(network, member.as_ref()),
         }
     }
@@ -364,6 +367,26 @@ fn node_state(failed: bool, leaving: bool, member: Option<&MemberParts<'_>>) -> 
         Some(MemberState::Suspected) => NodeState::Suspected,
         Some(MemberState::Leaving) => NodeState::Leaving,
     }
+}
+
+/// What is known of services that can be reached, one section for each version of each.
+fn service_sections(offered: &[Offered]) -> Vec<ServiceSection> {
+    let mut counted: BTreeMap<(&str, &Version), (u32, bool)> = BTreeMap::new();
+    for Offered { service, hops, .. } in offered {
+        let Some(hops) = hops else { continue };
+        let (instances, local) = counted
+            .entry((service.name.as_str(), &service.version))
+            .or_default();
+        *instances += 1;
+        *local |= *hops == 0;
+    }
+    let section = |((name, version), (instances, local)): ((&str, &Version), (u32, bool))| ServiceSection {
+        name: name.to_owned(),
+        version: version.to_string(),
+        instances,
+        local,
+    };
+    counted.into_iter().map(section).collect()
 }
 
 fn raft_section(member: &MemberParts<'_>) -> RaftSection {

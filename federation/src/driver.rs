@@ -372,6 +372,11 @@ impl Inner {
         Ok(())
     }
 
+    /// What this node is.
+    fn role(&self) -> Role {
+        self.around.borrow().role
+    }
+
     /// Says what this node is and to which cluster it belongs, where that has changed. Neighbours of a node that has become a
     /// main, or is none any more, begin anew with it.
     fn be(&self, role: Role, cluster: Option<ClusterId>) -> Result<(), AnnouncementError> {

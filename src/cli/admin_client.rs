@@ -38,6 +38,15 @@ impl Target {
     ///
     /// When nothing says which node is meant, or it does not run.
     pub(crate) fn client(&self) -> Result<AdminClient, Failure> {
+        self.patient_client(PATIENCE)
+    }
+
+    /// The client for that node, which waits so long for each answer.
+    ///
+    /// # Errors
+    ///
+    /// When nothing says which node is meant, or it does not run.
+    pub(crate) fn patient_client(&self, patience: Duration) -> Result<AdminClient, Failure> {
         let address = match (&self.admin, &self.data_dir) {
             (Some(address), _) => address.clone(),
             (None, Some(dir)) => address_in(dir).ok_or_else(|| {
@@ -52,7 +61,7 @@ impl Target {
             })?,
             (None, None) => the_only(&running::list())?,
         };
-        Admins::new(PATIENCE)
+        Admins::new(patience)
             .and_then(|admins| admins.at(&address))
             .map_err(|error| error.failing_to("find the node"))
     }
@@ -263,6 +272,17 @@ impl AdminClient {
         body: Option<String>,
     ) -> Result<T, AdminError> {
         let response = self.send(Method::POST, path, body).await?;
+        self.read(response).await
+    }
+
+    /// Asks the node to make a call, whose service wants a token where one is given.
+    pub(crate) async fn call(&self, body: String, token: Option<&str>) -> Result<Value, AdminError> {
+        let mut request = self.http.post(format!("{}/rpc", self.base)).body(body);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        // Whatever the status: an error of a call is a JSON-RPC answer.
         self.read(response).await
     }
 

@@ -5,6 +5,7 @@
 
 mod admin_client;
 mod bench;
+mod call;
 mod cluster;
 #[expect(clippy::disallowed_methods, reason = "it follows a run in real time")]
 mod demo;
@@ -18,7 +19,9 @@ mod job;
 mod node;
 mod output;
 mod peers;
+mod relay;
 mod running;
+mod services;
 mod simulate;
 mod status;
 
@@ -64,10 +67,16 @@ enum Command {
     Gateway(gateway::GatewayFlags),
     /// Runs one node
     Node(Box<NodeFlags>),
+    /// Runs a node that only relays and routes calls: a public main, or a home that offers services
+    Relay(Box<relay::RelayFlags>),
     /// How a node is
     Status(#[command(flatten)] Target),
     /// The peers of a node, and how each is reached
     Peers(#[command(flatten)] peers::PeersFlags),
+    /// Calls a service of any node
+    Call(call::CallFlags),
+    /// What is callable
+    Services(#[command(flatten)] Target),
     /// Submits and follows training jobs
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -107,6 +116,11 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             start_log(&cli.log_level, settings.log_level.as_deref(), cli.verbose, "info")?;
             several_threads()?.block_on(node::run(settings, output))
         }
+        Command::Relay(flags) => {
+            end_with_parent()?;
+            start_log(&cli.log_level, None, cli.verbose, "info")?;
+            several_threads()?.block_on(relay::run(*flags, output))
+        }
         Command::Demo(flags) => {
             start_log(&cli.log_level, None, cli.verbose, "warn")?;
             one_thread()?.block_on(demo::run(flags, output))
@@ -125,6 +139,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Status(target) => client(&cli.log_level, cli.verbose, status::run(&target, output)),
         Command::Peers(target) => client(&cli.log_level, cli.verbose, peers::run(&target, output)),
+        Command::Call(flags) => client(&cli.log_level, cli.verbose, call::run(flags, output)),
+        Command::Services(target) => client(&cli.log_level, cli.verbose, services::run(&target, output)),
         Command::Job(command) => client(&cli.log_level, cli.verbose, job::run(&command, output)),
         Command::Cluster(command) => client(&cli.log_level, cli.verbose, cluster::run(&command, output)),
     }
@@ -212,7 +228,8 @@ mod tests {
         assert_eq!(
             names,
             [
-                "demo", "gateway", "node", "status", "peers", "job", "cluster", "doctor", "simulate", "bench"
+                "demo", "gateway", "node", "relay", "status", "peers", "call", "services", "job", "cluster",
+                "doctor", "simulate", "bench"
             ]
         );
     }

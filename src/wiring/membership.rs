@@ -6,7 +6,7 @@
 
 use super::entry::announce;
 use super::registration::GatewayLink;
-use super::{feeds, reports, rounds};
+use super::{federated, feeds, reports, rounds};
 use crate::data_dir::DataDir;
 use crate::node::{Membership, NodeConfig, Shared};
 use lapwing_base::chain;
@@ -94,6 +94,12 @@ pub(crate) async fn live(
         network.clone(),
         Some(consensus.clone()),
         gateway.cloned(),
+        stop.clone(),
+    ));
+    tasks.spawn(federated::feed_members(
+        consensus.roster(),
+        network.peer_id(),
+        shared.around.clone(),
         stop.clone(),
     ));
     tasks.spawn(feeds::feed_trainer(

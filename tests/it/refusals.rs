@@ -393,6 +393,8 @@ fn alone(data_dir: &Path) -> NodeConfig {
         bootstrap: true,
         max_upload: RateRules::default(),
         max_download: RateRules::default(),
+        services: Vec::new(),
+        policy: lapwing_federation::Policy::default(),
     }
 }
 

@@ -75,6 +75,8 @@ impl Cluster {
             bootstrap: false,
             max_upload: RateRules::default(),
             max_download: RateRules::default(),
+            services: Vec::new(),
+            policy: lapwing_federation::Policy::default(),
         };
         change(&mut config);
         self.nodes.push(Some(Node::start(config.clone()).await.unwrap()));

@@ -226,7 +226,7 @@ impl Federation {
         let peers: Vec<Value> = self.mains().iter().map(|main| main.document(&moment)).collect();
         json!({
             "node_id": self.inner.me.to_string(),
-            "node_type": self.inner.role.to_string(),
+            "node_type": self.inner.role().to_string(),
             "peers": peers,
             "timestamp": moment.text(),
         })
@@ -245,7 +245,7 @@ impl Federation {
             "total_instances": numbers.local_instances + numbers.federated_instances,
             "failed_instances": numbers.instances_failed,
             "node_id": self.inner.me.to_string(),
-            "node_type": self.inner.role.to_string(),
+            "node_type": self.inner.role().to_string(),
             "timestamp": Moment::read().text(),
         });
         (health, document)
@@ -258,7 +258,7 @@ impl Federation {
             "status": health.as_str(),
             "timestamp": Moment::read().text(),
             "servers": self.numbers().local_services,
-            "node_type": self.inner.role.to_string(),
+            "node_type": self.inner.role().to_string(),
         });
         (health, document)
     }
@@ -277,7 +277,7 @@ impl Federation {
             "addresses": addresses,
             "name": state.said.name.as_ref().map(ToString::to_string),
             "node_address": state.registry.address(me).to_string(),
-            "node_type": self.inner.role.to_string(),
+            "node_type": self.inner.role().to_string(),
             "cluster_id": state.said.cluster.map(|cluster| cluster.to_string()),
             "version": env!("CARGO_PKG_VERSION"),
         })
@@ -290,7 +290,7 @@ impl Federation {
         }
         let mains = self.inner.around.borrow().mains.clone();
         let state = self.inner.lock();
-        match self.inner.role {
+        match self.inner.role() {
             Role::Home if state.uplink.is_none() => Health::Unhealthy,
             Role::Home => Health::Healthy,
             Role::Main => {

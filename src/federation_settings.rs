@@ -1,0 +1,246 @@
+//! Settings of the federation, which a node and a relay share: what is offered, and with whom there is anything to do.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use lapwing::ServiceSpec;
+use lapwing_base::ClusterId;
+use lapwing_federation::{Boundary, Policy, ServiceRule, Token, TokenError};
+
+/// What can be set of a node's part in the federation.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct FederationFlags {
+    /// Service to offer, at http://HOST:PORT/PATH (JSON-RPC 2.0), exec:COMMAND (JSON-RPC lines over its standard input
+    /// and output) or echo:; repeatable
+    #[arg(
+        long,
+        env = "LAPWING_SERVICE",
+        value_name = "NAME[@VERSION][#RESOURCE,…]=URL",
+        value_delimiter = '\n'
+    )]
+    pub(crate) service: Vec<ServiceSpec>,
+
+    /// File with a secret of at least 16 characters: nodes with the same one take each other for neighbours, and others
+    /// have to be named
+    #[arg(long, env = "LAPWING_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// Cluster with whose nodes to exchange calls, or `any`; repeatable [default: none but this node's own]
+    #[arg(
+        long,
+        env = "LAPWING_BRIDGE",
+        value_name = "CLUSTER|any",
+        value_delimiter = ','
+    )]
+    pub(crate) bridge: Vec<BridgeSetting>,
+
+    /// Service that other clusters may call, or `!SERVICE` for one that they may not; repeatable [default: all]
+    #[arg(
+        long,
+        env = "LAPWING_LET_OUT",
+        value_name = "[!]SERVICE",
+        value_delimiter = ','
+    )]
+    pub(crate) let_out: Vec<RuleSetting>,
+
+    /// Service of other clusters that is called from here, or `!SERVICE` for one that is not; repeatable [default: all]
+    #[arg(
+        long,
+        env = "LAPWING_LET_IN",
+        value_name = "[!]SERVICE",
+        value_delimiter = ','
+    )]
+    pub(crate) let_in: Vec<RuleSetting>,
+
+    /// Calls a minute that a neighbour of another cluster may make [default: any number where --bridge names the cluster,
+    /// else 100]
+    #[arg(long, env = "LAPWING_FOREIGN_CALLS", value_name = "N")]
+    pub(crate) foreign_calls: Option<u32>,
+}
+
+/// What `--bridge` says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum BridgeSetting {
+    Any,
+    Cluster(ClusterId),
+}
+
+/// What `--let-out` and `--let-in` say of one service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct RuleSetting {
+    service: lapwing_federation::ServiceName,
+    is_denied: bool,
+}
+
+/// Settings of the federation that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FederationSettingsError {
+    /// The token's file.
+    #[error("cannot read the token file {}", file.display())]
+    TokenFile {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What is in it. It is not shown.
+    #[error("the token file {} cannot be used", file.display())]
+    Token {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: TokenError,
+    },
+}
+
+impl FromStr for BridgeSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "any" {
+            return Ok(Self::Any);
+        }
+        let cluster = text.parse().map_err(|error| format!("{error}; or write `any`"))?;
+        Ok(Self::Cluster(cluster))
+    }
+}
+
+impl FromStr for RuleSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (is_denied, name) = text.strip_prefix('!').map_or((false, text), |name| (true, name));
+        let service = name
+            .parse()
+            .map_err(|error: lapwing_federation::ParseNameError| error.to_string())?;
+        Ok(Self { service, is_denied })
+    }
+}
+
+impl FederationFlags {
+    /// What the flags say of whom a node has to do with.
+    ///
+    /// # Errors
+    /// When the token cannot be read, or is too easily guessed.
+    pub(crate) fn policy(&self) -> Result<Policy, FederationSettingsError> {
+        Ok(Policy {
+            boundary: boundary(&self.bridge),
+            homes: None,
+            token: self.token_file.clone().map(read_token).transpose()?,
+            lets_out: rule(&self.let_out),
+            lets_in: rule(&self.let_in),
+            foreign_calls_per_minute: self.foreign_calls,
+        })
+    }
+}
+
+fn boundary(bridges: &[BridgeSetting]) -> Boundary {
+    let mut clusters = BTreeSet::new();
+    for bridge in bridges {
+        match bridge {
+            BridgeSetting::Any => return Boundary::Open,
+            BridgeSetting::Cluster(cluster) => drop(clusters.insert(*cluster)),
+        }
+    }
+    if clusters.is_empty() {
+        Boundary::Strict
+    } else {
+        Boundary::Bridged(clusters)
+    }
+}
+
+/// Where something is allowed, only that is.
+fn rule(settings: &[RuleSetting]) -> ServiceRule {
+    let mut rule = ServiceRule::default();
+    for RuleSetting { service, is_denied } in settings.iter().cloned() {
+        if is_denied {
+            rule.denied.insert(service);
+        } else {
+            rule.allowed.get_or_insert_default().insert(service);
+        }
+    }
+    rule
+}
+
+/// A token has a line; a file that is longer was given by mistake.
+const TOKEN_FILE_MAX: u64 = 4096;
+
+/// Reads a secret from a file.
+///
+/// # Errors
+/// When it cannot be read, or is too easily guessed.
+fn read_token(file: PathBuf) -> Result<Token, FederationSettingsError> {
+    let text = read_text(&file)?;
+    Token::new(&text).map_err(|source| FederationSettingsError::Token { file, source })
+}
+
+/// Reads a secret from a file, as it is shown to a node of this machine.
+///
+/// # Errors
+/// As [`read_token`].
+pub(crate) fn read_token_text(file: PathBuf) -> Result<String, FederationSettingsError> {
+    let text = read_text(&file)?;
+    match Token::new(&text) {
+        Ok(_) => Ok(text.trim().to_owned()),
+        Err(source) => Err(FederationSettingsError::Token { file, source }),
+    }
+}
+
+fn read_text(file: &Path) -> Result<String, FederationSettingsError> {
+    let mut text = String::new();
+    let read = File::open(file).and_then(|open| open.take(TOKEN_FILE_MAX).read_to_string(&mut text));
+    read.map(|_| text)
+        .map_err(|source| FederationSettingsError::TokenFile {
+            file: file.to_owned(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_something_is_allowed_only_that_is_and_what_is_denied_is_not() {
+        let settings = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let [blog, shop] = ["blog", "shop"].map(|name| name.parse().unwrap());
+        assert!(rule(&settings(&[])).allows(&blog));
+        let denied = rule(&settings(&["!blog"]));
+        assert!(!denied.allows(&blog) && denied.allows(&shop));
+        let allowed = rule(&settings(&["blog"]));
+        assert!(allowed.allows(&blog) && !allowed.allows(&shop));
+        assert!("bl og".parse::<RuleSetting>().is_err());
+    }
+
+    #[test]
+    fn bridges_are_clusters_or_any() {
+        let cluster = "00112233445566778899aabbccddeeff";
+        let parsed: BridgeSetting = cluster.parse().unwrap();
+        assert_eq!(
+            boundary(&[parsed]),
+            Boundary::Bridged(BTreeSet::from([cluster.parse().unwrap()]))
+        );
+        assert_eq!(boundary(&[parsed, BridgeSetting::Any]), Boundary::Open);
+        assert_eq!(boundary(&[]), Boundary::Strict);
+        assert!("here".parse::<BridgeSetting>().unwrap_err().contains("any"));
+    }
+
+    #[test]
+    fn a_short_token_is_refused_without_being_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "hunter2").unwrap();
+        let flags = FederationFlags {
+            token_file: Some(file.clone()),
+            ..FederationFlags::default()
+        };
+        let error = lapwing_base::chain(&flags.policy().unwrap_err());
+        assert!(error.contains("16") && !error.contains("hunter2"), "{error}");
+        std::fs::write(&file, "correct horse battery staple\n").unwrap();
+        assert!(flags.policy().unwrap().token.is_some());
+    }
+}

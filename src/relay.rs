@@ -1,0 +1,415 @@
+//! A relay: a node that belongs to no cluster's log, carries calls, and answers JSON-RPC over HTTP. As a main it takes in homes
+//! and knows other mains; as a home it dials one main and offers services.
+//!
+//! Start: identity, network, federation, HTTP; then, in the background, looking for the mains that it was told of. Stop: HTTP,
+//! federation, network.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapwing_base::{ClusterId, Keypair, Multiaddr, PeerId, Role};
+use lapwing_federation::{
+    AnnouncementError, Around, Federation, FederationConfig, HttpConfig, MainAddress, NodeName,
+    ParseMainAddressError, PeerChange, Policy, router,
+};
+use lapwing_gateway::{Client, ClientConfig};
+use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::audit;
+use crate::data_dir::{DataDir, DataDirError};
+use crate::services::{self, OfferFailure, ServiceSpec};
+use crate::wiring::mains::{Finder, resolver};
+
+/// What a relay is told when it starts.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Main or home.
+    pub role: Role,
+    /// What it wants to be called; the first that claims a name has it. Default: its peer id.
+    pub name: Option<NodeName>,
+    /// Where its identity is kept. Default: nowhere, and it is another node after each start.
+    pub data_dir: Option<PathBuf>,
+    /// Where JSON-RPC is answered.
+    pub http: SocketAddr,
+    /// Where other nodes are listened to.
+    pub listen: Vec<Multiaddr>,
+    /// Of a home the mains that it may dial, the most wanted first; of a main those that it is to be connected with.
+    pub mains: Vec<MainSource>,
+    /// Gateways that know of mains, as URLs.
+    pub gateways: Vec<String>,
+    /// To which cluster it belongs. Default: none.
+    pub cluster: Option<ClusterId>,
+    /// Whom it has to do with.
+    pub policy: Policy,
+    /// What it offers others.
+    pub services: Vec<ServiceSpec>,
+    /// Whether it offers the built-in `echo` beside them.
+    pub has_echo: bool,
+    /// How many links away its services are known.
+    pub hops_max: u8,
+    /// Whether callers of the edge may add mains and remove them.
+    pub peers_may_change: bool,
+}
+
+/// Where a main is found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum MainSource {
+    /// At an address.
+    Address(MainAddress),
+    /// Wherever the domain name system's SRV records of a name say, as `_lapwing._tcp.example.org`.
+    Srv(String),
+}
+
+/// Why a relay could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelayError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The key.
+    #[error("the identity cannot be used")]
+    Identity(#[from] lapwing_net::IdentityError),
+    /// A listen address is in use, or not ours.
+    #[error("the network cannot start")]
+    Network(#[from] lapwing_net::StartError),
+    /// A gateway URL is wrong.
+    #[error("a gateway cannot be asked")]
+    Gateway(#[from] lapwing_gateway::ConfigError),
+    /// HTTP's address is in use.
+    #[error("the address {addr} cannot be used for HTTP; give another --port, or stop what uses it")]
+    Http {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What it says of itself is nothing that others take.
+    #[error("the relay cannot be announced")]
+    Announcement(#[from] AnnouncementError),
+    /// A service that `--service` describes.
+    #[error("the service `{service}` cannot be offered")]
+    Service {
+        /// As given.
+        service: String,
+        /// Why.
+        #[source]
+        source: OfferFailure,
+    },
+    /// HTTP cannot be spoken.
+    #[error("there is no client for HTTP")]
+    Client(#[from] reqwest::Error),
+}
+
+impl FromStr for MainSource {
+    type Err = ParseMainAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim().strip_prefix("srv:") {
+            Some(name) => Ok(Self::Srv(name.to_owned())),
+            None => text.parse().map(Self::Address),
+        }
+    }
+}
+
+impl fmt::Display for MainSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Srv(name) => write!(f, "srv:{name}"),
+        }
+    }
+}
+
+/// A relay to be.
+#[derive(Debug)]
+pub struct Relay;
+
+/// A running relay. It stops when this is dropped, and in good order when [`RelayHandle::shutdown`] is called.
+#[derive(Debug)]
+#[must_use = "a relay stops when its handle is dropped"]
+pub struct RelayHandle {
+    federation: Federation,
+    network: Network,
+    http: SocketAddr,
+    dir: Option<DataDir>,
+    tasks: JoinSet<()>,
+    audit: JoinSet<()>,
+    stop: CancellationToken,
+    /// The network asks it whom to let in; there is no log that says so.
+    _gate: watch::Sender<Gate>,
+    /// Kept for as long as anybody may want other mains.
+    _wanted: watch::Sender<WantedMains>,
+}
+
+/// The mains that a relay is to be connected with.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct WantedMains {
+    /// Where they are.
+    pub(crate) sources: Vec<MainSource>,
+    /// None of these, wherever they are found.
+    pub(crate) removed: BTreeSet<PeerId>,
+}
+
+/// Changes of mains that wait to be made; a person makes one at a time.
+const CHANGES_MAX: usize = 16;
+
+/// Open requests may take so long to end when a relay stops.
+const HTTP_DRAIN: Duration = Duration::from_secs(5);
+
+impl Relay {
+    /// Starts a relay: returns when its addresses answer, and goes on to look for its mains by itself.
+    ///
+    /// # Errors
+    /// When something that the user gave is wrong, in use, or damaged; the error says what to do.
+    pub async fn start(config: RelayConfig) -> Result<RelayHandle, RelayError> {
+        let (dir, keypair, epoch) = match &config.data_dir {
+            Some(folder) => {
+                let dir = DataDir::open(folder)?;
+                let keypair = load_or_create_identity(&dir.identity())?;
+                let epoch = dir.next_incarnation()?;
+                (Some(dir), keypair, epoch)
+            }
+            None => (None, Keypair::generate_ed25519(), 1),
+        };
+        // Bound first: what is in use is told before anybody hears of this node.
+        let http_error = |source| RelayError::Http {
+            addr: config.http,
+            source,
+        };
+        let listener = TcpListener::bind(config.http).await.map_err(http_error)?;
+        let http = listener.local_addr().map_err(http_error)?;
+        let (gate, gate_receiver) = watch::channel(Gate::default());
+        let network_config = NetworkConfig {
+            listen: config.listen.clone(),
+            role: Some(config.role),
+            ..NetworkConfig::new(keypair.clone())
+        };
+        let network = Network::start(network_config, gate_receiver).await?;
+        let around = watch::Sender::new(Around {
+            cluster: config.cluster,
+            ..Around::new(config.role)
+        });
+        let (audit_sender, audit_events) = mpsc::channel(audit::QUEUE);
+        let federation_config = FederationConfig {
+            name: config.name.clone(),
+            policy: config.policy.clone(),
+            audit: Some(audit_sender),
+            hops_max: config.hops_max,
+            ..FederationConfig::new(keypair.clone(), epoch)
+        };
+        let federation = Federation::start(network.clone(), federation_config, around.subscribe())?;
+        for spec in &config.services {
+            services::offer(&federation, spec).map_err(|source| RelayError::Service {
+                service: spec.to_string(),
+                source,
+            })?;
+        }
+        if config.has_echo {
+            services::offer_echo(&federation);
+        }
+        let (kind, id) = match config.role {
+            Role::Main => ("Main", network.peer_id()),
+            Role::Home => ("Home", network.peer_id()),
+        };
+        match &config.name {
+            Some(name) => {
+                info!(node = %id, node_type = %kind.to_lowercase(), "Starting as {kind} Relay with node ID {}", name.as_str())
+            }
+            None => {
+                info!(node = %id, node_type = %kind.to_lowercase(), "Starting as {kind} Relay with auto-generated node ID")
+            }
+        }
+
+        let stop = CancellationToken::new();
+        let (mut tasks, mut audit_task) = (JoinSet::new(), JoinSet::new());
+        audit_task.spawn(audit::write(config.data_dir.clone(), audit_events));
+        tasks.spawn(watch_mains(around.subscribe(), gate.clone(), stop.clone()));
+        let wanted = watch::Sender::new(WantedMains {
+            sources: config.mains.clone(),
+            removed: BTreeSet::new(),
+        });
+        let wanted_receiver = wanted.subscribe();
+        let peer_changes = config.peers_may_change.then(|| {
+            let (changes, asked) = mpsc::channel(CHANGES_MAX);
+            tasks.spawn(change_mains(asked, wanted.clone(), stop.clone()));
+            changes
+        });
+        let finder = Finder {
+            gateway: gateway_client(&config, &keypair)?,
+            http: http_client()?,
+            network: network.clone(),
+            federation: federation.clone(),
+            around,
+            wanted: wanted_receiver,
+            resolver: config
+                .mains
+                .iter()
+                .any(|source| matches!(source, MainSource::Srv(_)))
+                .then(resolver)
+                .flatten(),
+        };
+        tasks.spawn(finder.run(stop.clone()));
+        let served = router(federation.clone(), HttpConfig { peer_changes });
+        tasks.spawn(lapwing_federation::serve(listener, served, stop.clone()));
+        if let Some(dir) = &dir {
+            dir.write_admin_addr(http)?;
+        }
+        Ok(RelayHandle {
+            federation,
+            network,
+            http,
+            dir,
+            tasks,
+            audit: audit_task,
+            stop,
+            _gate: gate,
+            _wanted: wanted,
+        })
+    }
+}
+
+impl RelayHandle {
+    /// Who the relay is.
+    pub fn peer_id(&self) -> PeerId {
+        self.network.peer_id()
+    }
+
+    /// Where JSON-RPC is answered.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Its part in the federation: for programs that have a relay inside and offer handlers of their own, or call.
+    pub fn federation(&self) -> &Federation {
+        &self.federation
+    }
+
+    /// Resolves when the relay ends by itself, which is a defect.
+    pub async fn ended(&self) {
+        self.network.ended().await;
+    }
+
+    /// Stops the relay: open requests end, others hear that its services go, and everything is closed.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(HTTP_DRAIN, drained).await.is_err() {
+            warn!("open requests are cut off");
+            self.tasks.shutdown().await;
+        }
+        self.federation.clone().shutdown().await;
+        self.network.shutdown().await;
+        if let Some(dir) = &self.dir {
+            dir.remove_admin_addr();
+        }
+        drop(self.federation);
+        // It ends when nobody has anything to write any more.
+        if tokio::time::timeout(HTTP_DRAIN, self.audit.join_next())
+            .await
+            .is_err()
+        {
+            warn!("the end of the audit log was not written");
+        }
+    }
+}
+
+/// The silence of a main is noticed at once.
+async fn watch_mains(
+    mut around: watch::Receiver<Around>,
+    gate: watch::Sender<Gate>,
+    stop: CancellationToken,
+) {
+    loop {
+        let mains: HashSet<PeerId> = around.borrow_and_update().mains.iter().copied().collect();
+        gate.send_if_modified(|gate| {
+            let is_news = *gate.watched != mains;
+            gate.watched = Arc::new(mains);
+            is_news
+        });
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = around.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Makes the changes that callers of the edge want.
+async fn change_mains(
+    mut asked: mpsc::Receiver<PeerChange>,
+    wanted: watch::Sender<WantedMains>,
+    stop: CancellationToken,
+) {
+    while let Some(Some(change)) = stop.run_until_cancelled(asked.recv()).await {
+        match change {
+            PeerChange::Add { address, .. } => match address.parse::<MainSource>() {
+                Ok(source) => {
+                    info!(%source, "a main was added");
+                    wanted.send_modify(|wanted| {
+                        if let MainSource::Address(MainAddress::Multiaddr { peer, .. }) = &source {
+                            wanted.removed.remove(peer);
+                        }
+                        if wanted.sources.len() < SOURCES_MAX && !wanted.sources.contains(&source) {
+                            wanted.sources.push(source);
+                        }
+                    });
+                }
+                Err(error) => warn!(%error, "a main was not added"),
+            },
+            PeerChange::Remove { node } => {
+                info!(%node, "a main was removed");
+                wanted.send_modify(|wanted| {
+                    wanted.removed.insert(node);
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Mains that are looked for; each is asked who it is.
+const SOURCES_MAX: usize = 256;
+
+fn gateway_client(config: &RelayConfig, keypair: &Keypair) -> Result<Option<Arc<Client>>, RelayError> {
+    if config.gateways.is_empty() {
+        return Ok(None);
+    }
+    let client_config = ClientConfig {
+        gateways: config.gateways.clone(),
+        ..ClientConfig::default()
+    };
+    Ok(Some(Arc::new(Client::new(client_config, keypair.clone())?)))
+}
+
+fn http_client() -> Result<reqwest::Client, RelayError> {
+    // An error means that the process has a provider already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(reqwest::Client::builder().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mains_are_named_by_address_or_in_the_domain_name_system() {
+        let srv: MainSource = "srv:_lapwing._tcp.example.org".parse().unwrap();
+        assert_eq!(srv, MainSource::Srv("_lapwing._tcp.example.org".to_owned()));
+        assert_eq!(srv.to_string(), "srv:_lapwing._tcp.example.org");
+        let url: MainSource = "ws://127.0.0.1:8080/ws/federation".parse().unwrap();
+        assert_eq!(url.to_string(), "ws://127.0.0.1:8080/ws/federation");
+        assert!("ftp://x".parse::<MainSource>().is_err());
+    }
+}
