@@ -69,7 +69,11 @@ impl Commands {
         };
         let mut room = Room::new("the arguments of a level");
         let commands = level.iter().map(|index| &self.request.commands[*index]);
-        let resolved = commands.map(|command| ReadyCommand::new(command, &self.results, &mut room));
+        let name = |index: &usize| self.request.commands[*index].name.clone();
+        let resolved = commands.map(|command| {
+            let needs = command.needs.iter().map(name).collect();
+            ReadyCommand::new(command, needs, &self.results, &mut room)
+        });
         match resolved.collect() {
             Ok(ready) => {
                 self.state = State::Running {
@@ -230,10 +234,17 @@ pub struct ReadyCommand {
     pub arguments: Arguments,
     /// The resources that the instance has to have.
     pub locs: BTreeSet<String>,
+    /// The commands whose results are in its arguments.
+    pub needs: Vec<String>,
 }
 
 impl ReadyCommand {
-    fn new(command: &Command, results: &[Option<Value>], room: &mut Room) -> Result<Self, CallError> {
+    fn new(
+        command: &Command,
+        needs: Vec<String>,
+        results: &[Option<Value>],
+        room: &mut Room,
+    ) -> Result<Self, CallError> {
         let Command { name, .. } = command;
         let in_command = |mut error: CallError| {
             error.message = format!("command `{name}`: {}", error.message);
@@ -250,6 +261,7 @@ impl ReadyCommand {
             method: command.method.clone(),
             arguments: join(args.into(), kwargs).map_err(in_command)?,
             locs: command.locs.clone(),
+            needs,
         })
     }
 }

@@ -15,6 +15,7 @@ mod http_server;
 mod methods;
 mod metrics;
 mod neighbours;
+mod spans;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ use crate::policy::{Admitted, Around, AuditEvent, Claim, Policy};
 use crate::retries::Retries;
 use crate::{
     Announcement, AnnouncementError, Call, CallAnswer, Departure, HearError, Message, NodeName, Registry,
-    Service, ServiceName, ToSend,
+    Service, ServiceName, Span, ToSend,
 };
 pub use backend::{Backend, Echo, Invocation};
 pub use child_backend::{ChildBackend, ChildBackendError};
@@ -49,6 +50,7 @@ pub use http_backend::{HttpBackend, HttpBackendError};
 pub use http_server::serve;
 pub use methods::Methods;
 use neighbours::{ForeignCalls, Session};
+use spans::Spans;
 use turns::Turns;
 
 /// The clock, read where things happen.
@@ -80,6 +82,9 @@ pub struct FederationConfig {
     pub policy: Policy,
     /// Where it is written down who was let in and what was refused; what finds no place there is lost. Default: nowhere.
     pub audit: Option<mpsc::Sender<AuditEvent>>,
+    /// Where the spans of calls go whose trace is sampled. What finds no place there is lost and counted, since no call waits
+    /// for it. With it, traces that begin at this node's edge are sampled. Default: nowhere, which costs nothing.
+    pub spans: Option<mpsc::Sender<Span>>,
     /// How many links away its services are known: 1 to [`Announcement::HOPS_MAX`]. Default
     /// [`Announcement::HOPS_DEFAULT`]: home, main, main, home.
     pub hops_max: u8,
@@ -95,6 +100,7 @@ impl FederationConfig {
             name: None,
             policy: Policy::default(),
             audit: None,
+            spans: None,
             hops_max: Announcement::HOPS_DEFAULT,
             epoch,
         }
@@ -126,6 +132,7 @@ pub(crate) struct Inner {
     around: watch::Receiver<Around>,
     policy: Policy,
     audit: Option<mpsc::Sender<AuditEvent>>,
+    spans: Spans,
     state: Mutex<State>,
     /// Calls that are on their way through this node.
     room: Semaphore,
@@ -212,6 +219,7 @@ impl Federation {
             around,
             policy: config.policy,
             audit: config.audit,
+            spans: Spans::new(config.spans),
             state: Mutex::new(State {
                 registry: Registry::new(me, said.role),
                 said,
@@ -314,6 +322,11 @@ impl Federation {
     /// With whom there are sessions now.
     pub fn neighbours(&self) -> Vec<PeerId> {
         self.inner.lock().sessions.keys().copied().collect()
+    }
+
+    /// Spans that found no place in their queue since the start.
+    pub fn spans_lost(&self) -> u64 {
+        self.inner.spans.lost()
     }
 
     /// Says that this node goes, waits until its neighbours could hear it, and ends.

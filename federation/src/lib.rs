@@ -19,6 +19,7 @@ mod registry;
 mod remote_call;
 mod retries;
 mod service;
+mod span;
 mod trace;
 mod versions;
 mod window;
@@ -43,6 +44,7 @@ pub use registry::{HearError, Heard, Instance, Message, Registry, ToSend};
 pub use remote_call::{Arguments, RemoteCall};
 pub use retries::Retries;
 pub use service::{Fit, Service, ServiceError, Unfit, Wanted};
+pub use span::{Span, SpanKind, SpanStatus};
 pub use trace::{ParseTraceParentError, TraceParent};
 pub use versions::{Constraint, ParseVersionError, Version};
 

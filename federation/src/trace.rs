@@ -40,6 +40,30 @@ impl TraceParent {
         }
     }
 
+    /// The same in a trace of which spans are collected.
+    #[must_use]
+    pub const fn with_sampled(self) -> Self {
+        Self {
+            flags: self.flags | SAMPLED,
+            ..self
+        }
+    }
+
+    /// Whether spans of this trace are collected.
+    pub const fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    /// The trace; never zero.
+    pub const fn trace(&self) -> u128 {
+        self.trace
+    }
+
+    /// The span in it; never zero.
+    pub const fn span(&self) -> u64 {
+        self.span
+    }
+
     /// The trace as it is written: 32 digits.
     pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace)
@@ -82,6 +106,9 @@ impl FromStr for TraceParent {
         Ok(parent)
     }
 }
+
+/// Section 3.2.2.5.1.
+const SAMPLED: u8 = 1;
 
 /// Of version 00.
 const LENGTH: usize = 55;

@@ -21,7 +21,7 @@ use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
 use crate::breaker::{BreakerConfig, Outcome};
 use crate::executed::{Attempt, ExecutionId, Found};
 use crate::policy::AuditEvent;
-use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, Step};
+use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, SpanKind, Step};
 
 /// One call and its answer.
 pub(super) const CALL: Kind = Kind {
@@ -92,11 +92,16 @@ async fn answer_one(inner: &Arc<Inner>, channel: Channel) -> Result<(), ChannelE
         .and_then(|call| call.check(peer).map(|()| call))
         .and_then(|call| inner.allow(peer, &call, arrived).map(|()| call));
     let answer = match checked {
-        Ok(call) => tokio::select! {
-            answer = carry(inner, call, arrived) => answer,
-            // Nothing follows a call: whoever has asked waits no longer, or does not know how to.
-            _ = receive.receive() => return Ok(()),
-        },
+        Ok(mut call) => {
+            let span = inner.begin_hop(SpanKind::Server, &mut call, peer);
+            let answer = tokio::select! {
+                answer = carry(inner, call, arrived) => answer,
+                // Nothing follows a call: whoever has asked waits no longer, or does not know how to.
+                _ = receive.receive() => return Ok(()),
+            };
+            span.end(&answer);
+            answer
+        }
         Err(error) => failed(inner, error),
     };
     let sent = tokio::time::timeout(TELL_TIMEOUT, tell(inner, &mut send, &answer)).await;
@@ -229,7 +234,11 @@ async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer
             Step::Forward { to, onward } => {
                 let patience = Duration::from_millis(call.remaining_ms.into());
                 let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
-                forward(inner, to, call.onward(onward), arrived, left).await
+                let mut call = call.onward(onward);
+                let span = inner.begin_hop(SpanKind::Client, &mut call, to);
+                let forwarded = forward(inner, to, call, arrived, left).await;
+                span.end(&forwarded.0);
+                forwarded
             }
         };
         let error: Option<CallError> = answer

@@ -1,5 +1,6 @@
 //! JSON-RPC at the edge: what a body asks is carried out, and what a caller is answered. Knows no HTTP but its status.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -9,12 +10,13 @@ use rand::RngExt as _;
 use serde_json::{Value, json};
 use tracing::{Instrument as _, debug_span};
 
+use super::spans::OpenSpan;
 use super::{Federation, now};
 use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Incoming, Parsed, Reply, Request};
 use crate::{
     Arguments, Call, CallAnswer, CallError, CallId, Commands, Constraint, ErrorCode, Progress, ReadyCommand,
-    RemoteCall, TraceContext, TraceParent,
+    RemoteCall, Span, SpanKind, TraceContext, TraceParent,
 };
 
 /// What a caller of the edge has sent beside the body, as far as it is of use.
@@ -32,6 +34,8 @@ pub struct Headers {
 #[derive(Clone, Copy, Debug)]
 struct Tracing<'a> {
     parent: TraceParent,
+    /// Whether the trace has begun before it came here, so that somebody knows the span of `parent`.
+    is_continued: bool,
     state: Option<&'a str>,
 }
 
@@ -43,14 +47,24 @@ impl Federation {
         let is_continued = given.is_some();
         let parent = given.unwrap_or_else(|| {
             let mut state = self.inner.lock();
-            TraceParent::root(state.rng.random(), state.rng.random())
+            let root = TraceParent::root(state.rng.random(), state.rng.random());
+            // Where nobody collects spans here, nobody on the way is asked for any.
+            if self.inner.spans.are_wanted() {
+                root.with_sampled()
+            } else {
+                root
+            }
         });
         // The state belongs to its parent.
         let state = headers
             .trace_state
             .as_deref()
             .filter(|state| is_continued && state.len() <= TRACE_STATE_MAX);
-        let tracing = Tracing { parent, state };
+        let tracing = Tracing {
+            parent,
+            is_continued,
+            state,
+        };
         let request_id = headers.request_id.as_deref();
         let span = debug_span!("rpc", me = %self.inner.me, request_id, trace_id = parent.trace_id());
         self.answer_all(Incoming::parse(body), tracing)
@@ -113,8 +127,10 @@ impl Federation {
         tracing: Tracing<'_>,
     ) -> Result<(Value, Option<Value>), CallError> {
         let wants_trace = asked.trace;
-        let call = self.call_of(asked, tracing)?;
+        let mut call = self.call_of(asked, tracing)?;
+        let span = self.begin_call(SpanKind::Server, &mut call, tracing, Vec::new());
         let answer = self.call(call).await;
+        span.end(&answer);
         let trace = wants_trace.then(|| shown(&answer, tracing.parent));
         Ok((result_of(answer)?, trace))
     }
@@ -126,12 +142,8 @@ impl Federation {
             .unwrap_or_default()
             .parse()
             .map_err(|error| CallError::new(ErrorCode::InvalidParams, format!("version: {error}")))?;
-        let (id, span) = {
-            let mut state = self.inner.lock();
-            (state.rng.random(), state.rng.random())
-        };
         Ok(Call {
-            id: CallId(id),
+            id: CallId(self.inner.lock().rng.random()),
             address: asked.target,
             target: None,
             service: asked.service,
@@ -145,21 +157,58 @@ impl Federation {
             priority: asked.priority,
             is_idempotent: asked.idempotent,
             trace: TraceContext {
-                parent: Some(tracing.parent.child(span).to_string()),
+                parent: Some(tracing.parent.to_string()),
                 state: tracing.state.map(str::to_owned),
             },
         })
     }
 
-    /// Runs the commands of a request, those that need no results of each other at the same time.
+    /// Begins the span of a call, and has the call go on under it.
+    fn begin_call(
+        &self,
+        kind: SpanKind,
+        call: &mut Call,
+        tracing: Tracing<'_>,
+        links: Vec<u64>,
+    ) -> OpenSpan<'_> {
+        let span = self.inner.begin_span(Some(tracing.parent), |own, parent, at| {
+            let parent = tracing.is_continued.then_some(parent);
+            Span::of_call(kind, own, parent, call, at).with_links(links)
+        });
+        if let Some(own) = span.own() {
+            call.trace.parent = Some(own.to_string());
+        }
+        span
+    }
+
+    /// Runs the commands of a request under a span of its own.
     async fn run(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, CallError> {
+        let span = self.inner.begin_span(Some(tracing.parent), |own, parent, at| {
+            let parent = tracing.is_continued.then_some(parent);
+            Span::begin(SpanKind::Server, own, parent, "request".to_owned(), at)
+        });
+        let below = span.own().map_or(tracing, |own| Tracing {
+            parent: own,
+            is_continued: true,
+            ..tracing
+        });
+        let result = self.run_commands(params, below).await;
+        span.end_with(&result);
+        result
+    }
+
+    /// Runs the commands of a request, those that need no results of each other at the same time.
+    async fn run_commands(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, CallError> {
         let begun = now();
         let mut commands = Commands::parse(params.into_params().unwrap_or_else(|| json!({})))?;
         let mut levels = Vec::new();
+        let mut spans: BTreeMap<String, u64> = BTreeMap::new();
         let mut running: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
         loop {
             for command in commands.ready() {
-                running.push(Box::pin(self.run_command(command, tracing)));
+                let links = command.needs.iter().filter_map(|name| spans.get(name));
+                let links = links.copied().collect();
+                running.push(Box::pin(self.run_command(command, tracing, links)));
             }
             if let Some(answer) = commands.finished() {
                 // What is still under way is dropped, and given up by everybody.
@@ -181,6 +230,9 @@ impl Federation {
                 let said = "the commands of the request wait for each other";
                 return Err(CallError::new(ErrorCode::Internal, said));
             };
+            if let Some(span) = ended.span {
+                spans.insert(ended.name.clone(), span);
+            }
             match commands.on_result(&ended.name, ended.result, ended.took) {
                 Progress::LevelDone(Some(level)) => levels.push(json!(level)),
                 Progress::LevelDone(None) | Progress::Nothing | Progress::Failed { .. } => {}
@@ -188,7 +240,7 @@ impl Federation {
         }
     }
 
-    async fn run_command(&self, command: ReadyCommand, tracing: Tracing<'_>) -> Ended {
+    async fn run_command(&self, command: ReadyCommand, tracing: Tracing<'_>, links: Vec<u64>) -> Ended {
         let begun = now();
         let asked = RemoteCall {
             target: None,
@@ -204,10 +256,21 @@ impl Federation {
             idempotent: false,
             message_id: None,
         };
-        let made = self.make(asked, tracing).await;
+        let mut span_id = None;
+        let result = match self.call_of(asked, tracing) {
+            Ok(mut call) => {
+                let span = self.begin_call(SpanKind::Internal, &mut call, tracing, links);
+                span_id = span.own().map(|own| own.span());
+                let answer = self.call(call).await;
+                span.end(&answer);
+                result_of(answer)
+            }
+            Err(error) => Err(error),
+        };
         Ended {
             name: command.name,
-            result: made.map(|(result, _)| result),
+            span: span_id,
+            result,
             took: now().saturating_duration_since(begun),
         }
     }
@@ -216,6 +279,8 @@ impl Federation {
 /// A command's end.
 struct Ended {
     name: String,
+    /// Its span, for those that are given its result.
+    span: Option<u64>,
     result: Result<Value, CallError>,
     took: Duration,
 }

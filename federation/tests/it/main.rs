@@ -7,6 +7,7 @@ mod executed;
 mod http;
 mod methods;
 mod nodes;
+mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

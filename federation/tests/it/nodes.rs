@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, PeerId, Role};
 use lapwing_federation::{
-    Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service,
+    Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service, Span,
     TraceContext,
 };
 use lapwing_net::{Gate, Network, NetworkConfig};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Long enough for a busy machine; nothing here waits for it to pass.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,6 +66,10 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Node {
     pub(crate) async fn start(name: &'static str, role: Role) -> Self {
+        Self::start_with(name, role, None).await
+    }
+
+    async fn start_with(name: &'static str, role: Role, spans: Option<mpsc::Sender<Span>>) -> Self {
         let keypair = Keypair::generate_ed25519();
         let (gate, watched) = watch::channel(Gate::default());
         let config = NetworkConfig {
@@ -80,6 +84,7 @@ impl Node {
         });
         let config = FederationConfig {
             name: Some(name.parse().unwrap()),
+            spans,
             ..FederationConfig::new(keypair, 1)
         };
         let federation = Federation::start(network.clone(), config, known).unwrap();
@@ -130,12 +135,18 @@ impl Node {
 
 impl Houses {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// All of them give their spans away there.
+    pub(crate) async fn start_with(spans: Option<mpsc::Sender<Span>>) -> Self {
+        let start = |name, role| Node::start_with(name, role, spans.clone());
         let houses = Self {
-            main_a: Node::start("main-a", Role::Main).await,
-            main_b: Node::start("main-b", Role::Main).await,
-            alice: Node::start("alice", Role::Home).await,
-            carol: Node::start("carol", Role::Home).await,
-            bob: Node::start("bob", Role::Home).await,
+            main_a: start("main-a", Role::Main).await,
+            main_b: start("main-b", Role::Main).await,
+            alice: start("alice", Role::Home).await,
+            carol: start("carol", Role::Home).await,
+            bob: start("bob", Role::Home).await,
         };
         let all = houses.all();
         let members: Arc<HashSet<PeerId>> = Arc::new(all.iter().map(|node| node.id()).collect());
