@@ -1,5 +1,6 @@
 //! A call on its way from link to link, and what each node does with it. Carries nothing itself.
 
+use crate::policy::Proof;
 use crate::remote_call::PRIORITY_MAX;
 use crate::{CallError, Constraint, ErrorCode, NodeAddress, Registry, RemoteCall, ServiceName, Wanted};
 use lapwing_base::PeerId;
@@ -38,6 +39,8 @@ pub struct Call {
     pub is_idempotent: bool,
     /// The trace that it belongs to.
     pub trace: TraceContext,
+    /// That whoever calls knows the token of the service, where it wants one.
+    pub proof: Option<Proof>,
 }
 
 /// Names one call.
@@ -347,6 +350,7 @@ mod tests {
             priority: 0,
             is_idempotent: false,
             trace: TraceContext::default(),
+            proof: None,
         }
     }
 

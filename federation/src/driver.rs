@@ -5,6 +5,7 @@
 mod asked;
 mod backend;
 mod calls;
+mod catalog;
 mod child_backend;
 mod counts;
 mod documents;
@@ -41,7 +42,8 @@ use crate::{
     Announcement, AnnouncementError, Call, CallAnswer, Departure, HearError, Message, NodeName, Registry,
     Service, ServiceName, Span, ToSend,
 };
-pub use backend::{Backend, Echo, Invocation};
+use backend::Offer;
+pub use backend::{Backend, Echo, Exposure, Invocation};
 pub use child_backend::{ChildBackend, ChildBackendError};
 use counts::Counts;
 pub use edge::Headers;
@@ -144,7 +146,7 @@ struct State {
     registry: Registry,
     /// What this node says of itself, next.
     said: Announcement,
-    backends: BTreeMap<ServiceName, Arc<dyn Backend>>,
+    offers: BTreeMap<ServiceName, Offer>,
     sessions: BTreeMap<PeerId, Session>,
     sessions_begun: u64,
     balancers: BTreeMap<ServiceName, Balancer<PeerId>>,
@@ -223,7 +225,7 @@ impl Federation {
             state: Mutex::new(State {
                 registry: Registry::new(me, said.role),
                 said,
-                backends: BTreeMap::new(),
+                offers: BTreeMap::new(),
                 sessions: BTreeMap::new(),
                 sessions_begun: 0,
                 balancers: BTreeMap::new(),
@@ -270,20 +272,41 @@ impl Federation {
         })
     }
 
-    /// Offers a service from now on, and says so at once.
+    /// Offers a service to everybody from now on, and says so at once.
     ///
     /// # Errors
     /// When this node has one of the name, or others would not take it.
     pub fn offer(&self, service: Service, backend: Arc<dyn Backend>) -> Result<(), OfferError> {
+        self.offer_to(service, backend, Exposure::default())
+    }
+
+    /// Offers a service from now on to those that may call it, and says so at once to whom that concerns.
+    ///
+    /// # Errors
+    /// As [`Federation::offer`].
+    pub fn offer_to(
+        &self,
+        service: Service,
+        backend: Arc<dyn Backend>,
+        exposure: Exposure,
+    ) -> Result<(), OfferError> {
         let name = service.name.clone();
+        if name.as_str() == catalog::NAME {
+            return Err(OfferError::Twice(name));
+        }
+        service.check().map_err(AnnouncementError::from)?;
         {
             let mut state = self.inner.lock();
-            let services = &mut state.said.services;
-            let Err(place) = services.binary_search_by(|other| other.name.cmp(&name)) else {
+            if state.offers.contains_key(&name) {
                 return Err(OfferError::Twice(name));
+            }
+            let offer = Offer {
+                service,
+                backend,
+                exposure,
             };
-            services.insert(place, service);
-            state.backends.insert(name.clone(), backend);
+            state.offers.insert(name.clone(), offer);
+            state.list_services();
         }
         self.inner.announce().inspect_err(|_| {
             drop(self.inner.lock().take(&name));
@@ -544,9 +567,16 @@ impl State {
         }
     }
 
-    fn take(&mut self, name: &ServiceName) -> Option<Arc<dyn Backend>> {
-        self.said.services.retain(|service| service.name != *name);
-        self.backends.remove(name)
+    fn take(&mut self, name: &ServiceName) -> Option<Offer> {
+        let taken = self.offers.remove(name);
+        self.list_services();
+        taken
+    }
+
+    /// What others are told that this node offers: in the order of their names, as the table has them.
+    fn list_services(&mut self) {
+        let announced = self.offers.values().filter(|offer| !offer.exposure.is_private);
+        self.said.services = announced.map(|offer| offer.service.clone()).collect();
     }
 
     /// Balancers keep no instances that are gone.

@@ -305,6 +305,7 @@ mod tests {
             priority: 0,
             is_idempotent,
             trace: TraceContext::default(),
+            proof: None,
         }
     }
 

@@ -255,6 +255,7 @@ mod tests {
             priority: 0,
             is_idempotent: false,
             trace: TraceContext::default(),
+            proof: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use std::sync::Arc;
 
-use crate::{CallError, CallId, ErrorCode, TraceContext};
+use crate::{CallError, CallId, ErrorCode, Service, Token, TraceContext};
 
 /// A call as a service sees it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,6 +25,23 @@ pub struct Invocation {
 pub trait Backend: Send + Sync {
     /// The result as JSON.
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;
+}
+
+/// Who may call a service. Default: everybody, with no token.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Exposure {
+    /// Whether only callers of this node's own edge may, and no other node hears of it.
+    pub is_private: bool,
+    /// What callers have to know.
+    pub token: Option<Token>,
+}
+
+/// A service with what answers its calls.
+#[derive(Clone)]
+pub(crate) struct Offer {
+    pub(super) service: Service,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) exposure: Exposure,
 }
 
 /// Says what it is told: `echo` the first of its arguments, `echos` all of them.

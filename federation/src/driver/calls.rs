@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::asked::broken;
-use super::backend::{Backend, Invocation};
+use super::backend::{Backend, Invocation, Offer};
+use super::catalog::{self, Catalog};
 use super::turns::Full;
 use super::{Inner, State, now};
 use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
@@ -130,6 +131,10 @@ impl Inner {
             let said = "a call has come from a node that is no neighbour; it is to greet first";
             return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
         };
+        if session.admitted.role == Role::Home && call.path.len() > 1 {
+            let said = "a home has passed on what another node calls";
+            return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
+        }
         if !session.admitted.is_foreign {
             return Ok(());
         }
@@ -329,7 +334,10 @@ impl State {
         let mut candidates: Vec<Candidate<PeerId>> = Vec::new();
         match &call.address {
             Some(address) => match self.registry.locate(address) {
-                Ok(node) if self.registry.offers(node, &call.service) => {
+                Ok(node)
+                    if self.registry.offers(node, &call.service)
+                        || (node == me && self.offered_to(call).is_some()) =>
+                {
                     candidates.push(candidate(node, self.registry.hops(node).unwrap_or(0)));
                 }
                 Ok(node) => {
@@ -344,6 +352,13 @@ impl State {
                     return Ok((call.advance(me, None, Some(via), &self.registry, waited)?, None));
                 }
             },
+            // What only this node's own callers know of is theirs before anybody else's.
+            None if self.offered_to(call).is_some_and(|offer| {
+                offer.exposure.is_private && offer.service.fit(&call.wanted()).is_ok()
+            }) =>
+            {
+                candidates.push(candidate(me, 0));
+            }
             None => match self.registry.find(&call.wanted()) {
                 Ok(found) => candidates.extend(found.iter().map(|one| candidate(one.origin, one.hops))),
                 // Whoever knows nobody else asks its main, which may.
@@ -387,28 +402,58 @@ impl State {
     }
 
     /// What answers a call here, and what it is asked.
-    fn invoked(&self, me: PeerId, call: &Call) -> Result<(Arc<dyn Backend>, Invocation), CallError> {
-        let service = self
-            .said
-            .services
-            .iter()
-            .find(|service| service.name == call.service);
-        let Some((backend, service)) = self.backends.get(&call.service).zip(service) else {
-            let said = format!("node {me} does not offer service `{}`", call.service);
+    fn invoked(&self, inner: &Arc<Inner>, call: &Call) -> Result<(Arc<dyn Backend>, Invocation), CallError> {
+        if call.service.as_str() == catalog::NAME {
+            let catalog: Arc<dyn Backend> = Arc::new(Catalog::new(inner));
+            return Ok((catalog, invocation(call, &call.method)));
+        }
+        let Some(offer) = self.offered_to(call) else {
+            let said = format!("node {} does not offer service `{}`", inner.me, call.service);
             return Err(CallError::new(ErrorCode::ServiceNotFound, said));
         };
-        if let Err(reason) = service.fit(&call.wanted()) {
+        if let Err(reason) = offer.service.fit(&call.wanted()) {
             return Err(reason.error(&call.wanted()));
         }
         // It fits, so that there is one.
-        let method = service.method(&call.method).unwrap_or_default();
-        let invocation = Invocation {
-            id: call.id,
-            method: method.to_owned(),
-            arguments: call.arguments.clone(),
-            trace: call.trace.clone(),
+        let method = offer.service.method(&call.method).unwrap_or_default();
+        Ok((Arc::clone(&offer.backend), invocation(call, method)))
+    }
+
+    /// The service of this node that a call may know of: a private one, only where it was made here.
+    fn offered_to(&self, call: &Call) -> Option<&Offer> {
+        let offer = self.offers.get(&call.service)?;
+        (!offer.exposure.is_private || call.path.is_empty()).then_some(offer)
+    }
+
+    /// Whether a call proves what its service wants its callers to know.
+    fn permit(&self, call: &Call) -> Result<(), CallError> {
+        let Some(token) = self
+            .offers
+            .get(&call.service)
+            .and_then(|offer| offer.exposure.token.as_ref())
+        else {
+            return Ok(());
         };
-        Ok((Arc::clone(backend), invocation))
+        let arguments = call.arguments.as_deref();
+        let expected = token.prove_call(call.id.0, &call.service, &call.method, arguments);
+        let said = match &call.proof {
+            Some(proof) if proof.is(&expected) => return Ok(()),
+            Some(_) => format!(
+                "service `{}` has another token than the call was made with",
+                call.service
+            ),
+            None => format!("service `{}` is called with a token only", call.service),
+        };
+        Err(CallError::new(ErrorCode::Unauthenticated, said))
+    }
+}
+
+fn invocation(call: &Call, method: &str) -> Invocation {
+    Invocation {
+        id: call.id,
+        method: method.to_owned(),
+        arguments: call.arguments.clone(),
+        trace: call.trace.clone(),
     }
 }
 
@@ -470,6 +515,15 @@ impl State {
         attempt: &Attempt,
         now: Instant,
     ) -> Result<Execution, Served> {
+        if let Err(error) = self.permit(call) {
+            inner.audit(|| AuditEvent::CallRefused {
+                from: call.path.last().copied(),
+                caller: call.path.first().copied(),
+                service: call.service.clone(),
+                reason: error.message.clone(),
+            });
+            return Err(Err(error));
+        }
         let found = match self.executed.find(attempt, now) {
             Found::Running(id, join) => match join.upgrade() {
                 Some(execution) => return Ok(execution),
@@ -487,7 +541,7 @@ impl State {
             // None is under way any more.
             Found::Nothing | Found::Running(..) => {}
         }
-        let (backend, invocation) = self.invoked(inner.me, call).map_err(Err)?;
+        let (backend, invocation) = self.invoked(inner, call).map_err(Err)?;
         let id = self.executed.next_id(attempt);
         let execution = execute(Underway::new(inner, id), backend, invocation)
             .boxed()

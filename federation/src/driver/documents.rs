@@ -9,7 +9,7 @@ use lapwing_net::PeerStatus;
 use serde_json::{Map, Value, json};
 
 use super::counts::MainRecord;
-use super::{Federation, State, now};
+use super::{Inner, State, now};
 use crate::{Announcement, Service, ServiceName};
 
 /// Which services a document has.
@@ -137,7 +137,7 @@ impl Moment {
     }
 }
 
-impl Federation {
+impl Inner {
     /// Services by name, in the shape of the peer-to-peer edge before: one instance for each name, the nearest, and beneath
     /// it all of them.
     pub(super) fn registry_document(&self, scope: Scope, page: Page) -> Value {
@@ -147,8 +147,8 @@ impl Federation {
             .iter()
             .map(|main| (main.peer.to_string(), main.document(&moment)))
             .collect();
-        let me = self.inner.me;
-        let state = self.inner.lock();
+        let me = self.me;
+        let state = self.lock();
         let own = state.registry.own().filter(|_| page.after.is_none());
         let mut services: BTreeMap<String, Vec<(Option<usize>, Value)>> = BTreeMap::new();
         let mut show = |announcement: &Announcement, hops: Option<usize>| {
@@ -203,9 +203,28 @@ impl Federation {
         })
     }
 
+    /// Everything that is callable from here, an instance a row.
+    pub(super) fn catalog_document(&self, page: Page) -> Value {
+        let registry = self.registry_document(Scope::Federated, page);
+        let servers = registry["servers"].as_object();
+        let rows: Vec<&Value> = servers
+            .into_iter()
+            .flat_map(|servers| servers.values())
+            .filter_map(|server| server["instances"].as_array())
+            .flatten()
+            .collect();
+        json!({
+            "node_id": registry["node_id"],
+            "node_address": registry["node_address"],
+            "services": rows,
+            "next_page_token": registry["next_page_token"],
+            "timestamp": registry["timestamp"],
+        })
+    }
+
     /// The services of this node.
     pub(super) fn services_document(&self) -> Value {
-        let state = self.inner.lock();
+        let state = self.lock();
         let services = state.registry.own().map(|own| own.services.as_slice());
         let services: Vec<Value> = services
             .unwrap_or_default()
@@ -213,8 +232,8 @@ impl Federation {
             .map(service_document)
             .collect();
         json!({
-            "node_id": self.inner.me.to_string(),
-            "node_address": state.registry.address(self.inner.me).to_string(),
+            "node_id": self.me.to_string(),
+            "node_address": state.registry.address(self.me).to_string(),
             "services": services,
             "timestamp": Moment::read().text(),
         })
@@ -225,8 +244,8 @@ impl Federation {
         let moment = Moment::read();
         let peers: Vec<Value> = self.mains().iter().map(|main| main.document(&moment)).collect();
         json!({
-            "node_id": self.inner.me.to_string(),
-            "node_type": self.inner.role().to_string(),
+            "node_id": self.me.to_string(),
+            "node_type": self.role().to_string(),
             "peers": peers,
             "timestamp": moment.text(),
         })
@@ -244,8 +263,8 @@ impl Federation {
             "average_latency": millis_text(self.average_latency()),
             "total_instances": numbers.local_instances + numbers.federated_instances,
             "failed_instances": numbers.instances_failed,
-            "node_id": self.inner.me.to_string(),
-            "node_type": self.inner.role().to_string(),
+            "node_id": self.me.to_string(),
+            "node_type": self.role().to_string(),
             "timestamp": Moment::read().text(),
         });
         (health, document)
@@ -258,26 +277,26 @@ impl Federation {
             "status": health.as_str(),
             "timestamp": Moment::read().text(),
             "servers": self.numbers().local_services,
-            "node_type": self.inner.role().to_string(),
+            "node_type": self.role().to_string(),
         });
         (health, document)
     }
 
     /// Who this node is, and where it is reached.
     pub(super) fn identity_document(&self) -> Value {
-        let me = self.inner.me;
-        let addresses = self.inner.network.listen_addrs();
+        let me = self.me;
+        let addresses = self.network.listen_addrs();
         let addresses: Vec<String> = addresses
             .into_iter()
             .map(|address| with_peer(address, me).to_string())
             .collect();
-        let state = self.inner.lock();
+        let state = self.lock();
         json!({
             "peer_id": me.to_string(),
             "addresses": addresses,
             "name": state.said.name.as_ref().map(ToString::to_string),
             "node_address": state.registry.address(me).to_string(),
-            "node_type": self.inner.role().to_string(),
+            "node_type": self.role().to_string(),
             "cluster_id": state.said.cluster.map(|cluster| cluster.to_string()),
             "version": env!("CARGO_PKG_VERSION"),
         })
@@ -285,16 +304,16 @@ impl Federation {
 
     /// Whether this node can do its part now.
     pub(super) fn health(&self) -> Health {
-        if self.inner.stop.is_cancelled() {
+        if self.stop.is_cancelled() {
             return Health::Unhealthy;
         }
-        let mains = self.inner.around.borrow().mains.clone();
-        let state = self.inner.lock();
-        match self.inner.role() {
+        let mains = self.around.borrow().mains.clone();
+        let state = self.lock();
+        match self.role() {
             Role::Home if state.uplink.is_none() => Health::Unhealthy,
             Role::Home => Health::Healthy,
             Role::Main => {
-                let mut others = mains.iter().filter(|main| **main != self.inner.me);
+                let mut others = mains.iter().filter(|main| **main != self.me);
                 match others.all(|main| state.sessions.contains_key(main)) {
                     true => Health::Healthy,
                     false => Health::Degraded,
@@ -305,15 +324,15 @@ impl Federation {
 
     /// The mains of its list and those with whom there are sessions, in the order of their ids.
     pub(super) fn mains(&self) -> Vec<MainView> {
-        let status = self.inner.network.status();
+        let status = self.network.status();
         let links: BTreeMap<PeerId, &PeerStatus> =
             status.peers.iter().map(|peer| (peer.peer, peer)).collect();
-        let mut mains: BTreeSet<PeerId> = self.inner.around.borrow().mains.iter().copied().collect();
-        let state = self.inner.lock();
+        let mut mains: BTreeSet<PeerId> = self.around.borrow().mains.iter().copied().collect();
+        let state = self.lock();
         let sessions = state.sessions.iter();
         let connected = sessions.filter(|(_, session)| session.admitted.role == Role::Main);
         mains.extend(connected.map(|(peer, _)| *peer));
-        mains.remove(&self.inner.me);
+        mains.remove(&self.me);
         mains
             .into_iter()
             .map(|peer| {
@@ -333,12 +352,12 @@ impl Federation {
 
     /// Counts what there is.
     pub(super) fn numbers(&self) -> Numbers {
-        self.inner.lock().numbers()
+        self.lock().numbers()
     }
 
     /// Of the instances that were called lately; zero before the first was.
     fn average_latency(&self) -> Duration {
-        let state = self.inner.lock();
+        let state = self.lock();
         let metrics = state.balancers.values().flat_map(|balancer| balancer.metrics());
         let latencies = metrics.filter_map(|(_, metrics)| metrics.latency);
         let (sum, count) = latencies.fold((Duration::ZERO, 0_u32), |(sum, count), latency| {
@@ -493,6 +512,7 @@ pub(super) mod tests {
     use tokio::sync::watch;
 
     use super::*;
+    use crate::Federation;
     use crate::driver::metrics::EdgeNumbers;
     use crate::{Around, Echo, FederationConfig};
 
@@ -514,10 +534,10 @@ pub(super) mod tests {
                 ..NetworkConfig::new(keypair.clone())
             };
             let network = Network::start(config, watched).await.unwrap();
-            let (around, known) = watch::channel(Around::default());
+            let (around, known) = watch::channel(Around::new(role));
             let config = FederationConfig {
                 name: Some("alone".parse().unwrap()),
-                ..FederationConfig::new(keypair, role, 1)
+                ..FederationConfig::new(keypair, 1)
             };
             let federation = Federation::start(network.clone(), config, known).unwrap();
             Self {
@@ -544,7 +564,10 @@ pub(super) mod tests {
         let alone = Alone::start(Role::Main).await;
         alone.offer("blog");
         for scope in [Scope::Local, Scope::Federated] {
-            let document = alone.federation.registry_document(scope, Page::new(None, None));
+            let document = alone
+                .federation
+                .inner
+                .registry_document(scope, Page::new(None, None));
             assert_eq!(document["node_address"], "alone.main");
             let blog = &document["servers"]["blog"];
             assert_eq!(blog["node_id"], alone.network.peer_id().to_string());
@@ -553,7 +576,7 @@ pub(super) mod tests {
             assert_eq!(document["next_page_token"], Value::Null);
         }
         let behind = Page::new(None, Some(PeerId::random()));
-        let document = alone.federation.registry_document(Scope::Local, behind);
+        let document = alone.federation.inner.registry_document(Scope::Local, behind);
         assert_eq!(document["servers"], json!({}), "it is on the first page");
         alone.stop().await;
     }
@@ -562,7 +585,7 @@ pub(super) mod tests {
     async fn the_health_of_the_federation_has_six_members_that_dashboards_know() {
         let alone = Alone::start(Role::Main).await;
         alone.offer("blog");
-        let (health, document) = alone.federation.health_document();
+        let (health, document) = alone.federation.inner.health_document();
         assert_eq!(health, Health::Healthy);
         for (name, expected) in [
             ("status", json!("healthy")),
@@ -576,8 +599,8 @@ pub(super) mod tests {
         }
         let missing = PeerId::random();
         alone.around.send_modify(|around| around.mains = vec![missing]);
-        assert_eq!(alone.federation.health(), Health::Degraded);
-        let peers = alone.federation.peers_document();
+        assert_eq!(alone.federation.inner.health(), Health::Degraded);
+        let peers = alone.federation.inner.peers_document();
         assert_eq!(peers["peers"][0]["node_id"], missing.to_string());
         assert_eq!(peers["peers"][0]["healthy"], false);
         assert_eq!(peers["peers"][0]["last_seen"], Value::Null);
@@ -588,7 +611,7 @@ pub(super) mod tests {
     async fn an_identity_can_be_dialed() {
         let alone = Alone::start(Role::Main).await;
         let me = alone.network.peer_id().to_string();
-        let document = alone.federation.identity_document();
+        let document = alone.federation.inner.identity_document();
         let address = document["addresses"][0].as_str().unwrap();
         assert!(address.starts_with("/ip4/127.0.0.1/udp/"), "{address}");
         assert!(address.ends_with(&format!("/p2p/{me}")), "{address}");

@@ -16,7 +16,7 @@ use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Incoming, Parsed, Reply, Request};
 use crate::{
     Arguments, Call, CallAnswer, CallError, CallId, Commands, Constraint, ErrorCode, Progress, ReadyCommand,
-    RemoteCall, Span, SpanKind, TraceContext, TraceParent,
+    RemoteCall, Span, SpanKind, Token, TraceContext, TraceParent,
 };
 
 /// What a caller of the edge has sent beside the body, as far as it is of use.
@@ -24,6 +24,10 @@ use crate::{
 pub struct Headers {
     /// `traceparent`; what is none begins a trace.
     pub trace_parent: Option<String>,
+    /// Whether that was drawn for this request, and nobody has a span of it.
+    pub is_root: bool,
+    /// What `Authorization: Bearer` has, for services that ask their callers for it. It goes no further than this node.
+    pub token: Option<Token>,
     /// `tracestate`, which is passed on with the trace.
     pub trace_state: Option<String>,
     /// `X-Request-Id`, by which what is logged of it is found.
@@ -37,6 +41,8 @@ struct Tracing<'a> {
     /// Whether the trace has begun before it came here, so that somebody knows the span of `parent`.
     is_continued: bool,
     state: Option<&'a str>,
+    /// What the caller knows, where a service asks.
+    token: Option<&'a Token>,
 }
 
 impl Federation {
@@ -44,7 +50,7 @@ impl Federation {
     /// commands that may need each other's results, and `service.method` for any instance of a service.
     pub async fn answer(&self, body: &[u8], headers: &Headers) -> Reply {
         let given = headers.trace_parent.as_deref().and_then(|text| text.parse().ok());
-        let is_continued = given.is_some();
+        let is_continued = given.is_some() && !headers.is_root;
         let parent = given.unwrap_or_else(|| {
             let mut state = self.inner.lock();
             let root = TraceParent::root(state.rng.random(), state.rng.random());
@@ -64,6 +70,7 @@ impl Federation {
             parent,
             is_continued,
             state,
+            token: headers.token.as_ref(),
         };
         let request_id = headers.request_id.as_deref();
         let span = debug_span!("rpc", me = %self.inner.me, request_id, trace_id = parent.trace_id());
@@ -142,15 +149,20 @@ impl Federation {
             .unwrap_or_default()
             .parse()
             .map_err(|error| CallError::new(ErrorCode::InvalidParams, format!("version: {error}")))?;
+        let id = CallId(self.inner.lock().rng.random());
+        let arguments = asked.arguments.into_params().map(|params| params.to_string());
+        let proof = tracing
+            .token
+            .map(|token| token.prove_call(id.0, &asked.service, &asked.method, arguments.as_deref()));
         Ok(Call {
-            id: CallId(self.inner.lock().rng.random()),
+            id,
             address: asked.target,
             target: None,
             service: asked.service,
             method: asked.method,
             versions,
             resources: asked.resources,
-            arguments: asked.arguments.into_params().map(|params| params.to_string()),
+            arguments,
             path: Vec::new(),
             links_max: Call::LINKS_MAX,
             remaining_ms: u32::try_from(asked.timeout.as_millis()).unwrap_or(u32::MAX),
@@ -160,6 +172,7 @@ impl Federation {
                 parent: Some(tracing.parent.to_string()),
                 state: tracing.state.map(str::to_owned),
             },
+            proof,
         })
     }
 

@@ -29,7 +29,7 @@ use super::edge::Headers;
 use super::metrics::EdgeNumbers;
 use super::{Federation, calls};
 use crate::json_rpc::{Answer, Id, Incoming, Reply};
-use crate::{CallError, ErrorCode, NodeAddress, TraceParent};
+use crate::{CallError, ErrorCode, NodeAddress, Token, TraceParent};
 
 /// What the edge may do beside answering.
 #[derive(Clone, Debug, Default)]
@@ -121,6 +121,7 @@ fn routes(edge: Edge) -> Router {
         .route("/registry/peers/add", post(add_peer))
         .route("/registry/peers/remove", delete(remove_peer))
         .route("/federation/registry", get(federated_registry))
+        .route("/federation/services", get(catalog))
         .route("/federation/peers", get(peers))
         .route("/federation/peers/add", post(add_peer))
         .route("/federation/peers/remove", delete(remove_peer))
@@ -148,7 +149,7 @@ fn routes(edge: Edge) -> Router {
 const PATHS: &str = "see /info for the paths that there are";
 
 /// Of `/info`.
-const ENDPOINTS: [&str; 13] = [
+const ENDPOINTS: [&str; 14] = [
     "POST /rpc",
     "GET /registry",
     "GET /services",
@@ -158,6 +159,7 @@ const ENDPOINTS: [&str; 13] = [
     "GET /live",
     "GET /metrics",
     "GET /federation/registry",
+    "GET /federation/services",
     "GET /federation/peers",
     "GET /federation/health",
     "GET /federation/identity",
@@ -203,6 +205,9 @@ async fn with_cors(mut response: Response) -> Response {
 #[derive(Debug)]
 struct Asked {
     trace: TraceParent,
+    /// Whether that was drawn here.
+    is_root: bool,
+    token: Option<Token>,
     trace_state: Option<String>,
     request_id: String,
 }
@@ -226,7 +231,11 @@ impl Edge {
             (1..=REQUEST_ID_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
         };
         let request_id = text(REQUEST_ID).filter(is_id);
+        let bearer = text(header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer "));
         Asked {
+            is_root: given.is_none(),
+            // What is none proves nothing, and a service that asks for one says so.
+            token: bearer.and_then(|text| Token::new(text).ok()),
             trace,
             trace_state: trace_state.map(|states| states.join(",")),
             request_id: request_id.map_or_else(|| trace.trace_id(), str::to_owned),
@@ -257,6 +266,8 @@ impl Edge {
         };
         let headers = Headers {
             trace_parent: Some(asked.trace.to_string()),
+            is_root: asked.is_root,
+            token: asked.token.clone(),
             trace_state: asked.trace_state.clone(),
             request_id: Some(asked.request_id.clone()),
         };
@@ -317,27 +328,48 @@ struct PageQuery {
 
 type Paged = Result<Query<PageQuery>, QueryRejection>;
 
-fn page(paged: Paged) -> Result<Page, Failure> {
+fn page_query(paged: Paged) -> Result<PageQuery, Failure> {
     let Query(query) = paged.map_err(|rejected| {
         Failure::new(StatusCode::BAD_REQUEST, rejected.body_text())
             .hint("`limit` is a number, and `page_token` is what `next_page_token` was")
     })?;
+    Ok(query)
+}
+
+fn page(paged: Paged) -> Result<Page, Failure> {
+    let query = page_query(paged)?;
     Ok(Page::new(query.limit, query.page_token))
 }
 
 async fn local_registry(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
     let page = page(paged)?;
-    Ok(Json(edge.federation.registry_document(Scope::Local, page)))
+    Ok(Json(edge.federation.inner.registry_document(Scope::Local, page)))
 }
 
 async fn federated_registry(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
     let page = page(paged)?;
-    Ok(Json(edge.federation.registry_document(Scope::Federated, page)))
+    Ok(Json(
+        edge.federation.inner.registry_document(Scope::Federated, page),
+    ))
+}
+
+/// All that is callable from here: a home asks its main.
+async fn catalog(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
+    let PageQuery { limit, page_token } = page_query(paged)?;
+    let answered = edge.federation.catalog(limit, page_token).await;
+    let failed = |error: CallError| {
+        let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::BAD_GATEWAY);
+        Failure::new(status, error.message).hint("ask the main itself, or again in a moment")
+    };
+    answered.map(Json).map_err(failed)
 }
 
 /// The part of `/registry` that has the services.
 async fn servers(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
-    let mut document = edge.federation.registry_document(Scope::Local, page(paged)?);
+    let mut document = edge
+        .federation
+        .inner
+        .registry_document(Scope::Local, page(paged)?);
     if let Some(members) = document.as_object_mut() {
         members.remove("peers");
     }
@@ -345,19 +377,19 @@ async fn servers(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Val
 }
 
 async fn peers(State(edge): State<Arc<Edge>>) -> Json<Value> {
-    Json(edge.federation.peers_document())
+    Json(edge.federation.inner.peers_document())
 }
 
 async fn services(State(edge): State<Arc<Edge>>) -> Json<Value> {
-    Json(edge.federation.services_document())
+    Json(edge.federation.inner.services_document())
 }
 
 async fn identity(State(edge): State<Arc<Edge>>) -> Json<Value> {
-    Json(edge.federation.identity_document())
+    Json(edge.federation.inner.identity_document())
 }
 
 async fn info(State(edge): State<Arc<Edge>>) -> Json<Value> {
-    let mut document = edge.federation.identity_document();
+    let mut document = edge.federation.inner.identity_document();
     document["node_id"] = document["peer_id"].clone();
     document["endpoints"] = json!(ENDPOINTS);
     document["methods"] = json!(["remote_call", "request", "SERVICE.METHOD"]);
@@ -365,17 +397,17 @@ async fn info(State(edge): State<Arc<Edge>>) -> Json<Value> {
 }
 
 async fn federation_health(State(edge): State<Arc<Edge>>) -> Response {
-    let (health, document) = edge.federation.health_document();
+    let (health, document) = edge.federation.inner.health_document();
     (status_of(health), Json(document)).into_response()
 }
 
 async fn health(State(edge): State<Arc<Edge>>) -> Response {
-    let (health, document) = edge.federation.node_health_document();
+    let (health, document) = edge.federation.inner.node_health_document();
     (status_of(health), Json(document)).into_response()
 }
 
 async fn ready(State(edge): State<Arc<Edge>>) -> Response {
-    let status = status_of(edge.federation.health());
+    let status = status_of(edge.federation.inner.health());
     let is_ready = status == StatusCode::OK;
     (status, Json(json!({ "ready": is_ready }))).into_response()
 }

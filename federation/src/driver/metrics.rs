@@ -33,7 +33,7 @@ impl Federation {
     }
 
     fn write_sessions(&self, text: &mut Exposition) {
-        let numbers = self.numbers();
+        let numbers = self.inner.numbers();
         text.family("sessions", "gauge", "Sessions with neighbours that stand.");
         text.sample("sessions", &[("role", "home")], numbers.homes);
         text.sample("sessions", &[("role", "main")], numbers.mains);
@@ -147,7 +147,7 @@ impl Federation {
     }
 
     fn write_mains(&self, text: &mut Exposition) {
-        let mains = self.mains();
+        let mains = self.inner.mains();
         let labels: Vec<[(&str, String); 2]> = mains
             .iter()
             .map(|main| {

@@ -52,6 +52,7 @@ pub(crate) fn call(service: &str, method: &str, arguments: &str) -> Call {
         priority: 0,
         is_idempotent: true,
         trace: TraceContext::default(),
+        proof: None,
     }
 }
 
