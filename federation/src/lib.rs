@@ -9,6 +9,7 @@ mod balancer;
 mod breaker;
 mod call;
 mod commands;
+mod compat;
 mod error_code;
 mod executed;
 mod json_rpc;
@@ -32,6 +33,7 @@ pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, Refu
 pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
 pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, TraceContext};
 pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};
+pub use compat::{FederationMessage, MessageAddress, MessageError, MessageKind, Timestamp, double_dashed};
 pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
 pub use executed::{Attempt, Executed, ExecutionId, Found};
 pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};

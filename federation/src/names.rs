@@ -153,16 +153,14 @@ impl FromStr for NodeAddress {
             Some((node, role)) => (node, Some(role)),
             None => (first, main.is_some().then_some(Role::Home)),
         };
+        // First, so that no text is repeated that is longer than names are.
+        let node = node.parse()?;
         if role == Some(Role::Main) && main.is_some() {
             return Err(ParseNameError::MainBehindMain {
                 text: text.to_owned(),
             });
         }
-        Ok(Self {
-            node: node.parse()?,
-            role,
-            main,
-        })
+        Ok(Self { node, role, main })
     }
 }
 

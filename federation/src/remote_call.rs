@@ -274,17 +274,17 @@ impl Members {
 
     fn message_id(&mut self) -> Result<Option<String>, CallError> {
         match self.text("message_id")? {
-            // It goes back in a header of HTTP, which has room for no others.
-            Some(id)
-                if !(1..=MESSAGE_ID_MAX).contains(&id.len()) || !id.bytes().all(|b| b.is_ascii_graphic()) =>
-            {
-                Err(invalid(format!(
-                    "message_id is to be 1 to {MESSAGE_ID_MAX} visible characters of ASCII"
-                )))
-            }
+            Some(id) if !is_message_id(&id) => Err(invalid(format!(
+                "message_id is to be 1 to {MESSAGE_ID_MAX} visible characters of ASCII"
+            ))),
             id => Ok(id),
         }
     }
+}
+
+/// It goes back in a header of HTTP, which has room for no others.
+pub(crate) fn is_message_id(text: &str) -> bool {
+    (1..=MESSAGE_ID_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn invalid(message: impl Into<String>) -> CallError {
