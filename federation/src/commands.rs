@@ -828,22 +828,26 @@ mod tests {
     proptest! {
         #[test]
         fn the_results_are_those_of_one_command_after_the_other(
-            // For each command, how it refers to each of those before it: 0 to 5, and else not at all.
-            edges in proptest::collection::vec(proptest::collection::vec(0_u8..12, 10), 1..10),
+            // For each command, how it refers to each of those before it: 0 to 6, and else not at all.
+            edges in proptest::collection::vec(proptest::collection::vec(0_u8..14, 10), 1..10),
             written in Just((0..10_usize).collect::<Vec<_>>()).prop_shuffle(),
             done in Just((0..10_usize).collect::<Vec<_>>()).prop_shuffle(),
         ) {
-            let needs = |n: usize| (0..n).filter(|before| edges[n][*before] < 6).collect::<Vec<_>>();
+            let needs = |n: usize| (0..n).filter(|before| edges[n][*before] < 7).collect::<Vec<_>>();
             let command = |n: usize| {
                 let refer = |before: &usize| match edges[n][*before] {
-                    0 => json!(format!("c{before}.value")),
+                    0 => json!(format!("c{before}.value.of")),
                     1 => json!({"$ref": format!("c{before}.value")}),
                     2 => json!([[format!("c{before}")]]),
-                    _ => json!({"field": {"$ref": format!("c{before}")}}),
+                    3 | 4 => json!({"field": {"$ref": format!("c{before}")}}),
+                    5 => json!(format!("c{before}.value")),
+                    _ => json!([{"field": {"$ref": format!("c{before}.value.of")}}]),
                 };
+                // References to those after it would be cycles; texts are not.
+                let literal = (n + 1..edges.len()).map(|after| json!({"$lit": [format!("c{after}")]}));
                 let by_place = needs(n).into_iter().filter(|before| edges[n][*before] < 4);
                 let by_name = needs(n).into_iter().filter(|before| edges[n][*before] >= 4);
-                let args: Vec<_> = by_place.map(|before| refer(&before)).collect();
+                let args: Vec<_> = by_place.map(|before| refer(&before)).chain(literal).collect();
                 let kwargs: Map<_, _> = by_name.map(|before| (format!("k{before}"), refer(&before))).collect();
                 json!({"name": format!("c{n}"), "fun": "s.m", "args": args, "kwargs": kwargs})
             };
@@ -871,14 +875,14 @@ mod tests {
                     let n = number(&command);
                     let value = PRIMES[n] + sum(&given(&command));
                     here.insert(n);
-                    let _ = commands.on_result(&command.name, Ok(json!({"value": value})), MS);
+                    let _ = commands.on_result(&command.name, Ok(json!({"value": {"of": value}})), MS);
                 }
                 if let Some(answer) = commands.finished() {
                     break answer;
                 }
             };
             let expected: Map<_, _> =
-                expected.iter().enumerate().map(|(n, value)| (format!("c{n}"), json!({"value": value}))).collect();
+                expected.iter().enumerate().map(|(n, value)| (format!("c{n}"), json!({"value": {"of": value}}))).collect();
             prop_assert_eq!(answer, Ok(Value::Object(expected)));
         }
 
@@ -911,6 +915,7 @@ mod tests {
     /// Of all numbers in it.
     fn sum(value: &Value) -> u64 {
         match value {
+            Value::String(_) => 0,
             Value::Array(items) => items.iter().map(sum).sum(),
             Value::Object(fields) => fields.values().map(sum).sum(),
             _ => value.as_u64().unwrap(),
