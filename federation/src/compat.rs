@@ -446,7 +446,7 @@ impl Given {
         })?;
         let destination = self.destination_node.unwrap_or_default();
         let destination_node = destination.check("destination_node")?;
-        let ttl = self.ttl.unwrap_or(FederationMessage::TTL_DEFAULT.into());
+        let ttl = self.ttl.unwrap_or_else(|| FederationMessage::TTL_DEFAULT.into());
         let ttl = u8::try_from(ttl)
             .ok()
             .filter(|ttl| *ttl <= FederationMessage::TTL_MAX)
