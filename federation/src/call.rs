@@ -293,7 +293,7 @@ impl From<Failure> for CallError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Message;
     use crate::announcement::tests::announcement;
@@ -334,7 +334,8 @@ mod tests {
         }
     }
 
-    fn call(path: &[PeerId]) -> Call {
+    /// One that has come by this path.
+    pub(crate) fn call(path: &[PeerId]) -> Call {
         Call {
             id: CallId(7),
             address: None,

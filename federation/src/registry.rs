@@ -227,12 +227,7 @@ impl Registry {
         }
         match message {
             Message::Announced(forwarded) => self.hear(from, *forwarded, now),
-            Message::Lost { origin } => {
-                let known = self.origins.get_mut(&origin);
-                let was = known.and_then(|known| known.ways.remove(&from));
-                let told = was.map(|_| self.tell(origin)).unwrap_or_default();
-                Ok((Heard::Known, told))
-            }
+            Message::Lost { origin } => Ok((Heard::Known, self.lose(origin, from))),
         }
     }
 
@@ -245,14 +240,16 @@ impl Registry {
             let Some(origin) = self.origins.get_mut(&id) else {
                 continue;
             };
-            let ways = origin.ways.len();
-            origin.ways.retain(|_, way| now < way.heard_at + Self::TTL);
-            let has_lost = origin.ways.len() < ways;
-            let (heard_at, stamp) = (origin.heard_at, origin.announcement.stamp);
-            if has_lost {
+            let (ways, stamp) = (origin.ways.len(), origin.announcement.stamp);
+            // With it go the ways of which this node has heard later: neighbours do not refresh what its origin does not.
+            let has_expired = now >= origin.heard_at + Self::TTL;
+            origin
+                .ways
+                .retain(|_, way| !has_expired && now < way.heard_at + Self::TTL);
+            if origin.ways.len() < ways {
                 to_send.extend(self.tell(id));
             }
-            if now >= heard_at + Self::TTL {
+            if has_expired {
                 self.forget(id, stamp, now);
             }
         }
@@ -454,7 +451,9 @@ impl Registry {
         let newest = self.origins.get(&id).map(|known| known.announcement.stamp);
         let left = self.gone.get(&id).map(|(stamp, _)| *stamp);
         if newest.is_some_and(|newest| stamp < newest) || left.is_some_and(|left| stamp <= left) {
-            return Ok((Heard::Stale, Vec::new()));
+            // Whoever passes on a last word has forgotten its origin, also where that has come back by another way since.
+            let lost = announcement.departure.map(|_| self.lose(id, from));
+            return Ok((Heard::Stale, lost.unwrap_or_default()));
         }
         if announcement.departure.is_some() {
             return Ok((Heard::News, self.leave(forwarded, &announcement, now)));
@@ -506,6 +505,13 @@ impl Registry {
         };
         self.origins.insert(id, origin);
         Ok((Heard::News, self.tell(id)))
+    }
+
+    /// A neighbour does not reach a node any more.
+    fn lose(&mut self, id: PeerId, from: PeerId) -> Vec<ToSend> {
+        let known = self.origins.get_mut(&id);
+        let was = known.and_then(|known| known.ways.remove(&from));
+        was.map(|_| self.tell(id)).unwrap_or_default()
     }
 
     /// A node has said that it goes. Neighbours that its last word does not reach over this node, and that were told of it,

@@ -1,6 +1,7 @@
 use super::*;
 use crate::announcement::tests::announcement;
-use crate::{Constraint, Departure};
+use crate::call::tests::call;
+use crate::{Constraint, Departure, Step};
 use lapwing_base::Keypair;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -15,11 +16,29 @@ struct World {
     /// By sender and receiver.
     links: BTreeMap<(usize, usize), VecDeque<Message>>,
     now: Instant,
+    /// Who has said that it goes, and has not come back.
+    left: BTreeSet<usize>,
+    laws: Laws,
+}
+
+/// What has been sent and heard so far, for the laws that hold at every step.
+#[derive(Default)]
+struct Laws {
+    /// As its origin has sent each announcement.
+    signed: BTreeMap<(PeerId, Stamp), SignedAnnouncement>,
+    /// Ways that a node has heard of.
+    heard: BTreeSet<(usize, Vec<PeerId>)>,
+    /// Announcements that were news to a node, and when.
+    news: BTreeMap<(usize, PeerId, Stamp), Instant>,
+    /// What a node has last told a neighbour of an origin, while the link between them stands.
+    told: BTreeMap<(usize, usize, PeerId), (Stamp, Vec<PeerId>)>,
 }
 
 impl World {
     fn new(roles: &[Role], hops_max: u8) -> Self {
-        let keys: Vec<Keypair> = roles.iter().map(|_| Keypair::generate_ed25519()).collect();
+        // Always the same, so that a failure comes again: ids decide between ways of equal length.
+        let key = |node: u8| Keypair::ed25519_from_bytes([node; 32]).unwrap();
+        let keys: Vec<Keypair> = (1..).map(key).take(roles.len()).collect();
         let registry = |(key, role): (&Keypair, &Role)| Registry::new(key.public().to_peer_id(), *role);
         let mut world = Self {
             registries: keys.iter().zip(roles).map(registry).collect(),
@@ -29,6 +48,8 @@ impl World {
             hops_max,
             links: BTreeMap::new(),
             now: origin(),
+            left: BTreeSet::new(),
+            laws: Laws::default(),
         };
         (0..roles.len()).for_each(|node| world.offer(node, &[&format!("service-{node}"), "echo"], None));
         world
@@ -56,6 +77,10 @@ impl World {
     /// A node announces these from now on.
     fn offer(&mut self, node: usize, services: &[&str], departure: Option<Departure>) {
         self.stamps[node].number += 1;
+        match departure {
+            Some(_) => self.left.insert(node),
+            None => self.left.remove(&node),
+        };
         let said = self.said(node, services, departure);
         let signed = SignedAnnouncement::new(&said, &self.keys[node]).unwrap();
         let to_send = self.registries[node].announce(signed).unwrap();
@@ -74,10 +99,36 @@ impl World {
         }
     }
 
+    /// A node forgets everything, and is there again under its name, with nobody connected.
+    fn restart(&mut self, node: usize) {
+        (0..self.keys.len()).for_each(|peer| self.cut(node, peer));
+        self.registries[node] = Registry::new(self.id(node), self.roles[node]);
+        self.laws.heard.retain(|(at, _)| *at != node);
+        self.laws.news.retain(|(at, ..), _| *at != node);
+        let epoch = self.stamps[node].epoch + 1;
+        self.stamps[node] = Stamp { epoch, number: 0 };
+        self.offer(node, &[&format!("service-{node}"), "echo"], None);
+    }
+
+    /// Time passes, and whoever is there announces itself again.
+    fn refresh(&mut self) {
+        self.now += Registry::REFRESH;
+        for node in 0..self.keys.len() {
+            if !self.left.contains(&node) {
+                self.offer(node, &[&format!("service-{node}"), "echo"], None);
+            }
+            let to_send = self.registries[node].on_tick(self.now);
+            self.queue(node, to_send);
+        }
+    }
+
     /// What was on its way is lost.
     fn cut(&mut self, one: usize, other: usize) {
         for (node, peer) in [(one, other), (other, one)] {
             if self.links.remove(&(node, peer)).is_some() {
+                self.laws
+                    .told
+                    .retain(|(from, to, _), _| (*from, *to) != (node, peer));
                 let id = self.id(peer);
                 let to_send = self.registries[node].on_disconnected(id);
                 self.queue(node, to_send);
@@ -89,10 +140,37 @@ impl World {
         for ToSend { to, message } in to_send {
             let to = self.place(to);
             // One end may know of the cut before the other.
-            if let Some(link) = self.links.get_mut(&(from, to)) {
-                link.push_back(message);
+            if self.links.contains_key(&(from, to)) {
+                self.check_sent(from, to, &message);
+                self.links.get_mut(&(from, to)).unwrap().push_back(message);
             }
         }
+    }
+
+    fn check_sent(&mut self, from: usize, to: usize, message: &Message) {
+        let me = self.id(from);
+        let forwarded = match message {
+            Message::Announced(forwarded) => forwarded,
+            Message::Lost { origin } => {
+                self.laws.told.remove(&(from, to, *origin));
+                return;
+            }
+        };
+        let said = forwarded.signed.open().unwrap();
+        let (last, before) = forwarded.path.split_last().unwrap();
+        assert_eq!(*last, me, "whoever sends adds itself");
+        let is_own = before.is_empty() && said.origin == me;
+        let way = (from, before.to_vec());
+        assert!(
+            is_own || self.laws.heard.contains(&way),
+            "and nothing else: hops grow by one"
+        );
+        let signed = self.laws.signed.entry((said.origin, said.stamp));
+        let signed = signed.or_insert_with(|| forwarded.signed.clone());
+        assert_eq!(*signed, forwarded.signed, "content stays as it was signed");
+        let telling = (said.stamp, forwarded.path.clone());
+        let told = self.laws.told.insert((from, to, said.origin), telling.clone());
+        assert_ne!(told, Some(telling), "nothing is told twice");
     }
 
     /// Carries one message over some link, as `pick` says; false where none waits.
@@ -107,20 +185,27 @@ impl World {
             return false;
         };
         let message = self.links.get_mut(&(from, to)).unwrap().pop_front().unwrap();
+        let mut stamp = None;
         if let Message::Announced(forwarded) = &message {
+            let said = forwarded.signed.open().unwrap();
+            stamp = Some((said.origin, said.stamp));
             let path = &forwarded.path;
+            self.laws.heard.insert((to, path.clone()));
             let bound = usize::from(self.hops_max);
             assert!(path.len() <= bound, "hops are bounded");
             let nodes: BTreeSet<_> = path.iter().collect();
             assert_eq!(nodes.len(), path.len(), "no way meets a node twice");
-            assert_eq!(
-                path[0],
-                forwarded.signed.open().unwrap().origin,
-                "its source stays its source"
-            );
+            assert_eq!(path[0], said.origin, "its source stays its source");
         }
         let from = self.id(from);
-        let (_, to_send) = self.registries[to].on_message(from, message, self.now).unwrap();
+        let (heard, to_send) = self.registries[to].on_message(from, message, self.now).unwrap();
+        if heard == Heard::News {
+            let (origin, stamp) = stamp.unwrap();
+            let before = self.laws.news.insert((to, origin, stamp), self.now);
+            // A last word that still goes round after so long is heard as if it were new.
+            let is_forgotten = |before| self.now >= before + Registry::GONE_FOR;
+            assert!(before.is_none_or(is_forgotten), "news is news once");
+        }
         self.queue(to, to_send);
         true
     }
@@ -152,11 +237,35 @@ impl World {
         None
     }
 
-    /// Every main knows those that are near enough, by the nearest way and as they are now; and homes know nobody.
+    /// Links that a call crosses from one node to another.
+    fn carry(&self, from: usize, to: usize) -> Result<usize, CallError> {
+        let (mut at, mut call) = (from, call(&[]));
+        loop {
+            let is_uplink = |peer: &usize| self.roles[*peer] == MAIN && self.links.contains_key(&(at, *peer));
+            let uplink = (0..self.keys.len()).find(is_uplink);
+            let uplink = uplink
+                .filter(|_| self.roles[at] == HOME)
+                .map(|peer| self.id(peer));
+            let (me, registry) = (self.id(at), &self.registries[at]);
+            match call.advance(me, Some(self.id(to)), uplink, registry, Duration::ZERO)? {
+                Step::Serve => return Ok(call.path.len()),
+                Step::Forward { to, onward } => {
+                    call = call.onward(onward);
+                    call.check(me)?;
+                    at = self.place(to);
+                }
+            }
+        }
+    }
+
+    /// Every main knows those that are near enough, by the nearest way and as they are now, and calls cross as many links; and
+    /// homes know nobody.
     fn check(&self) {
         for (node, registry) in self.registries.iter().enumerate() {
             for origin in (0..self.keys.len()).filter(|origin| *origin != node) {
-                let distance = self.distance(origin, node);
+                let distance = self
+                    .distance(origin, node)
+                    .filter(|_| !self.left.contains(&origin));
                 let near = distance.filter(|links| *links <= usize::from(self.hops_max));
                 let expected = near.filter(|_| self.roles[node] == Role::Main);
                 let id = self.id(origin);
@@ -171,6 +280,13 @@ impl World {
                     );
                 }
                 assert_eq!(registry.next(id, &[]).is_ok(), hops.is_some());
+                if let Some(hops) = hops {
+                    assert_eq!(
+                        self.carry(node, origin),
+                        Ok(hops),
+                        "a call from {node} to {origin}"
+                    );
+                }
             }
         }
     }
@@ -324,6 +440,144 @@ fn what_nobody_has_refreshed_expires() {
 }
 
 #[test]
+fn what_has_expired_comes_back_by_a_refresh_and_not_by_a_late_copy() {
+    let mut world = two_houses();
+    let [alice, from] = [ALICE, MAIN_A].map(|node| world.id(node));
+    let copy = |world: &World| {
+        let said = world.said(ALICE, &["service-0"], None);
+        let signed = SignedAnnouncement::new(&said, &world.keys[ALICE]).unwrap();
+        let path = vec![alice, from];
+        Message::Announced(Box::new(Forwarded { path, signed }))
+    };
+    let late = copy(&world);
+    world.now += Registry::TTL;
+    drop(world.registries[MAIN_B].on_tick(world.now));
+    let heard = world.registries[MAIN_B].on_message(from, late, world.now);
+    assert_eq!(heard, Ok((Heard::Stale, Vec::new())));
+    world.stamps[ALICE].number += 1;
+    let refresh = copy(&world);
+    let (heard, _) = world.registries[MAIN_B]
+        .on_message(from, refresh, world.now)
+        .unwrap();
+    assert_eq!(heard, Heard::News);
+    assert_eq!(world.knows(MAIN_B, "service-0"), Ok(vec![ALICE]));
+    // It expires once more, and then nothing is kept of it.
+    for _ in 0..2 {
+        world.now += Registry::GONE_FOR;
+        drop(world.registries[MAIN_B].on_tick(world.now));
+    }
+    assert!(world.registries[MAIN_B].gone.is_empty());
+}
+
+#[test]
+fn who_has_come_back_is_not_sought_where_its_last_word_came_from() {
+    let key = Keypair::generate_ed25519();
+    let node = key.public().to_peer_id();
+    let [me, other] = [(); 2].map(|()| PeerId::random());
+    let mut registry = Registry::new(me, MAIN);
+    let hear = |registry: &mut Registry, path: &[PeerId], epoch, departure: Option<Departure>| {
+        let stamp = Stamp {
+            epoch,
+            number: u64::from(departure.is_some()),
+        };
+        let said = Announcement {
+            stamp,
+            departure,
+            ..announcement(&key, &["blog"])
+        };
+        let signed = SignedAnnouncement::new(&said, &key).unwrap();
+        let (path, from) = (path.to_vec(), *path.last().unwrap());
+        let message = Message::Announced(Box::new(Forwarded { path, signed }));
+        registry.on_message(from, message, origin()).unwrap().0
+    };
+    for peer in [node, other] {
+        drop(registry.on_connected(peer, MAIN));
+    }
+    hear(&mut registry, &[node, other], 1, None);
+    // It goes and comes back, and is heard of here before its last word has come the longer way.
+    assert_eq!(hear(&mut registry, &[node], 2, None), Heard::News);
+    assert_eq!(registry.hops_by(node, other), Some(2));
+    let late = hear(&mut registry, &[node, other], 1, Some(Departure::Shutdown));
+    assert_eq!((late, registry.hops_by(node, other)), (Heard::Stale, None));
+    assert_eq!(registry.next(node, &[]), Ok(node));
+}
+
+#[test]
+fn whoever_was_told_of_a_node_hears_when_it_expires_also_where_a_way_to_it_was_heard_of_later() {
+    let key = Keypair::generate_ed25519();
+    let node = key.public().to_peer_id();
+    let signed = SignedAnnouncement::new(&announcement(&key, &["blog"]), &key).unwrap();
+    let [me, first, second, next] = [(); 4].map(|()| PeerId::random());
+    let mut registry = Registry::new(me, MAIN);
+    for peer in [first, second, next] {
+        drop(registry.on_connected(peer, MAIN));
+    }
+    for (from, now) in [(first, origin()), (second, origin() + Registry::REFRESH)] {
+        let (path, signed) = (vec![node, from], signed.clone());
+        let message = Message::Announced(Box::new(Forwarded { path, signed }));
+        drop(registry.on_message(from, message, now).unwrap());
+    }
+    let told = registry.on_tick(origin() + Registry::TTL + Registry::REFRESH / 2);
+    let lost = Message::Lost { origin: node };
+    assert!(told.contains(&ToSend {
+        to: next,
+        message: lost
+    }));
+    assert_eq!(
+        registry.next(node, &[]).unwrap_err().code,
+        ErrorCode::NodeNotFound
+    );
+}
+
+#[test]
+fn what_is_heard_by_two_ways_is_news_once_and_goes_on_again_only_by_a_nearer_one() {
+    let key = Keypair::generate_ed25519();
+    let origin_id = key.public().to_peer_id();
+    let signed = SignedAnnouncement::new(&announcement(&key, &["blog"]), &key).unwrap();
+    let [me, far, first, second, next] = [(); 5].map(|()| PeerId::random());
+    let mut registry = Registry::new(me, MAIN);
+    for peer in [first, second, next] {
+        drop(registry.on_connected(peer, MAIN));
+    }
+    let mut hear = |path: &[PeerId]| {
+        let (path, signed) = (path.to_vec(), signed.clone());
+        let from = *path.last().unwrap();
+        let message = Message::Announced(Box::new(Forwarded { path, signed }));
+        let (heard, to_send) = registry.on_message(from, message, origin()).unwrap();
+        let on = to_send.into_iter().filter(|sent| sent.to == next);
+        let hops = on.map(|sent| match sent.message {
+            Message::Announced(forwarded) => Some(forwarded.hops()),
+            Message::Lost { .. } => None,
+        });
+        (heard, hops.collect::<Vec<_>>())
+    };
+    let (long, short) = ([origin_id, far, first], [origin_id, second]);
+    assert_eq!(
+        hear(&long),
+        (Heard::News, vec![]),
+        "it would be known too far away"
+    );
+    assert_eq!(hear(&short), (Heard::Known, vec![Some(3)]));
+    for way in [&long[..], &short, &long] {
+        assert_eq!(hear(way), (Heard::Known, vec![]));
+    }
+}
+
+#[test]
+fn a_home_calls_whatever_its_main_reaches() {
+    let world = two_houses();
+    for (from, to, links) in [
+        (ALICE, MAIN_A, 1),
+        (ALICE, MAIN_B, 2),
+        (ALICE, BOB, 3),
+        (BOB, ALICE, 3),
+        (BOB, BOB, 0),
+    ] {
+        assert_eq!(world.carry(from, to), Ok(links), "from {from} to {to}");
+    }
+}
+
+#[test]
 fn a_name_is_its_first_claimants() {
     let mut world = two_houses();
     let mut said = world.said(BOB, &["blog"], None);
@@ -405,24 +659,28 @@ proptest! {
     fn whatever_comes_and_goes_everybody_near_enough_is_known_by_the_nearest_way(
         roles in proptest::collection::vec(prop_oneof![4 => Just(MAIN), 1 => Just(HOME)], 2..8),
         hops_max in 1..=4_u8,
-        events in proptest::collection::vec((0..4_u8, 0..8_usize, 0..8_usize, any::<u64>()), 1..60),
+        events in proptest::collection::vec((0..9_u8, 0..8_usize, 0..8_usize, any::<u64>()), 1..60),
     ) {
         let mut world = World::new(&roles, hops_max);
         for (what, one, other, seed) in events {
             let (one, other) = (one % roles.len(), other % roles.len());
             match what {
-                0 | 1 => world.connect(one, other),
-                2 => {
+                0..=2 => world.connect(one, other),
+                3 => {
                     // A link that there is, so that ways become longer and not only none.
                     let links: Vec<(usize, usize)> = world.links.keys().copied().collect();
                     if let Some((one, other)) = links.get(seed as usize % links.len().max(1)) {
                         world.cut(*one, *other);
                     }
                 }
+                4 => world.offer(one, &[], None),
+                5 => world.offer(one, &[], Some(Departure::Maintenance)),
+                6 => world.restart(one),
+                7 => world.refresh(),
                 _ => world.offer(one, &[&format!("service-{one}"), "echo"], None),
             }
             // Some of it while the rest is still on its way.
-for step in 0..seed % 5 {
+            for step in 0..seed % 5 {
                 world.step((seed >> step) as usize);
             }
         }
