@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::federation_settings::{FederationFlags, FederationSettingsError};
+use crate::federation_settings::{FederationFlags, FederationSettingsError, exposed};
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use lapwing::{NodeConfig, RateRule, RateRuleError, RateRules};
@@ -192,7 +192,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 const SETTINGS_SIZE_MAX: u64 = 64 * 1024;
 
 /// The keys of the settings file, as [`FileSettings`] reads them.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 23] = [
     "gateway",
     "data_dir",
     "listen",
@@ -206,6 +206,8 @@ const KEYS: [&str; 21] = [
     "trainer",
     "bootstrap",
     "service",
+    "keep",
+    "service_token",
     "token_file",
     "bridge",
     "let_out",
@@ -243,6 +245,8 @@ struct FileSettings {
 #[serde(default)]
 struct FederationTexts {
     service: Option<OneOrMany>,
+    keep: Option<OneOrMany>,
+    service_token: Option<OneOrMany>,
     token_file: Option<PathBuf>,
     bridge: Option<OneOrMany>,
     let_out: Option<OneOrMany>,
@@ -323,7 +327,11 @@ impl NodeFlags {
                 .unwrap_or_else(|| lapwing_train::BACKENDS[0].to_owned()),
             trainer: self.trainer.or(file.trainer),
             bootstrap: self.bootstrap.or(file.bootstrap).unwrap_or(false),
-            services: federation.service.clone(),
+            services: exposed(
+                federation.service.clone(),
+                &federation.keep,
+                &federation.service_token,
+            )?,
             policy: federation.policy()?,
             max_upload,
             max_download,
@@ -359,6 +367,8 @@ fn federation(
     }
     Ok(FederationFlags {
         service: either(flags.service, file.service, "service", path)?,
+        keep: either(flags.keep, file.keep, "keep", path)?,
+        service_token: either(flags.service_token, file.service_token, "service_token", path)?,
         token_file: flags.token_file.or(file.token_file),
         bridge: either(flags.bridge, file.bridge, "bridge", path)?,
         let_out: either(flags.let_out, file.let_out, "let_out", path)?,

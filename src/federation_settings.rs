@@ -9,7 +9,7 @@ use std::str::FromStr;
 use clap::Args;
 use lapwing::ServiceSpec;
 use lapwing_base::ClusterId;
-use lapwing_federation::{Boundary, Policy, ServiceRule, Token, TokenError};
+use lapwing_federation::{Boundary, Policy, ServiceName, ServiceRule, Token, TokenError};
 
 /// What can be set of a node's part in the federation.
 #[derive(Args, Clone, Debug, Default)]
@@ -23,6 +23,19 @@ pub(crate) struct FederationFlags {
         value_delimiter = '\n'
     )]
     pub(crate) service: Vec<ServiceSpec>,
+
+    /// Service of these that only callers of this node itself may call; repeatable
+    #[arg(long, env = "LAPWING_KEEP", value_name = "SERVICE", value_delimiter = ',')]
+    pub(crate) keep: Vec<ServiceName>,
+
+    /// Service of these whose callers have to know the token in a file; repeatable
+    #[arg(
+        long,
+        env = "LAPWING_SERVICE_TOKEN",
+        value_name = "SERVICE=FILE",
+        value_delimiter = ','
+    )]
+    pub(crate) service_token: Vec<ServiceTokenSetting>,
 
     /// File with a secret of at least 16 characters: nodes with the same one take each other for neighbours, and others
     /// have to be named
@@ -62,6 +75,13 @@ pub(crate) struct FederationFlags {
     pub(crate) foreign_calls: Option<u32>,
 }
 
+/// What `--service-token` says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ServiceTokenSetting {
+    service: ServiceName,
+    file: PathBuf,
+}
+
 /// What `--bridge` says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum BridgeSetting {
@@ -72,7 +92,7 @@ pub(crate) enum BridgeSetting {
 /// What `--let-out` and `--let-in` say of one service.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct RuleSetting {
-    service: lapwing_federation::ServiceName,
+    service: ServiceName,
     is_denied: bool,
 }
 
@@ -87,6 +107,14 @@ pub(crate) enum FederationSettingsError {
         /// Why.
         source: std::io::Error,
     },
+    /// A service is to be kept or shielded that there is not.
+    #[error("--{flag} names the service `{service}`, which no --service offers")]
+    Unoffered {
+        /// The flag, without dashes.
+        flag: &'static str,
+        /// What it names.
+        service: ServiceName,
+    },
     /// What is in it. It is not shown.
     #[error("the token file {} cannot be used", file.display())]
     Token {
@@ -95,6 +123,24 @@ pub(crate) enum FederationSettingsError {
         /// Why.
         source: TokenError,
     },
+}
+
+impl FromStr for ServiceTokenSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, file) = text
+            .split_once('=')
+            .filter(|(_, file)| !file.is_empty())
+            .ok_or_else(|| format!("`{text}` names no file; write SERVICE=FILE"))?;
+        let service = service
+            .parse()
+            .map_err(|error: lapwing_federation::ParseNameError| error.to_string())?;
+        Ok(Self {
+            service,
+            file: file.into(),
+        })
+    }
 }
 
 impl FromStr for BridgeSetting {
@@ -119,6 +165,36 @@ impl FromStr for RuleSetting {
             .map_err(|error: lapwing_federation::ParseNameError| error.to_string())?;
         Ok(Self { service, is_denied })
     }
+}
+
+/// What is offered, with who may call it.
+///
+/// # Errors
+/// When a flag names a service that is not among them, or a token cannot be used.
+pub(crate) fn exposed(
+    mut services: Vec<ServiceSpec>,
+    keep: &[ServiceName],
+    tokens: &[ServiceTokenSetting],
+) -> Result<Vec<ServiceSpec>, FederationSettingsError> {
+    fn named<'a>(
+        services: &'a mut [ServiceSpec],
+        service: &ServiceName,
+        flag: &'static str,
+    ) -> Result<&'a mut ServiceSpec, FederationSettingsError> {
+        let found = services.iter_mut().find(|spec| spec.service.name == *service);
+        found.ok_or_else(|| FederationSettingsError::Unoffered {
+            flag,
+            service: service.clone(),
+        })
+    }
+    for service in keep {
+        named(&mut services, service, "keep")?.exposure.is_private = true;
+    }
+    for ServiceTokenSetting { service, file } in tokens {
+        let token = read_token(file.clone())?;
+        named(&mut services, service, "service-token")?.exposure.token = Some(token);
+    }
+    Ok(services)
 }
 
 impl FederationFlags {
@@ -214,6 +290,26 @@ mod tests {
         let allowed = rule(&settings(&["blog"]));
         assert!(allowed.allows(&blog) && !allowed.allows(&shop));
         assert!("bl og".parse::<RuleSetting>().is_err());
+    }
+
+    #[test]
+    fn a_service_is_kept_or_shielded_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "correct horse battery staple").unwrap();
+        let services = || vec!["blog=echo:".parse().unwrap(), "shop=echo:".parse().unwrap()];
+        let token: ServiceTokenSetting = format!("shop={}", file.display()).parse().unwrap();
+        let exposed_services = exposed(services(), &["blog".parse().unwrap()], &[token]).unwrap();
+        assert!(exposed_services[0].exposure.is_private && exposed_services[0].exposure.token.is_none());
+        assert!(!exposed_services[1].exposure.is_private && exposed_services[1].exposure.token.is_some());
+        let error = exposed(services(), &["wiki".parse().unwrap()], &[]).unwrap_err();
+        assert!(error.to_string().contains("--keep") && error.to_string().contains("wiki"));
+        assert!(
+            "shop"
+                .parse::<ServiceTokenSetting>()
+                .unwrap_err()
+                .contains("SERVICE=FILE")
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use lapwing_federation::{
-    Backend, ChildBackend, ChildBackendError, Echo, Federation, HttpBackend, HttpBackendError, OfferError,
-    ParseNameError, ParseVersionError, Service, ServiceError,
+    Backend, ChildBackend, ChildBackendError, Echo, Exposure, Federation, HttpBackend, HttpBackendError,
+    OfferError, ParseNameError, ParseVersionError, Service, ServiceError,
 };
 use tracing::debug;
 
@@ -19,6 +19,8 @@ pub struct ServiceSpec {
     pub service: Service,
     /// Where it is.
     pub at: ServiceAt,
+    /// Who may call it: everybody, unless something else is said.
+    pub exposure: Exposure,
 }
 
 /// Where a service is.
@@ -95,7 +97,11 @@ impl FromStr for ServiceSpec {
         let resources = resources.split(',').filter(|resource| !resource.is_empty());
         service.resources = resources.map(str::to_owned).collect::<BTreeSet<String>>();
         service.check()?;
-        Ok(Self { service, at })
+        Ok(Self {
+            service,
+            at,
+            exposure: Exposure::default(),
+        })
     }
 }
 
@@ -139,7 +145,7 @@ impl ServiceSpec {
 /// # Errors
 /// When it cannot be.
 pub(crate) fn offer(federation: &Federation, spec: &ServiceSpec) -> Result<(), OfferFailure> {
-    federation.offer(spec.service.clone(), spec.backend()?)?;
+    federation.offer_to(spec.service.clone(), spec.backend()?, spec.exposure.clone())?;
     Ok(())
 }
 

@@ -51,7 +51,7 @@ pub use http::{HttpConfig, PeerChange, router};
 pub use http_backend::{HttpBackend, HttpBackendError};
 pub use http_server::serve;
 pub use methods::Methods;
-use neighbours::{ForeignCalls, Session};
+use neighbours::{ForeignCalls, Session, ToSay};
 use spans::Spans;
 use turns::Turns;
 
@@ -457,7 +457,7 @@ impl Inner {
         &self,
         claim: Claim,
         admitted: Admitted,
-        outbox: mpsc::Sender<Vec<Message>>,
+        outbox: mpsc::Sender<ToSay>,
         stop: CancellationToken,
     ) -> u64 {
         let (peer, role) = (claim.peer, admitted.role);
@@ -560,7 +560,7 @@ impl State {
             let Some(session) = self.sessions.get(&to) else {
                 continue;
             };
-            if session.outbox.try_send(batch).is_err() {
+            if session.outbox.try_send(ToSay::Messages(batch)).is_err() {
                 // It is told everything anew when it comes back.
                 session.stop.cancel();
             }

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::interrupt::{Interrupt, Interrupts};
 use super::output::Output;
 use super::running;
-use crate::federation_settings::FederationFlags;
+use crate::federation_settings::{FederationFlags, exposed};
 use lapwing_base::chain;
 
 /// What can be set of a relay.
@@ -240,6 +240,8 @@ impl RelayFlags {
                 "--disable-registry offers nothing, and services to offer are given",
             ));
         }
+        let services = exposed(services, &self.federation.keep, &self.federation.service_token)
+            .map_err(|error| Failure::usage(chain(&error)))?;
         let host = self.host.unwrap_or(match role {
             Role::Main => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             Role::Home => IpAddr::V4(Ipv4Addr::LOCALHOST),

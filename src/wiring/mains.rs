@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -105,7 +105,7 @@ impl Known {
 impl Finder {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut known = Known::default();
-        let mut lost_since = tokio::time::Instant::now();
+        let mut lost_since = now();
         let mut has_told = false;
         loop {
             let WantedMains { sources, removed } = self.wanted.borrow_and_update().clone();
@@ -142,9 +142,9 @@ impl Finder {
                 let neighbours = self.federation.neighbours();
                 mains.iter().filter(|main| neighbours.contains(main)).count() >= wanted
             };
-            let asked_at = tokio::time::Instant::now();
+            let asked_at = now();
             loop {
-                let now = tokio::time::Instant::now();
+                let now = now();
                 let interval = if is_whole() {
                     (lost_since, has_told) = (now, false);
                     KNOWN_INTERVAL
@@ -325,6 +325,14 @@ fn by_priority(records: &hickory_resolver::lookup::Lookup) -> Vec<(String, u16)>
     found.into_iter().map(|(_, _, host, port)| (host, port)).collect()
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a driver: it waits for as long as a main has been away"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 /// Says once how the domain name system is asked.
 pub(crate) fn resolver() -> Option<TokioResolver> {
     match TokioResolver::builder_tokio().and_then(|builder| builder.build()) {
@@ -362,7 +370,7 @@ mod tests {
 
     #[test]
     fn mains_keep_the_order_in_which_they_were_named() {
-        let [a, b, c, gone, me] = [(); 4].map(|()| PeerId::random());
+        let [a, b, c, gone, me] = [(); 5].map(|()| PeerId::random());
         let known = Known {
             by_source: BTreeMap::from([(1, vec![a, me]), (0, vec![b])]),
             at_gateway: vec![a, c, gone],

@@ -48,6 +48,8 @@ pub(super) struct MainRecord {
     pub(super) up_since: Option<Instant>,
     /// When it has said something last.
     pub(super) heard_at: Option<Instant>,
+    /// How long it took to answer the last probe.
+    pub(super) probe_took: Option<Duration>,
 }
 
 impl Counts {
@@ -108,6 +110,13 @@ impl Counts {
     }
 
     /// What is known of a main.
+    /// A main has answered a probe.
+    pub(super) fn on_probed(&mut self, main: PeerId, took: Duration) {
+        if let Some(record) = self.mains.get_mut(&main) {
+            record.probe_took = Some(took);
+        }
+    }
+
     pub(super) fn main(&self, main: PeerId) -> MainRecord {
         self.mains.get(&main).copied().unwrap_or_default()
     }
@@ -210,11 +219,13 @@ mod tests {
         let later = begun + Duration::from_secs(1);
         counts.on_session(main, later);
         counts.on_frame(main, later + Duration::from_secs(1));
+        counts.on_probed(main, Duration::from_millis(3));
         let expected = MainRecord {
             sessions: 3,
             reconnects: 1,
             up_since: Some(later),
             heard_at: Some(later + Duration::from_secs(1)),
+            probe_took: Some(Duration::from_millis(3)),
         };
         assert_eq!(counts.main(main), expected);
     }

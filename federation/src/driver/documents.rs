@@ -420,6 +420,7 @@ impl MainView {
             "last_seen": self.record.heard_at.map(|at| moment.text_of(at)),
             "connected_since": self.record.up_since.map(|at| moment.text_of(at)),
             "rtt_ms": self.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            "probe_ms": self.record.probe_took.map(|took| took.as_secs_f64() * 1e3),
             "reconnects": self.record.reconnects,
         })
     }

@@ -11,7 +11,7 @@ use lapwing_net::{
 };
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -43,7 +43,25 @@ enum Frame {
     /// In place of a greeting: why whoever has opened the session is no neighbour, at most [`REASON_MAX`] bytes.
     Refused(String),
     Messages(Vec<Message>),
+    /// Asks a main whether it still does its part.
+    Probe(u32),
+    /// It does.
+    Answer(u32),
 }
+
+/// What waits to cross a session.
+#[derive(Debug)]
+pub(super) enum ToSay {
+    Messages(Vec<Message>),
+    Probe(u32),
+    Answer(u32),
+}
+
+/// How often a main is asked whether it does its part: its link may stand while the program behind it does not go on.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// In which it answers.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longer than any reason that there is.
 const REASON_MAX: usize = 512;
@@ -81,7 +99,7 @@ pub(super) struct Session {
     pub(super) admitted: Admitted,
     /// What a neighbour of another cluster has called lately.
     pub(super) calls: ForeignCalls,
-    pub(super) outbox: mpsc::Sender<Vec<Message>>,
+    pub(super) outbox: mpsc::Sender<ToSay>,
     pub(super) stop: CancellationToken,
 }
 
@@ -129,6 +147,8 @@ enum SessionError {
     NotAdmitted(#[from] NotAdmitted),
     #[error("it does not let this node in: {0}")]
     RefusedBy(String),
+    #[error("it has not answered a probe in {PROBE_TIMEOUT:?}")]
+    Unhealthy,
     #[error("it has not greeted in time")]
     Silent,
     #[error("it says something that is no announcement")]
@@ -467,7 +487,8 @@ async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: Cance
         welcome: _welcome,
     } = greeted;
     let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
-    let number = inner.begin_session(claim, admitted, outbox, stop.clone());
+    let is_main = admitted.role == Role::Main;
+    let number = inner.begin_session(claim, admitted, outbox.clone(), stop.clone());
     // Also where the caller drops this.
     let _end = EndOnDrop {
         inner,
@@ -476,10 +497,12 @@ async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: Cance
         stop: stop.clone(),
     };
     let (send, receive) = channel.split();
+    let answered = watch::Sender::new(0);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         sent = send_all(send, messages) => sent,
-        received = receive_all(inner, number, receive) => received,
+        received = receive_all(inner, number, receive, &outbox, &answered) => received,
+        unhealthy = probe(inner, peer, &outbox, answered.subscribe()), if is_main => unhealthy,
     };
     match ended {
         Ok(()) => debug!(%peer, "the session has ended"),
@@ -502,34 +525,75 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-async fn send_all(mut send: SendHalf, mut batches: mpsc::Receiver<Vec<Message>>) -> Result<(), SessionError> {
-    while let Some(batch) = batches.recv().await {
-        let (mut frame, mut bytes) = (Vec::new(), 0);
-        for message in batch {
-            bytes += message.bytes();
-            frame.push(message);
-            if frame.len() == FRAME_MESSAGES || bytes >= FRAME_BYTES {
-                let whole = Frame::Messages(std::mem::take(&mut frame));
-                send.send(&encode(&whole)).await?;
-                bytes = 0;
-            }
-        }
-        if !frame.is_empty() {
-            send.send(&encode(&Frame::Messages(frame))).await?;
+async fn send_all(mut send: SendHalf, mut outbox: mpsc::Receiver<ToSay>) -> Result<(), SessionError> {
+    while let Some(to_say) = outbox.recv().await {
+        match to_say {
+            ToSay::Messages(batch) => send_batch(&mut send, batch).await?,
+            ToSay::Probe(number) => send.send(&encode(&Frame::Probe(number))).await?,
+            ToSay::Answer(number) => send.send(&encode(&Frame::Answer(number))).await?,
         }
     }
     Ok(())
 }
 
-async fn receive_all(inner: &Arc<Inner>, number: u64, mut receive: ReceiveHalf) -> Result<(), SessionError> {
+async fn send_batch(send: &mut SendHalf, batch: Vec<Message>) -> Result<(), SessionError> {
+    let (mut frame, mut bytes) = (Vec::new(), 0);
+    for message in batch {
+        bytes += message.bytes();
+        frame.push(message);
+        if frame.len() == FRAME_MESSAGES || bytes >= FRAME_BYTES {
+            let whole = Frame::Messages(std::mem::take(&mut frame));
+            send.send(&encode(&whole)).await?;
+            bytes = 0;
+        }
+    }
+    if !frame.is_empty() {
+        send.send(&encode(&Frame::Messages(frame))).await?;
+    }
+    Ok(())
+}
+
+async fn receive_all(
+    inner: &Arc<Inner>,
+    number: u64,
+    mut receive: ReceiveHalf,
+    outbox: &mpsc::Sender<ToSay>,
+    answered: &watch::Sender<u32>,
+) -> Result<(), SessionError> {
     while let Some(frame) = receive.receive().await? {
         inner.lock().counts.on_frame(receive.peer(), now());
         match decode(&frame) {
             Ok(Frame::Messages(messages)) if messages.len() <= FRAME_MESSAGES => {
                 inner.heard(receive.peer(), number, messages)?;
             }
+            // Whoever asks more often than is answered waits for its answers longer.
+            Ok(Frame::Probe(probe)) => drop(outbox.send(ToSay::Answer(probe)).await),
+            Ok(Frame::Answer(probe)) => drop(answered.send_replace(probe)),
             _ => return Err(SessionError::Malformed),
         }
+    }
+    Ok(())
+}
+
+/// Asks a main at once and then from time to time whether it does its part, until it does not.
+async fn probe(
+    inner: &Inner,
+    peer: PeerId,
+    outbox: &mpsc::Sender<ToSay>,
+    mut answered: watch::Receiver<u32>,
+) -> Result<(), SessionError> {
+    for number in 1.. {
+        let asked_at = now();
+        let answer = async {
+            // Both go on for as long as the session does.
+            let _ = outbox.send(ToSay::Probe(number)).await;
+            let _ = answered.wait_for(|answered| *answered == number).await;
+        };
+        let came = tokio::time::timeout(PROBE_TIMEOUT, answer).await;
+        came.map_err(|_| SessionError::Unhealthy)?;
+        let took = now().saturating_duration_since(asked_at);
+        inner.lock().counts.on_probed(peer, took);
+        tokio::time::sleep(PROBE_INTERVAL).await;
     }
     Ok(())
 }
