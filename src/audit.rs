@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::node::unix_now;
@@ -29,11 +30,23 @@ struct Line<'a> {
     event: &'a AuditEvent,
 }
 
-/// Writes events until nobody sends any more: to the folder, or to the log where there is none.
-pub(crate) async fn write(folder: Option<PathBuf>, mut events: mpsc::Receiver<AuditEvent>) {
+/// Writes events until `stop`, and those that wait then: to the folder, or to the log where there is none.
+pub(crate) async fn write(
+    folder: Option<PathBuf>,
+    mut events: mpsc::Receiver<AuditEvent>,
+    stop: CancellationToken,
+) {
     let mut file = None;
     let mut is_failing = false;
-    while let Some(event) = events.recv().await {
+    loop {
+        let event = match stop.run_until_cancelled(events.recv()).await {
+            Some(event) => event,
+            None => {
+                events.close();
+                events.recv().await
+            }
+        };
+        let Some(event) = event else { return };
         let line = Line {
             at: unix_now().as_secs_f64(),
             event: &event,
@@ -100,7 +113,7 @@ mod tests {
             sender.send(event).await.unwrap();
         }
         drop(sender);
-        write(Some(folder.path().to_owned()), events).await;
+        write(Some(folder.path().to_owned()), events, CancellationToken::new()).await;
         let text = std::fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
         let lines: Vec<serde_json::Value> = text
             .lines()

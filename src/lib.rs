@@ -13,7 +13,6 @@ mod node;
 mod rate_rules;
 mod relay;
 mod services;
-#[cfg_attr(not(test), expect(dead_code, reason = "neither node nor relay starts it yet"))]
 mod spans;
 mod status;
 mod wiring;
@@ -23,6 +22,7 @@ pub use node::{Node, NodeConfig, NodeError, NodeHandle, StartError};
 pub use rate_rules::{RateRule, RateRuleError, RateRules};
 pub use relay::{MainSource, Relay, RelayConfig, RelayError, RelayHandle};
 pub use services::{OfferFailure, ParseServiceError, ServiceAt, ServiceSpec};
+pub use spans::SpanExporterError;
 pub use status::{
     ConfigSection, LimitsSection, NetworkSection, NetworkState, NodeSection, NodeState, PeerSection,
     QuarantineSection, RaftSection, ReservationSection, ServiceSection, StatusDocument, TrainingSection,

@@ -6,9 +6,11 @@
 //! node. Stop: membership, admin address, network.
 
 use crate::admin;
+use crate::audit;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::rate_rules::RateRules;
 use crate::services::{self, OfferFailure, ServiceSpec};
+use crate::spans::{SpanExporter, SpanExporterError};
 use crate::status::{MemberParts, Parts, StatusDocument};
 use crate::wiring::entry::Entry;
 use crate::wiring::federated::feed_role;
@@ -30,7 +32,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -157,6 +159,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The settings of OpenTelemetry.
+    #[error("spans cannot be exported")]
+    Spans(#[from] SpanExporterError),
     /// Name too long.
     #[error("the name has {0} bytes; at most {max} are allowed", max = lapwing_base::Member::NAME_MAX)]
     Name(usize),
@@ -220,7 +225,15 @@ impl Node {
         let network = start_network(&config, &dir, keypair.clone(), gate_receiver).await?;
         let incarnation = dir.next_incarnation()?;
         let around = watch::Sender::new(Around::new(network.reach().borrow().standing.role));
-        let federation = start_federation(&config, &network, &keypair, incarnation, &around)?;
+        let exporter = SpanExporter::from_env(network.peer_id())?;
+        let (audit_sender, audit_events) = mpsc::channel(audit::QUEUE);
+        let federation_config = FederationConfig {
+            policy: config.policy.clone(),
+            audit: Some(audit_sender),
+            spans: exporter.as_ref().map(SpanExporter::sender),
+            ..FederationConfig::new(keypair.clone(), incarnation)
+        };
+        let federation = start_federation(&config, federation_config, &network, &around)?;
         let gateway = if config.gateways.is_empty() {
             None
         } else {
@@ -257,6 +270,15 @@ impl Node {
         });
         info!(peer = %shared.network.peer_id(), name = config.name, %admin_addr, "node started");
         let mut tasks = JoinSet::new();
+        let stop_writers = CancellationToken::new();
+        tasks.spawn(audit::write(
+            Some(dir.root().to_owned()),
+            audit_events,
+            stop_writers.clone(),
+        ));
+        if let Some(exporter) = exporter {
+            tasks.spawn(exporter.run(stop_writers.clone()));
+        }
         let admin_stop = CancellationToken::new();
         tasks.spawn(admin::serve(listener, shared.clone(), admin_stop.clone()));
         let life = Life {
@@ -266,6 +288,7 @@ impl Node {
             dir,
             gateway,
             gate,
+            stop_writers,
         };
         let mut life_task = JoinSet::new();
         life_task.spawn(life.run(admin_stop));
@@ -441,12 +464,15 @@ struct Life {
     dir: DataDir,
     gateway: Option<GatewayLink>,
     gate: watch::Sender<Gate>,
+    /// Ends those who write down what the others say at their end.
+    stop_writers: CancellationToken,
 }
 
 impl Life {
     async fn run(self, admin_stop: CancellationToken) -> Result<(), NodeError> {
         // Also where this panics: whoever waits for the end waits for the admin address too.
         let admin_stop = admin_stop.drop_guard();
+        let _stop_writers = self.stop_writers.clone().drop_guard();
         let ended = self.until_ended().await;
         if let Err(error) = &ended {
             // Whoever waits for the end tells it to people.
@@ -487,6 +513,7 @@ impl Life {
             dir,
             gateway,
             gate,
+            ..
         } = self;
         loop {
             let entry = Entry {
@@ -547,23 +574,17 @@ fn check_membership(dir: &DataDir, ours: PeerId, config: &NodeConfig) -> Result<
 /// Begins to offer the node's services, and to carry calls.
 fn start_federation(
     config: &NodeConfig,
+    mut federation_config: FederationConfig,
     network: &Network,
-    keypair: &Keypair,
-    incarnation: u64,
     around: &watch::Sender<Around>,
 ) -> Result<Federation, StartError> {
-    let name = config.name.parse().ok();
-    if name.is_none() {
+    federation_config.name = config.name.parse().ok();
+    if federation_config.name.is_none() {
         info!(
             name = config.name,
             "the node's services are called by its peer id: its name is none for them, which has letters, digits, `-`, `_` and `.`"
         );
     }
-    let federation_config = FederationConfig {
-        name,
-        policy: config.policy.clone(),
-        ..FederationConfig::new(keypair.clone(), incarnation)
-    };
     let failed = |service: &dyn fmt::Display, source| StartError::Service {
         service: service.to_string(),
         source,

@@ -29,6 +29,7 @@ use tracing::{info, warn};
 use crate::audit;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::services::{self, OfferFailure, ServiceSpec};
+use crate::spans::{SpanExporter, SpanExporterError};
 use crate::wiring::mains::{Finder, resolver};
 
 /// What a relay is told when it starts.
@@ -108,6 +109,9 @@ pub enum RelayError {
         #[source]
         source: OfferFailure,
     },
+    /// The settings of OpenTelemetry.
+    #[error("spans cannot be exported")]
+    Spans(#[from] SpanExporterError),
     /// HTTP cannot be spoken.
     #[error("there is no client for HTTP")]
     Client(#[from] reqwest::Error),
@@ -146,7 +150,9 @@ pub struct RelayHandle {
     http: SocketAddr,
     dir: Option<DataDir>,
     tasks: JoinSet<()>,
-    audit: JoinSet<()>,
+    /// They end last, so that what the others have to say at their end is written.
+    writers: JoinSet<()>,
+    stop_writers: CancellationToken,
     stop: CancellationToken,
     /// The network asks it whom to let in; there is no log that says so.
     _gate: watch::Sender<Gate>,
@@ -202,11 +208,13 @@ impl Relay {
             cluster: config.cluster,
             ..Around::new(config.role)
         });
+        let exporter = SpanExporter::from_env(network.peer_id())?;
         let (audit_sender, audit_events) = mpsc::channel(audit::QUEUE);
         let federation_config = FederationConfig {
             name: config.name.clone(),
             policy: config.policy.clone(),
             audit: Some(audit_sender),
+            spans: exporter.as_ref().map(SpanExporter::sender),
             hops_max: config.hops_max,
             ..FederationConfig::new(keypair.clone(), epoch)
         };
@@ -234,8 +242,16 @@ impl Relay {
         }
 
         let stop = CancellationToken::new();
-        let (mut tasks, mut audit_task) = (JoinSet::new(), JoinSet::new());
-        audit_task.spawn(audit::write(config.data_dir.clone(), audit_events));
+        let (mut tasks, mut writers) = (JoinSet::new(), JoinSet::new());
+        let stop_writers = CancellationToken::new();
+        writers.spawn(audit::write(
+            config.data_dir.clone(),
+            audit_events,
+            stop_writers.clone(),
+        ));
+        if let Some(exporter) = exporter {
+            writers.spawn(exporter.run(stop_writers.clone()));
+        }
         tasks.spawn(watch_mains(around.subscribe(), gate.clone(), stop.clone()));
         let wanted = watch::Sender::new(WantedMains {
             sources: config.mains.clone(),
@@ -273,7 +289,8 @@ impl Relay {
             http,
             dir,
             tasks,
-            audit: audit_task,
+            writers,
+            stop_writers,
             stop,
             _gate: gate,
             _wanted: wanted,
@@ -315,13 +332,10 @@ impl RelayHandle {
         if let Some(dir) = &self.dir {
             dir.remove_admin_addr();
         }
-        drop(self.federation);
-        // It ends when nobody has anything to write any more.
-        if tokio::time::timeout(HTTP_DRAIN, self.audit.join_next())
-            .await
-            .is_err()
-        {
-            warn!("the end of the audit log was not written");
+        self.stop_writers.cancel();
+        let written = async { while self.writers.join_next().await.is_some() {} };
+        if tokio::time::timeout(HTTP_DRAIN, written).await.is_err() {
+            warn!("the end of the audit log was not written, or not all spans were exported");
         }
     }
 }

@@ -64,7 +64,7 @@ pub(crate) struct SpanExporter {
 /// Settings by which nothing can be exported. The texts hold none of their values but the protocol's, since there are
 /// passwords in URLs and keys in headers.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SpanExporterError {
+pub enum SpanExporterError {
     /// A URL of something else.
     #[error("{variable} is no URL of HTTP; write for example `http://127.0.0.1:4318`")]
     Endpoint {
@@ -114,7 +114,6 @@ impl SpanExporter {
     ///
     /// # Errors
     /// When it says what cannot be.
-    #[cfg_attr(test, expect(dead_code, reason = "neither node nor relay starts it yet"))]
     pub(crate) fn from_env(node: PeerId) -> Result<Option<Self>, SpanExporterError> {
         Self::from_variables(node, |name| std::env::var(name).ok())
     }

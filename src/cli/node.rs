@@ -42,6 +42,8 @@ fn not_started(error: StartError) -> Failure {
         StartError::Gateway(ConfigError::Url { .. })
         | StartError::Data { .. }
         | StartError::Backend(_)
+        | StartError::Service { .. }
+        | StartError::Spans(_)
         | StartError::Name(_)
         | StartError::NobodyToAsk
         | StartError::BootstrapBesideGateway => Failure::usage(chain(&error)),

@@ -164,6 +164,7 @@ pub(crate) async fn run(flags: RelayFlags, output: Output) -> Result<(), Failure
 fn not_started(error: RelayError) -> Failure {
     match error {
         RelayError::Gateway(lapwing_gateway::ConfigError::Url { .. })
+        | RelayError::Spans(_)
         | RelayError::Announcement(_)
         | RelayError::Service { .. } => Failure::usage(chain(&error)),
         error => Failure::new("start the relay", error),
