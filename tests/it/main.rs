@@ -12,6 +12,7 @@ mod external;
 mod private;
 mod processes;
 mod refusals;
+mod services;
 mod simulated;
 mod support;
 mod telling;
