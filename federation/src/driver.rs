@@ -24,6 +24,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use lapwing_base::{ClusterId, Keypair, PeerId, Role};
 use lapwing_net::Network;
 use rand::SeedableRng as _;
@@ -356,11 +357,9 @@ impl Federation {
     pub async fn shutdown(self) {
         self.inner.lock().said.departure = Some(Departure::Shutdown);
         if self.inner.announce().is_ok() {
-            let is_said = || self.inner.lock().sessions.values().all(Session::is_idle);
-            let until = now() + GOODBYE_MAX;
-            while !is_said() && now() < until {
-                tokio::time::sleep(GOODBYE_LOOK).await;
-            }
+            let heard = join_all(self.inner.last_probes());
+            // Whoever does not answer is told by the end of the connection.
+            let _ = tokio::time::timeout(GOODBYE_MAX, heard).await;
         }
         self.inner.stop.cancel();
         self.inner.tasks.close();
@@ -368,9 +367,8 @@ impl Federation {
     }
 }
 
-/// A node that goes waits so long for its last word to leave, and looks so often.
+/// A node that goes waits so long for its last word to be heard.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
-const GOODBYE_LOOK: Duration = Duration::from_millis(5);
 
 async fn tick(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(TICK);
@@ -435,6 +433,25 @@ impl Inner {
         }
     }
 
+    /// Asks all neighbours for an answer; each is waited for by one of what is returned.
+    fn last_probes(&self) -> Vec<impl Future<Output = ()> + use<>> {
+        let state = self.lock();
+        let asked = state.sessions.values().filter(|session| {
+            let probe = ToSay::Probe(neighbours::LAST_PROBE);
+            session.outbox.try_send(probe).is_ok()
+        });
+        let answers = asked.map(|session| {
+            let mut answered = session.answered.clone();
+            async move {
+                // An error means that the session has ended.
+                let _ = answered
+                    .wait_for(|answered| *answered == neighbours::LAST_PROBE)
+                    .await;
+            }
+        });
+        answers.collect()
+    }
+
     /// Writes something down, where anybody reads it.
     fn audit(&self, event: impl FnOnce() -> AuditEvent) {
         if let Some(audit) = &self.audit
@@ -458,6 +475,7 @@ impl Inner {
         claim: Claim,
         admitted: Admitted,
         outbox: mpsc::Sender<ToSay>,
+        answered: watch::Receiver<u32>,
         stop: CancellationToken,
     ) -> u64 {
         let (peer, role) = (claim.peer, admitted.role);
@@ -470,6 +488,7 @@ impl Inner {
             admitted,
             calls: ForeignCalls::default(),
             outbox,
+            answered,
             stop,
         };
         if role == Role::Main {
@@ -588,13 +607,6 @@ impl State {
             balancer.retain(|origin| registry.offers(*origin, name));
             balancer.metrics().next().is_some()
         });
-    }
-}
-
-impl Session {
-    /// Whether everything that was to be said has left.
-    fn is_idle(&self) -> bool {
-        self.outbox.capacity() == self.outbox.max_capacity()
     }
 }
 

@@ -60,6 +60,9 @@ pub(super) enum ToSay {
 /// How often a main is asked whether it does its part: its link may stand while the program behind it does not go on.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// What a node that goes asks behind its last word: who answers has heard that.
+pub(super) const LAST_PROBE: u32 = u32::MAX;
+
 /// In which it answers.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -100,6 +103,8 @@ pub(super) struct Session {
     /// What a neighbour of another cluster has called lately.
     pub(super) calls: ForeignCalls,
     pub(super) outbox: mpsc::Sender<ToSay>,
+    /// The last probe that it has answered.
+    pub(super) answered: watch::Receiver<u32>,
     pub(super) stop: CancellationToken,
 }
 
@@ -488,7 +493,14 @@ async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: Cance
     } = greeted;
     let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
     let is_main = admitted.role == Role::Main;
-    let number = inner.begin_session(claim, admitted, outbox.clone(), stop.clone());
+    let answered = watch::Sender::new(0);
+    let number = inner.begin_session(
+        claim,
+        admitted,
+        outbox.clone(),
+        answered.subscribe(),
+        stop.clone(),
+    );
     // Also where the caller drops this.
     let _end = EndOnDrop {
         inner,
@@ -497,7 +509,6 @@ async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: Cance
         stop: stop.clone(),
     };
     let (send, receive) = channel.split();
-    let answered = watch::Sender::new(0);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         sent = send_all(send, messages) => sent,
@@ -582,7 +593,7 @@ async fn probe(
     outbox: &mpsc::Sender<ToSay>,
     mut answered: watch::Receiver<u32>,
 ) -> Result<(), SessionError> {
-    for number in 1.. {
+    for number in 1..LAST_PROBE {
         let asked_at = now();
         let answer = async {
             // Both go on for as long as the session does.
