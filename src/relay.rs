@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, Multiaddr, PeerId, Role};
 use lapwing_federation::{
-    AnnouncementError, Around, Federation, FederationConfig, HttpConfig, MainAddress, NodeName,
+    Announcement, AnnouncementError, Around, Federation, FederationConfig, HttpConfig, MainAddress, NodeName,
     ParseMainAddressError, PeerChange, Policy, router,
 };
 use lapwing_gateway::{Client, ClientConfig};
@@ -61,6 +61,41 @@ pub struct RelayConfig {
     pub hops_max: u8,
     /// Whether callers of the edge may add mains and remove them.
     pub peers_may_change: bool,
+}
+
+impl RelayConfig {
+    /// A main that answers JSON-RPC at `http` and listens for other nodes at the same number of UDP (with 0 at any).
+    pub fn main(http: SocketAddr) -> Self {
+        Self::new(Role::Main, http, http.port())
+    }
+
+    /// A home that dials `main`, and answers JSON-RPC at `http`.
+    pub fn home(http: SocketAddr, main: MainSource) -> Self {
+        Self {
+            mains: vec![main],
+            ..Self::new(Role::Home, http, 0)
+        }
+    }
+
+    fn new(role: Role, http: SocketAddr, port: u16) -> Self {
+        let family = if http.is_ipv4() { "ip4" } else { "ip6" };
+        let listen = format!("/{family}/{}/udp/{port}/quic-v1", http.ip());
+        Self {
+            role,
+            name: None,
+            data_dir: None,
+            http,
+            listen: listen.parse().into_iter().collect(),
+            mains: Vec::new(),
+            gateways: Vec::new(),
+            cluster: None,
+            policy: Policy::default(),
+            services: Vec::new(),
+            has_echo: true,
+            hops_max: Announcement::HOPS_DEFAULT,
+            peers_may_change: false,
+        }
+    }
 }
 
 /// Where a main is found.
@@ -416,6 +451,15 @@ fn http_client() -> Result<reqwest::Client, RelayError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_main_listens_for_nodes_where_it_answers_and_a_home_at_any_port() {
+        let main = RelayConfig::main("[::1]:8080".parse().unwrap());
+        assert_eq!(main.listen[0].to_string(), "/ip6/::1/udp/8080/quic-v1");
+        let home = RelayConfig::home("127.0.0.1:8081".parse().unwrap(), "ws://a:1".parse().unwrap());
+        assert_eq!(home.listen[0].to_string(), "/ip4/127.0.0.1/udp/0/quic-v1");
+        assert_eq!((home.role, home.mains.len()), (Role::Home, 1));
+    }
 
     #[test]
     fn mains_are_named_by_address_or_in_the_domain_name_system() {

@@ -2,8 +2,12 @@
 
 use crate::policy::Proof;
 use crate::remote_call::PRIORITY_MAX;
-use crate::{CallError, Constraint, ErrorCode, NodeAddress, Registry, RemoteCall, ServiceName, Wanted};
+use crate::{
+    Arguments, CallError, Constraint, ErrorCode, NodeAddress, Registry, RemoteCall, ServiceName, Token,
+    Wanted,
+};
 use lapwing_base::PeerId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -120,6 +124,138 @@ pub struct Onward {
 const TRACE_PARENT_MAX: usize = 128;
 pub(crate) const TRACE_STATE_MAX: usize = 512;
 
+/// For programs that call: what they do not say is as in a `remote_call` that does not say it.
+///
+/// ```
+/// use lapwing_federation::Call;
+/// use serde_json::json;
+/// use std::time::Duration;
+///
+/// let call = Call::new("blog".parse().unwrap(), "get")
+///     .with_arguments(json!([7]))
+///     .with_timeout(Duration::from_secs(5))
+///     .idempotent();
+/// assert_eq!(call.arguments.as_deref(), Some("[7]"));
+/// ```
+impl Call {
+    /// A call of a method of any instance of a service, with a new id: for whoever calls first. What passes a call on keeps its
+    /// id.
+    pub fn new(service: ServiceName, method: impl Into<String>) -> Self {
+        Self {
+            id: CallId::random(),
+            address: None,
+            target: None,
+            service,
+            method: method.into(),
+            versions: Constraint::default(),
+            resources: BTreeSet::new(),
+            arguments: None,
+            path: Vec::new(),
+            links_max: Self::LINKS_MAX,
+            remaining_ms: millis(RemoteCall::TIMEOUT_DEFAULT),
+            priority: 0,
+            is_idempotent: false,
+            trace: TraceContext::default(),
+            proof: None,
+        }
+    }
+
+    /// The same for one node, which alone may answer it.
+    #[must_use]
+    pub fn to(mut self, address: NodeAddress) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// The same with arguments: a JSON array is by position, an object by name, anything else the only one.
+    #[must_use]
+    pub fn with_arguments(mut self, arguments: impl Into<Arguments>) -> Self {
+        self.arguments = arguments.into().into_params().map(|params| params.to_string());
+        self
+    }
+
+    /// The same for versions that will do.
+    #[must_use]
+    pub fn with_versions(mut self, versions: Constraint) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    /// The same for an instance that has these resources.
+    #[must_use]
+    pub fn with_resources(mut self, resources: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.resources = resources.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same for a caller that waits so long: from [`RemoteCall::TIMEOUT_MIN`] to [`RemoteCall::TIMEOUT_MAX`], and what is
+    /// beyond is taken for the nearest of them.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.remaining_ms = millis(timeout.clamp(RemoteCall::TIMEOUT_MIN, RemoteCall::TIMEOUT_MAX));
+        self
+    }
+
+    /// The same with a priority: -10 to 10, the highest first.
+    #[must_use]
+    pub fn with_priority(mut self, priority: i8) -> Self {
+        self.priority = priority.clamp(-PRIORITY_MAX, PRIORITY_MAX);
+        self
+    }
+
+    /// The same where it may be carried out twice, so that it is tried again where nobody knows whether it was.
+    #[must_use]
+    pub fn idempotent(mut self) -> Self {
+        self.is_idempotent = true;
+        self
+    }
+
+    /// The same as part of a trace.
+    #[must_use]
+    pub fn with_trace(mut self, trace: TraceContext) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// The same with the proof that its caller knows a token, for services that ask for one. It is of these arguments and no
+    /// others, so that they come first.
+    #[must_use]
+    pub fn with_token(mut self, token: &Token) -> Self {
+        let arguments = self.arguments.as_deref();
+        self.proof = Some(token.prove_call(self.id.0, &self.service, &self.method, arguments));
+        self
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+impl CallId {
+    /// One that nobody else has.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "for programs that call; the cores here are given an id"
+    )]
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl CallAnswer {
+    /// What the service has answered, read as what the caller takes it for.
+    ///
+    /// # Errors
+    /// Why there is nothing; [`ErrorCode::MalformedMessage`] where it is something else.
+    pub fn result<R: DeserializeOwned>(self) -> Result<R, CallError> {
+        let text = self.outcome.map_err(CallError::from)?;
+        serde_json::from_str(&text).map_err(|error| {
+            let said = format!("the answer is not what its caller takes it for: {error}");
+            CallError::new(ErrorCode::MalformedMessage, said)
+        })
+    }
+}
+
 impl Call {
     /// More links nobody waits for.
     pub const LINKS_MAX: u8 = 8;
@@ -197,7 +333,7 @@ impl Call {
             target,
             path: passed,
             links_max,
-            remaining_ms: u32::try_from(remaining.as_millis()).unwrap_or(u32::MAX),
+            remaining_ms: millis(remaining),
         };
         Ok(Step::Forward { to, onward })
     }
@@ -267,7 +403,6 @@ impl Call {
 impl Failure {
     /// As an error of `me` crosses a link, or one that has come to it.
     pub fn of(error: CallError, me: PeerId) -> Self {
-        let millis = |after: Duration| u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
         Self {
             code: error.code,
             message: error.message,
@@ -469,6 +604,47 @@ pub(crate) mod tests {
         let mut traced = call(&[a]);
         traced.trace.state = Some("x".repeat(513));
         assert!(is_refused(&traced, a));
+    }
+
+    #[test]
+    fn a_program_says_of_a_call_what_differs_from_any_other() {
+        let name = || "blog".parse().unwrap();
+        let plain = Call::new(name(), "list");
+        assert_ne!(plain.id, Call::new(name(), "list").id);
+        assert_eq!((plain.remaining_ms, plain.arguments.as_ref()), (60_000, None));
+        let token = Token::new("correct horse battery staple").unwrap();
+        let call = Call::new(name(), "get")
+            .to("bob.home@relay-a".parse().unwrap())
+            .with_arguments(serde_json::json!("only"))
+            .with_versions(">=1,<2".parse().unwrap())
+            .with_resources(["de"])
+            .with_timeout(Duration::ZERO)
+            .with_priority(100)
+            .idempotent()
+            .with_token(&token);
+        assert_eq!(call.arguments.as_deref(), Some("[\"only\"]"));
+        assert_eq!((call.remaining_ms, call.priority), (50, 10));
+        assert!(call.is_idempotent && call.resources.contains("de"));
+        assert!(call.address.is_some() && call.proof.is_some());
+        let sent = Call {
+            path: vec![PeerId::random()],
+            ..call
+        };
+        assert_eq!(sent.check(sent.path[0]), Ok(()));
+    }
+
+    #[test]
+    fn an_answer_is_read_as_what_its_caller_takes_it_for() {
+        let answer = |outcome| CallAnswer {
+            outcome,
+            hops: Vec::new(),
+        };
+        assert_eq!(answer(Ok("[1,2]".to_owned())).result(), Ok(vec![1, 2]));
+        let other = answer(Ok("[1,2]".to_owned())).result::<String>();
+        assert_eq!(other.unwrap_err().code, ErrorCode::MalformedMessage);
+        let busy = Failure::of(CallError::new(ErrorCode::Overloaded, "busy"), PeerId::random());
+        let failed = answer(Err(busy)).result::<String>();
+        assert_eq!(failed.unwrap_err().code, ErrorCode::Overloaded);
     }
 
     #[test]
