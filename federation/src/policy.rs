@@ -58,7 +58,7 @@ pub struct Proof([u8; 32]);
 /// A text that is too easily guessed for a token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "a token has between {} and {} characters, not {length}; draw one with `lapwing token`",
+    "a token has between {} and {} characters, not {length}; draw one with `openssl rand -hex 32`",
     Token::LENGTH_MIN,
     Token::LENGTH_MAX
 )]

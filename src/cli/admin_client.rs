@@ -70,7 +70,9 @@ impl Target {
 fn the_only(nodes: &[Running]) -> Result<String, Failure> {
     match nodes {
         [] => Err(Failure::new("find the node", "no node of this user runs here")
-            .with_hint("start one with `lapwing node`, or name one with --admin ADDR or --data-dir DIR")),
+            .with_hint(
+                "start one with `lapwing node`, or name one with --admin ADDR or --data-dir DIR; a relay is found where it has a --data-dir",
+            )),
         [node] => address_in(&node.data_dir).ok_or_else(|| {
             Failure::new(
                 "find the node",

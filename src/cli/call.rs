@@ -1,5 +1,6 @@
 //! `lapwing call`: calls a service of any node, through a node of this machine or a relay.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::admin_client::Target;
+use super::admin_client::{AdminClient, Target};
 use super::documents;
 use super::failure::Failure;
 use super::output::{Align, Output, Table};
@@ -92,6 +93,14 @@ struct ErrorData {
     retryable: bool,
     retry_after_ms: Option<u64>,
     failed_at: Option<String>,
+    remote: Option<Remote>,
+}
+
+/// What the service itself has answered.
+#[derive(Debug, Deserialize)]
+struct Remote {
+    code: i64,
+    message: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -128,14 +137,54 @@ pub(crate) async fn run(flags: CallFlags, output: Output) -> Result<(), Failure>
     }
     let reply: Reply = documents::read(document).map_err(|error| Failure::new("read the answer", error))?;
     if let Some(error) = reply.error {
-        return Err(error.failure(&doing));
+        let names = Names::get(&client).await;
+        return Err(error.failure(&doing, &names));
     }
     if output.is_json() {
         return Ok(());
     }
     let text = serde_json::to_string_pretty(&reply.result).map_err(|error| Failure::new(&doing, error))?;
     output.line(text)?;
-    reply.trace.map_or(Ok(()), |trace| output.line(trace.text()))
+    match reply.trace {
+        Some(trace) => output.line(trace.text(&Names::get(&client).await)),
+        None => Ok(()),
+    }
+}
+
+/// What nodes are called, by their ids, as far as whoever was asked knows.
+#[derive(Debug, Default)]
+struct Names(BTreeMap<String, String>);
+
+#[derive(Debug, Deserialize)]
+struct Known {
+    node_id: String,
+    node_address: String,
+    services: Vec<KnownService>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KnownService {
+    node_id: String,
+    node_address: String,
+}
+
+impl Names {
+    /// None where nobody says: an id is a name too.
+    async fn get(client: &AdminClient) -> Self {
+        let known = client.get_document("/federation/services").await;
+        known.map(Self::of).unwrap_or_default()
+    }
+
+    fn of(known: Known) -> Self {
+        let services = known.services.into_iter();
+        let named = services.map(|service| (service.node_id, service.node_address));
+        let named = named.chain([(known.node_id, known.node_address)]);
+        Self(named.collect())
+    }
+
+    fn name<'a>(&'a self, id: &'a str) -> &'a str {
+        self.0.get(id).map_or(id, String::as_str)
+    }
 }
 
 impl CallFlags {
@@ -170,23 +219,32 @@ impl CallFlags {
             params["version"] = json!(version);
         }
         if !self.resource.is_empty() {
-            params["resources"] = json!(self.resource);
+            params["locs"] = json!(self.resource);
         }
         Ok(json!({ "jsonrpc": "2.0", "id": 1, "method": "remote_call", "params": params }))
     }
 }
 
 impl ReplyError {
-    fn failure(self, doing: &str) -> Failure {
+    fn failure(self, doing: &str, names: &Names) -> Failure {
         let ErrorData {
             name,
             retryable,
             retry_after_ms,
             failed_at,
+            remote,
         } = self.data;
         let name = name.unwrap_or_else(|| "error".to_owned());
-        let at = failed_at.map(|node| format!(", at {node}")).unwrap_or_default();
-        let failure = Failure::new(doing, format!("{} ({name}, {}{at})", self.message, self.code));
+        let at = failed_at
+            .map(|node| format!(", at {}", names.name(&node)))
+            .unwrap_or_default();
+        let said = remote
+            .map(|Remote { code, message }| format!(": {message}, {code}"))
+            .unwrap_or_default();
+        let failure = Failure::new(
+            doing,
+            format!("{}{said} ({name}, {}{at})", self.message, self.code),
+        );
         match (retryable, retry_after_ms) {
             (_, Some(wait)) => failure.with_hint(format!("try again in {:.1} s", wait as f64 / 1000.0)),
             (true, None) => failure.with_hint("it may be tried again"),
@@ -199,7 +257,7 @@ impl ReplyError {
 }
 
 impl Trace {
-    fn text(&self) -> String {
+    fn text(&self, names: &Names) -> String {
         let mut table = Table::new([
             ("node", Align::Left),
             ("queued", Align::Right),
@@ -209,7 +267,7 @@ impl Trace {
         let micros = |value: u64| format!("{value} us");
         for hop in &self.path {
             table.row([
-                hop.node.clone(),
+                names.name(&hop.node).to_owned(),
                 micros(hop.queue_us),
                 micros(hop.forward_us),
                 micros(hop.exec_us),
@@ -264,13 +322,34 @@ mod tests {
         let error: ReplyError = serde_json::from_value(json!({
             "code": -32001,
             "message": "service `blog` was not announced",
-            "data": { "name": "service_not_found", "retryable": false, "failed_at": "relay-a" },
+            "data": { "name": "service_not_found", "retryable": false, "failed_at": "12D3" },
         }))
         .unwrap();
+        let names = Names(BTreeMap::from([("12D3".to_owned(), "relay-a".to_owned())]));
         assert_eq!(
-            error.failure("call blog.list").text().unwrap(),
+            error.failure("call blog.list", &names).text().unwrap(),
             "lapwing: failed to call blog.list: service `blog` was not announced (service_not_found, -32001, at relay-a)\n  \
              see `lapwing services`"
         );
+    }
+
+    #[test]
+    fn what_a_service_has_said_itself_is_told_with_its_number() {
+        let error: ReplyError = serde_json::from_value(json!({
+            "code": -32019,
+            "message": "the service has answered with an error",
+            "data": { "name": "remote_error", "remote": { "code": 404, "message": "there is no post 9" } },
+        }))
+        .unwrap();
+        assert_eq!(
+            error.failure("call blog.get", &Names::default()).text().unwrap(),
+            "lapwing: failed to call blog.get: the service has answered with an error: there is no post 9, 404 (remote_error, -32019)"
+        );
+    }
+
+    #[test]
+    fn resources_go_by_the_name_that_a_call_knows_them_by() {
+        let call = request(&["-", "blog", "list", "--resource", "de,en"]).unwrap();
+        assert_eq!(call["params"]["locs"], json!(["de", "en"]));
     }
 }

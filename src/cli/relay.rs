@@ -115,6 +115,11 @@ pub(crate) async fn run(flags: RelayFlags, output: Output) -> Result<(), Failure
     let config = flags.config()?;
     let (data_dir, role) = (config.data_dir.clone(), config.role);
     let name = config.name.as_ref().map(|name| name.as_str().to_owned());
+    if name.is_some() && data_dir.is_none() {
+        tracing::warn!(
+            "without --data-dir this relay is another node after each start: should it crash, others keep its name for the one before, for ten minutes"
+        );
+    }
     let relay = tokio::select! {
         biased;
         _ = interrupts.next() => return Err(Failure::Interrupted),

@@ -10,6 +10,8 @@ use super::output::{Align, Output, Table, or_dash};
 /// The registry, as far as it is printed.
 #[derive(Debug, Deserialize)]
 struct Registry {
+    /// Who knows this: of a home its main.
+    node_address: String,
     services: Vec<Row>,
 }
 
@@ -37,7 +39,11 @@ pub(crate) async fn run(target: &Target, output: Output) -> Result<(), Failure> 
     }
     let registry: Registry =
         documents::read(document).map_err(|error| Failure::new("read the services", error))?;
-    output.line(table(&registry))
+    output.line(table(&registry))?;
+    output.line(format!(
+        "as {} knows it, from which hops are counted",
+        registry.node_address
+    ))
 }
 
 fn table(registry: &Registry) -> Table {
