@@ -8,6 +8,7 @@
 
 mod cluster;
 mod disturbed;
+mod examples;
 mod external;
 mod private;
 mod processes;
