@@ -27,7 +27,9 @@ pub(crate) async fn tell(federated: &mut Federated) -> Result<(), Box<dyn Error>
 fn services(federated: &Federated) {
     println!("1. relay-b knows of");
     for offered in federated.relay_b.federation().offered() {
-        let hops = offered.hops.map_or("?".to_owned(), |hops| hops.to_string());
+        let hops = offered
+            .hops
+            .map_or_else(|| "?".to_owned(), |hops| hops.to_string());
         let methods: Vec<_> = offered.service.methods.into_iter().collect();
         println!(
             "   {} at {}, {hops} links away: {}",
