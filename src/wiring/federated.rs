@@ -10,12 +10,14 @@ use lapwing_net::Network;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Keeps what the federation knows of others as the roster says, until `stop`; after it there is no cluster.
+/// Keeps what the federation knows of others as the roster says, until `stop`. After it there is no cluster, unless the
+/// whole node stops: then its neighbours are still to hear that it goes.
 pub(crate) async fn feed_members(
     mut rosters: watch::Receiver<Arc<Roster>>,
     me: PeerId,
     around: watch::Sender<Around>,
     stop: CancellationToken,
+    node_stop: CancellationToken,
 ) {
     loop {
         let roster = rosters.borrow_and_update().clone();
@@ -40,7 +42,9 @@ pub(crate) async fn feed_members(
             changed = rosters.changed() => if changed.is_err() { break },
         }
     }
-    around.send_modify(|around| *around = Around::new(around.role));
+    if !node_stop.is_cancelled() {
+        around.send_modify(|around| *around = Around::new(around.role));
+    }
 }
 
 /// Keeps what the federation knows of this node itself as the network finds out, until `stop`.

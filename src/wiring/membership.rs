@@ -101,6 +101,7 @@ pub(crate) async fn live(
         network.peer_id(),
         shared.around.clone(),
         stop.clone(),
+        shared.stop.clone(),
     ));
     tasks.spawn(feeds::feed_trainer(
         consensus.clone(),
