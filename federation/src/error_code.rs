@@ -275,6 +275,10 @@ impl CallError {
         if let Some(remote) = &self.remote {
             data["remote"] = json!({ "code": remote.code, "message": remote.message });
         }
+        if self.code == ErrorCode::InvalidParams {
+            // Clients of the peer-to-peer edge before look for it here.
+            data["reason"] = self.message.as_str().into();
+        }
         if let Some(mpreg) = self.code.mpreg() {
             data["mpreg_code"] = mpreg.into();
         }
@@ -311,6 +315,13 @@ mod tests {
         assert_eq!(data["failed_at"], far.to_string());
         assert_eq!(data["path"][1], far.to_string());
         assert!(data.get("remote").is_none() && data.get("mpreg_code").is_none());
+    }
+
+    #[test]
+    fn wrong_parameters_are_named_in_the_data_too() {
+        let error = CallError::new(ErrorCode::InvalidParams, "method is required");
+        let document = error.document(PeerId::random(), &[], "trace");
+        assert_eq!(document["data"]["reason"], "method is required");
     }
 
     #[test]

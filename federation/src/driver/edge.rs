@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
+use lapwing_base::PeerId;
 use rand::RngExt as _;
 use serde_json::{Value, json};
 use tracing::{Instrument as _, debug_span};
@@ -91,19 +92,22 @@ impl Federation {
 
     async fn answer_one(&self, parsed: Parsed, tracing: Tracing<'_>) -> Option<Answer> {
         let trace_id = tracing.parent.trace_id();
-        let document = |error: &CallError| error.document(self.inner.me, &[], &trace_id);
+        let document = |error: &CallError, path: &[PeerId]| error.document(self.inner.me, path, &trace_id);
         let Request { id, method, params } = match parsed {
             Parsed::Invalid(invalid) => {
                 self.inner.lock().counts.on_request(Some(invalid.error.code));
-                return Some(invalid.answer(document));
+                return Some(invalid.answer(|error| document(error, &[])));
             }
             Parsed::Request(request) => request,
         };
         let came = match method.as_str() {
-            "request" => self.run(params, tracing).await.map(|result| (result, None)),
+            "request" => match self.run(params, tracing).await {
+                Ok(result) => Ok((result, None)),
+                Err(error) => Err(error.into()),
+            },
             "remote_call" => match RemoteCall::parse(params) {
                 Ok(call) => self.make(call, tracing).await,
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             },
             direct => match RemoteCall::direct(direct, params) {
                 Some(call) => self.make(call, tracing).await,
@@ -112,34 +116,32 @@ impl Federation {
                         "there is no method `{}`; there are `remote_call`, `request`, and `SERVICE.METHOD` for any instance",
                         direct.chars().take(METHOD_SHOWN).collect::<String>()
                     );
-                    Err(CallError::new(ErrorCode::MethodNotFound, said))
+                    Err(CallError::new(ErrorCode::MethodNotFound, said).into())
                 }
             },
         };
-        let failed = came.as_ref().err().map(|error| error.code);
+        let failed = came.as_ref().err().map(|failed| failed.error.code);
         self.inner.lock().counts.on_request(failed);
         // A notification is carried out and not answered.
         let id = id?;
         Some(match came {
             Ok((result, None)) => Answer::result(id, result),
             Ok((result, Some(trace))) => Answer::result(id, result).with_trace(trace),
-            Err(error) => Answer::error(id, document(&error)),
+            Err(Failed { error, path }) => Answer::error(id, document(&error, &path)),
         })
     }
 
     /// Makes one call; its result, and how it came if that was asked for.
-    async fn make(
-        &self,
-        asked: RemoteCall,
-        tracing: Tracing<'_>,
-    ) -> Result<(Value, Option<Value>), CallError> {
+    async fn make(&self, asked: RemoteCall, tracing: Tracing<'_>) -> Result<(Value, Option<Value>), Failed> {
         let wants_trace = asked.trace;
         let mut call = self.call_of(asked, tracing)?;
         let span = self.begin_call(SpanKind::Server, &mut call, tracing, Vec::new());
         let answer = self.call(call).await;
         span.end(&answer);
         let trace = wants_trace.then(|| shown(&answer, tracing.parent));
-        Ok((result_of(answer)?, trace))
+        let path = path(&answer);
+        let result = result_of(answer).map_err(|error| Failed { error, path })?;
+        Ok((result, trace))
     }
 
     fn call_of(&self, asked: RemoteCall, tracing: Tracing<'_>) -> Result<Call, CallError> {
@@ -289,6 +291,21 @@ impl Federation {
     }
 }
 
+/// A call that has failed, and by which nodes it had come until then: none where it was never made.
+struct Failed {
+    error: CallError,
+    path: Vec<PeerId>,
+}
+
+impl From<CallError> for Failed {
+    fn from(error: CallError) -> Self {
+        Self {
+            error,
+            path: Vec::new(),
+        }
+    }
+}
+
 /// A command's end.
 struct Ended {
     name: String,
@@ -307,6 +324,15 @@ fn result_of(answer: CallAnswer) -> Result<Value, CallError> {
         let said = "the service has answered what is no JSON";
         CallError::new(ErrorCode::MalformedMessage, said)
     })
+}
+
+/// The nodes by which a call has come, from the caller's to where it was carried out or has failed.
+fn path(answer: &CallAnswer) -> Vec<PeerId> {
+    let mut path: Vec<PeerId> = answer.hops.iter().rev().map(|hop| hop.node).collect();
+    // Only nodes that have carried it out or passed it on have said how long that took.
+    let failed_at = answer.outcome.as_ref().err().map(|failure| failure.failed_at);
+    path.extend(failed_at.filter(|node| !path.contains(node)));
+    path
 }
 
 /// The way of a call, from the caller to whoever has answered, and what it took at each node.
