@@ -8,7 +8,9 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use lapwing_base::{ByteSize, Class, PeerId, Role};
-use lapwing_net::{Access, Channel, ChannelError, Kind, Refusal, RequestError, SendHalf, decode, encode};
+use lapwing_net::{
+    Access, Channel, ChannelError, Kind, OpenError, Refusal, RequestError, SendHalf, decode, encode,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -51,6 +53,9 @@ const ANSWERED_AT_ONCE: usize = 2 * IN_HAND_MAX;
 
 /// When to try again where a node is busy: a call is over in less, mostly.
 const BUSY_FOR: Duration = Duration::from_millis(100);
+
+/// So long a neighbour with whom there is no connection any more is tried to be reached for a call.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// So long whoever has opened a channel may take to say what it wants.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -217,11 +222,12 @@ async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer
     };
     inner.lock().retries.on_request(now());
     let mut before: Option<CallAnswer> = None;
+    // Another attempt is for another instance, where there is one.
+    let mut tried: Option<PeerId> = None;
     loop {
         let begun = now();
-        let planned = inner
-            .lock()
-            .plan(inner.me, &call, begun.saturating_duration_since(arrived), begun);
+        let waited = begun.saturating_duration_since(arrived);
+        let planned = inner.lock().plan(inner.me, &call, tried, waited, begun);
         let (step, chosen) = match planned {
             Ok(planned) => planned,
             // Where nobody else can be asked, what the first has said tells more.
@@ -272,13 +278,19 @@ async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer
             return answer;
         }
         before = Some(answer);
+        tried = has_chosen;
         debug!(service = %call.service, %error, "a call is tried again");
     }
 }
 
-/// What an error says of the instance that was chosen: where others on the way have too much to do, nothing.
+/// What an error says of the instance that was chosen: where others on the way have too much to do, or have lost it, nothing.
+/// Who can be reached the registry knows, and a breaker would keep one out for half a minute that is back at once.
 fn of(error: &CallError, chosen: Option<PeerId>) -> Outcome {
-    if error.code == ErrorCode::Overloaded && error.failed_at != chosen {
+    let is_of_the_way = matches!(
+        error.code,
+        ErrorCode::Overloaded | ErrorCode::NodeOffline | ErrorCode::PeerUnreachable
+    );
+    if is_of_the_way && error.failed_at != chosen {
         Outcome::Unknown
     } else {
         Outcome::of(error)
@@ -321,6 +333,7 @@ impl State {
         &mut self,
         me: PeerId,
         call: &Call,
+        tried: Option<PeerId>,
         waited: Duration,
         now: Instant,
     ) -> Result<(Step, Option<Chosen<PeerId>>), CallError> {
@@ -369,6 +382,9 @@ impl State {
                     return Ok((call.advance(me, None, Some(main), &self.registry, waited)?, None));
                 }
             },
+        }
+        if candidates.len() > 1 {
+            candidates.retain(|candidate| Some(candidate.key) != tried);
         }
         let balancer = self
             .balancers
@@ -661,9 +677,21 @@ async fn forward(
 }
 
 /// Asks a neighbour. What has been sent is not followed by an end: where this is dropped, that is what the neighbour sees, and
-/// it gives the call up too.
+/// it gives the call up too. A neighbour that is lost is not waited for until it comes back.
 async fn ask(inner: &Inner, to: PeerId, call: &Call, patience: Duration) -> Result<Bytes, RequestError> {
-    let mut channel = inner.network.open(to, CALL, patience).await?;
+    let opening = inner.network.open(to, CALL, patience.min(OPEN_TIMEOUT));
+    let mut channel = match inner.session_end(to) {
+        Some(ended) => tokio::select! {
+            channel = opening => channel?,
+            () = ended.cancelled() => return Err(OpenError::Unreachable {
+                peer: to,
+                kind: CALL,
+                reason: "the session with it has ended".to_owned(),
+            }
+            .into()),
+        },
+        None => opening.await?,
+    };
     channel.send(&encode(call)).await?;
     let answer = channel.receive().await?;
     answer.ok_or(RequestError::NoAnswer { peer: to, kind: CALL })
