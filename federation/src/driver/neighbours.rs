@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use lapwing_base::{ByteSize, Class, ClusterId, PeerId, Role};
 use lapwing_net::{
     Access, Channel, ChannelError, Kind, OpenError, ReceiveHalf, SendHalf, Welcome, decode, encode,
@@ -88,6 +90,10 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_SOON: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const SOON_FOR: Duration = Duration::from_secs(60);
+
+/// How long a home waits for a main before it asks the next of its list as well: longer than one that is there takes on a far
+/// link, shorter than people wait.
+const START: Duration = Duration::from_secs(2);
 
 /// How often a home looks whether an earlier main of its list answers again.
 const RETURN_INTERVAL: Duration = Duration::from_secs(30);
@@ -281,18 +287,12 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         let better = active
             .as_ref()
             .and_then(|(peer, _)| list.iter().position(|main| main == peer));
-        for main in &list[..better.unwrap_or(list.len())] {
-            match open(inner, *main).await {
-                Ok(stop) => {
-                    info!(%main, "calls go by this main");
-                    inner.set_uplink(Some(*main));
-                    backoff.on_up();
-                    if let Some((_, before)) = active.replace((*main, stop)) {
-                        before.cancel();
-                    }
-                    break;
-                }
-                Err(error) => debug!(%main, %error, "a main does not answer"),
+        if let Some((main, stop)) = open_first(inner, &list[..better.unwrap_or(list.len())]).await {
+            info!(%main, "calls go by this main");
+            inner.set_uplink(Some(main));
+            backoff.on_up();
+            if let Some((_, before)) = active.replace((main, stop)) {
+                before.cancel();
             }
         }
         if active.is_none() {
@@ -307,6 +307,25 @@ async fn keep_uplink(inner: &Arc<Inner>) {
             () = tokio::time::sleep(wait) => {}
             () = ended.cancelled() => {}
             changed = around.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Begins a session with whichever of these answers first, of which the earlier ones have a start.
+async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Option<(PeerId, CancellationToken)> {
+    let mut left = mains.iter();
+    let mut trying = FuturesUnordered::new();
+    loop {
+        if let Some(&main) = left.next() {
+            trying.push(async move { (main, open(inner, main).await) });
+        }
+        tokio::select! {
+            Some((main, opened)) = trying.next() => match opened {
+                Ok(stop) => return Some((main, stop)),
+                Err(error) => debug!(%main, %error, "a main does not answer"),
+            },
+            () = tokio::time::sleep(START), if left.len() > 0 => {}
+            else => return None,
         }
     }
 }
