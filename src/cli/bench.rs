@@ -2,6 +2,7 @@
 //!
 //! The rooms measure themselves; this file only prints their rows.
 
+mod call;
 mod net;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ use super::until_interrupted;
 /// What to measure.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum BenchCommand {
+    /// Calls from a home to a home across two mains, one at a time and fifty, beside nats-server where there is one
+    Call(call::CallFlags),
     /// Commit latency and throughput of three nodes on one disk, beside a bare append and fdatasync
     Consensus {
         /// Folder on the disk in question [default: the current one]
@@ -43,6 +46,7 @@ connection as it ships, then with priorities, then over two connections, then wi
 /// Measures, and prints a table, or for programs an object a row.
 pub(crate) async fn run(command: BenchCommand, output: Output) -> Result<(), Failure> {
     let rows = match command {
+        BenchCommand::Call(flags) => until_interrupted(call::rows(flags, output)).await?,
         BenchCommand::Consensus { dir } => until_interrupted(consensus(&dir)).await?,
         BenchCommand::Gateway => until_interrupted(gateway()).await?,
         BenchCommand::Net(flags) => net::rows(flags, output).await?,

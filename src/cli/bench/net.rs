@@ -58,7 +58,7 @@ enum NetCommand {
 }
 
 /// A tenth of a second fits three rounds that say a little, and an hour is more patience than anybody has.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "it is not a number".to_owned())?;
     if (0.1..=3600.0).contains(&number) {
         Ok(Duration::from_secs_f64(number))
@@ -82,7 +82,7 @@ pub(super) async fn rows(flags: NetFlags, output: Output) -> Result<Vec<Row>, Fa
 }
 
 /// Says what was just measured, for people who wait for the table.
-fn tell(row: &Row, output: Output) {
+pub(super) fn tell(row: &Row, output: Output) {
     if !output.is_json() {
         // Whether anybody reads along makes no difference.
         let _closed = writeln!(io::stderr(), "{}", line(row));
