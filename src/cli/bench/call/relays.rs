@@ -105,7 +105,7 @@ impl Relays {
         loop {
             let echoed = self.caller().call().await;
             let counted = self.count.call(self.counted_arguments(0)).await;
-            match echoed.and(counted.map(drop).map_err(|(_, message)| message)) {
+            match echoed.and_then(|_| counted.map(drop).map_err(|(_, message)| message)) {
                 Ok(()) => return Ok(()),
                 Err(why) if now() >= until => return Err(Failure::new("call across two mains", why)),
                 Err(_) => tokio::time::sleep(READY_LOOK).await,
