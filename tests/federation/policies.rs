@@ -133,11 +133,13 @@ async fn whoever_does_not_know_the_token_is_refused_and_no_token_is_written_anyw
     world.up().await;
     world.until_offered("relay-a", "diary", &["bob"]).await;
     assert!(call(&world, "relay-a", "diary").await.is_ok());
+    let mut texts = Vec::new();
     for name in ["mallory", "nobody"] {
         let reason = refused(&world, "relay-a", name).await;
         assert!(reason.contains("--token-file"), "{reason}");
         let error = call(&world, name, "diary").await.error();
         assert_eq!(error["data"]["name"], "peer_unreachable", "{error}");
+        texts.push(error.to_string());
         assert_eq!(
             world.edge(name).get("/health").await.unwrap()["status"],
             "unhealthy"
@@ -151,7 +153,6 @@ async fn whoever_does_not_know_the_token_is_refused_and_no_token_is_written_anyw
         })
         .await;
     }
-    let mut texts = Vec::new();
     for name in ["relay-a", "relay-b", "bob", "mallory", "nobody"] {
         let edge = world.edge(name);
         for path in [
