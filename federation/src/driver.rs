@@ -13,6 +13,7 @@ mod edge;
 mod http;
 mod http_backend;
 mod http_server;
+mod lines;
 mod methods;
 mod metrics;
 mod neighbours;
@@ -51,6 +52,7 @@ pub use edge::Headers;
 pub use http::{HttpConfig, PeerChange, router};
 pub use http_backend::{HttpBackend, HttpBackendError};
 pub use http_server::serve;
+use lines::Line;
 pub use methods::Methods;
 use neighbours::{ForeignCalls, Session, ToSay};
 use spans::Spans;
@@ -155,6 +157,8 @@ struct State {
     executed: Executed<calls::Join>,
     /// Of calls to each neighbour.
     turns: BTreeMap<PeerId, Arc<Turns>>,
+    /// On which short calls go to each neighbour.
+    lines: BTreeMap<PeerId, Line>,
     /// The main that a home asks.
     uplink: Option<PeerId>,
     /// What its documents say beside this.
@@ -233,6 +237,7 @@ impl Federation {
                 retries: Retries::new(),
                 executed: Executed::new(),
                 turns: BTreeMap::new(),
+                lines: BTreeMap::new(),
                 uplink: None,
                 counts: Counts::new(),
                 rng: StdRng::seed_from_u64(draw()),
@@ -247,9 +252,13 @@ impl Federation {
             .network
             .serve(neighbours::ANNOUNCE, neighbours::ANNOUNCE_QUEUE);
         let called = inner.network.serve(calls::CALL, calls::CALL_QUEUE);
+        let lines_opened = inner.network.serve(lines::LINE, lines::LINE_QUEUE);
+        let long_answers = inner.network.serve(lines::ANSWER, lines::ANSWER_QUEUE);
         let accepting = neighbours::accept(Arc::clone(&inner), announced);
         let keeping = neighbours::keep(Arc::clone(&inner));
         let answering = calls::answer(Arc::clone(&inner), called);
+        let answering_lines = lines::answer(Arc::clone(&inner), lines_opened);
+        let taking = lines::take_answers(Arc::clone(&inner), long_answers);
         let looking = neighbours::look_around(Arc::clone(&inner));
         let ticking = tick(Arc::clone(&inner));
         inner
@@ -264,6 +273,12 @@ impl Federation {
         inner
             .tasks
             .spawn(stop.child_token().run_until_cancelled_owned(answering));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(answering_lines));
+        inner
+            .tasks
+            .spawn(stop.child_token().run_until_cancelled_owned(taking));
         inner
             .tasks
             .spawn(stop.child_token().run_until_cancelled_owned(ticking));
@@ -387,6 +402,8 @@ async fn tick(inner: Arc<Inner>) {
         state.forget_instances();
         state.executed.on_tick(now());
         state.turns.retain(|_, turns| !turns.is_idle());
+        // A new one takes whatever path is the best by then.
+        state.lines.retain(|_, line| !line.is_idle());
     }
 }
 

@@ -61,7 +61,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// So long whoever has asked may take to read its answer: 16 MiB over the slowest links that matter take two minutes.
-const TELL_TIMEOUT: Duration = Duration::from_secs(150);
+pub(super) const TELL_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Answers the calls that come over links, until the queue ends.
 pub(super) async fn answer(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>) {
@@ -93,26 +93,37 @@ async fn answer_one(inner: &Arc<Inner>, channel: Channel) -> Result<(), ChannelE
         return Ok(());
     };
     let arrived = now();
-    let checked = decode::<Call>(&frame)
-        .map_err(|_| CallError::new(ErrorCode::MalformedMessage, "a call cannot be read"))
-        .and_then(|call| call.check(peer).map(|()| call))
-        .and_then(|call| inner.allow(peer, &call, arrived).map(|()| call));
-    let answer = match checked {
-        Ok(mut call) => {
-            let span = inner.begin_hop(SpanKind::Server, &mut call, peer);
-            let answer = tokio::select! {
-                answer = carry(inner, call, arrived) => answer,
-                // Nothing follows a call: whoever has asked waits no longer, or does not know how to.
-                _ = receive.receive() => return Ok(()),
-            };
-            span.end(&answer);
-            answer
+    let answer = match decode::<Call>(&frame) {
+        Ok(call) => tokio::select! {
+            answer = answer_to(inner, peer, call, arrived) => answer,
+            // Nothing follows a call: whoever has asked waits no longer, or does not know how to.
+            _ = receive.receive() => return Ok(()),
+        },
+        Err(_) => {
+            let error = CallError::new(ErrorCode::MalformedMessage, "a call cannot be read");
+            failed(inner, error)
         }
-        Err(error) => failed(inner, error),
     };
     let sent = tokio::time::timeout(TELL_TIMEOUT, tell(inner, &mut send, &answer)).await;
     // Whoever does not read its answer has none.
     sent.unwrap_or(Ok(()))
+}
+
+/// What a neighbour is answered to a call.
+pub(super) async fn answer_to(
+    inner: &Arc<Inner>,
+    from: PeerId,
+    mut call: Call,
+    arrived: Instant,
+) -> CallAnswer {
+    let checked = call.check(from).and_then(|()| inner.allow(from, &call, arrived));
+    if let Err(error) = checked {
+        return failed(inner, error);
+    }
+    let span = inner.begin_hop(SpanKind::Server, &mut call, from);
+    let answer = carry(inner, call, arrived).await;
+    span.end(&answer);
+    answer
 }
 
 impl Inner {
@@ -175,7 +186,11 @@ impl Inner {
     }
 }
 
-async fn tell(inner: &Inner, send: &mut SendHalf, answer: &CallAnswer) -> Result<(), ChannelError> {
+pub(super) async fn tell(
+    inner: &Inner,
+    send: &mut SendHalf,
+    answer: &CallAnswer,
+) -> Result<(), ChannelError> {
     match send.send(&encode(answer)).await {
         Err(ChannelError::TooLong { size, max, .. }) => {
             let said = format!("an answer of {size} is longer than the {max} that are carried");
@@ -216,9 +231,7 @@ impl Drop for CountOnDrop<'_> {
 /// The same without the count. Where it failed and may be tried again, it is, once.
 async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer {
     let Ok(_seat) = inner.room.try_acquire() else {
-        let said = format!("node {} has {IN_HAND_MAX} calls in hand", inner.me);
-        let busy = CallError::new(ErrorCode::Overloaded, said);
-        return failed(inner, busy.with_retry_after(BUSY_FOR));
+        return busy(inner, IN_HAND_MAX);
     };
     inner.lock().retries.on_request(now());
     let mut before: Option<CallAnswer> = None;
@@ -611,7 +624,7 @@ impl Drop for Underway {
 /// Passes a call on, and says what came back and whether anything has left. Whoever is asked has a little less time than
 /// this node waits, so that it is the one that says what has taken too long.
 async fn forward(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     to: PeerId,
     mut call: Call,
     arrived: Instant,
@@ -643,27 +656,20 @@ async fn forward(
     call.remaining_ms = call.remaining_ms.saturating_sub(less).max(1);
     let patience = patience.saturating_sub(waited);
     let asked = tokio::time::timeout(patience, ask(inner, to, &call, patience)).await;
-    let asked = asked.unwrap_or(Err(RequestError::Timeout {
-        peer: to,
-        kind: CALL,
-        waited: patience,
-    }));
+    let asked = asked.unwrap_or_else(|_| {
+        Err(Arc::new(RequestError::Timeout {
+            peer: to,
+            kind: CALL,
+            waited: patience,
+        }))
+    });
     drop(turn);
-    let answered = asked
-        .map_err(|error| lost(inner, to, &call, &error))
-        .and_then(|frame| {
-            let unreadable = |_| {
-                CallError::new(
-                    ErrorCode::MalformedMessage,
-                    format!("node {to} has answered what cannot be read"),
-                )
-            };
-            let answer = decode::<CallAnswer>(&frame).map_err(unreadable);
-            answer.map_err(|error| (error, true))
-        });
-    let (mut answer, was_sent) = match answered {
+    let (mut answer, was_sent) = match asked {
         Ok(answer) => (answer, true),
-        Err((error, was_sent)) => (failed(inner, error), was_sent),
+        Err(error) => {
+            let (error, was_sent) = lost(inner, to, &call, &error);
+            (failed(inner, error), was_sent)
+        }
     };
     // No more than links can have been crossed, whatever a peer says.
     answer.hops.truncate(usize::from(Call::LINKS_MAX) + 1);
@@ -676,22 +682,51 @@ async fn forward(
     (answer, was_sent)
 }
 
-/// Asks a neighbour. What has been sent is not followed by an end: where this is dropped, that is what the neighbour sees, and
-/// it gives the call up too. A neighbour that is lost is not waited for until it comes back.
-async fn ask(inner: &Inner, to: PeerId, call: &Call, patience: Duration) -> Result<Bytes, RequestError> {
-    let opening = inner.network.open(to, CALL, patience.min(OPEN_TIMEOUT));
-    let mut channel = match inner.session_end(to) {
-        Some(ended) => tokio::select! {
-            channel = opening => channel?,
-            () = ended.cancelled() => return Err(OpenError::Unreachable {
-                peer: to,
-                kind: CALL,
-                reason: "the session with it has ended".to_owned(),
-            }
-            .into()),
-        },
-        None => opening.await?,
+/// Opens a channel to a neighbour. One that is lost is not waited for until it comes back.
+pub(super) async fn open(
+    inner: &Inner,
+    to: PeerId,
+    kind: Kind,
+    patience: Duration,
+) -> Result<Channel, OpenError> {
+    let opening = inner.network.open(to, kind, patience);
+    let Some(ended) = inner.session_end(to) else {
+        return opening.await;
     };
+    tokio::select! {
+        channel = opening => channel,
+        () = ended.cancelled() => Err(OpenError::Unreachable {
+            peer: to,
+            kind,
+            reason: "the session with it has ended".to_owned(),
+        }),
+    }
+}
+
+/// Asks a neighbour, over its line or, where a call is too long for that, over a channel of its own.
+async fn ask(
+    inner: &Arc<Inner>,
+    to: PeerId,
+    call: &Call,
+    patience: Duration,
+) -> Result<CallAnswer, Arc<RequestError>> {
+    if let Some(outcome) = inner.line(to).ask(to, call).await {
+        return outcome;
+    }
+    // Apart, since it would make the task of every call as long as this one.
+    let frame = Box::pin(ask_apart(inner, to, call, patience)).await?;
+    Ok(decode(&frame).unwrap_or_else(|_| unreadable(inner, to)))
+}
+
+/// What has been sent is not followed by an end: where this is dropped, that is what the neighbour sees, and it gives the call
+/// up too.
+async fn ask_apart(
+    inner: &Inner,
+    to: PeerId,
+    call: &Call,
+    patience: Duration,
+) -> Result<Bytes, RequestError> {
+    let mut channel = open(inner, to, CALL, patience.min(OPEN_TIMEOUT)).await?;
     channel.send(&encode(call)).await?;
     let answer = channel.receive().await?;
     answer.ok_or(RequestError::NoAnswer { peer: to, kind: CALL })
@@ -719,11 +754,24 @@ fn lost(inner: &Inner, to: PeerId, call: &Call, error: &RequestError) -> (CallEr
     (error, was_sent)
 }
 
-fn failed(inner: &Inner, error: CallError) -> CallAnswer {
+pub(super) fn failed(inner: &Inner, error: CallError) -> CallAnswer {
     CallAnswer {
         outcome: Err(Failure::of(error, inner.me)),
         hops: Vec::new(),
     }
+}
+
+/// A node has as many calls in hand as it takes.
+pub(super) fn busy(inner: &Inner, in_hand: usize) -> CallAnswer {
+    let said = format!("node {} has {in_hand} calls in hand", inner.me);
+    let busy = CallError::new(ErrorCode::Overloaded, said);
+    failed(inner, busy.with_retry_after(BUSY_FOR))
+}
+
+/// What a neighbour has answered cannot be understood.
+pub(super) fn unreadable(inner: &Inner, peer: PeerId) -> CallAnswer {
+    let said = format!("node {peer} has answered what cannot be read");
+    failed(inner, CallError::new(ErrorCode::MalformedMessage, said))
 }
 
 fn micros(took: Duration) -> u32 {

@@ -16,7 +16,9 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 use lapwing_base::Role;
-use lapwing_federation::{Backend, CallError, Echo, ErrorCode, Invocation, OfferError, RemoteError, Service};
+use lapwing_federation::{
+    Backend, CallError, Echo, ErrorCode, Invocation, Methods, OfferError, RemoteError, Service,
+};
 use nodes::{Houses, PATIENCE, call, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,6 +211,35 @@ async fn a_thousand_calls_at_once_are_all_answered_each_with_its_own() {
     for (number, answer) in join_all(calls).await.into_iter().enumerate() {
         assert_eq!(answer.outcome, Ok(number.to_string()));
     }
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_calls_and_long_answers_come_whole_and_nothing_waits_behind_them() {
+    let houses = Houses::start().await;
+    let methods = Methods::new()
+        .method(
+            "repeat",
+            |(times,): (usize,)| async move { Ok("x".repeat(times)) },
+        )
+        .method("length", |(text,): (String,)| async move { Ok(text.len()) });
+    let mut service = Service::new("blog".parse().unwrap());
+    service.methods = methods.names();
+    houses.bob.federation.offer(service, Arc::new(methods)).unwrap();
+    houses.until_known("blog", 2).await;
+    // Below and above what goes over a line, and far above it.
+    let calls = [100, 40_000, 1_000_000].map(|times| {
+        let text = "x".repeat(times);
+        let repeat = call("blog", "repeat", &format!("[{times}]"));
+        let length = call("blog", "length", &format!("[\"{text}\"]"));
+        let houses = &houses;
+        async move {
+            let both = futures::future::join(houses.alice.call(repeat), houses.alice.call(length)).await;
+            assert_eq!(both.0.outcome, Ok(format!("\"{text}\"")));
+            assert_eq!(both.1.outcome, Ok(times.to_string()));
+        }
+    });
+    join_all(calls).await;
     houses.stop().await;
 }
 
