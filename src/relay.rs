@@ -210,6 +210,9 @@ const CHANGES_MAX: usize = 16;
 /// Open requests may take so long to end when a relay stops.
 const HTTP_DRAIN: Duration = Duration::from_secs(5);
 
+/// Connections may take so long to be closed: one with a peer that is cut off would take half a minute to end by itself.
+const NETWORK_CLOSE: Duration = Duration::from_secs(5);
+
 impl Relay {
     /// Starts a relay: returns when its addresses answer, and goes on to look for its mains by itself.
     ///
@@ -363,7 +366,12 @@ impl RelayHandle {
             self.tasks.shutdown().await;
         }
         self.federation.clone().shutdown().await;
-        self.network.shutdown().await;
+        if tokio::time::timeout(NETWORK_CLOSE, self.network.shutdown())
+            .await
+            .is_err()
+        {
+            warn!("connections with peers that do not answer are left as they are");
+        }
         if let Some(dir) = &self.dir {
             dir.remove_admin_addr();
         }

@@ -103,7 +103,12 @@ impl Known {
 }
 
 impl Finder {
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Looks until it is to stop: then nobody waits for mains that do not answer.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.look_on()).await;
+    }
+
+    async fn look_on(mut self) {
         let mut known = Known::default();
         let mut lost_since = now();
         let mut has_told = false;
@@ -170,7 +175,6 @@ impl Finder {
                         if changed.is_err() { return }
                         break;
                     }
-                    () = stop.cancelled() => return,
                 }
             }
         }

@@ -205,15 +205,6 @@ impl World {
         assert!(status.success(), "{name} has ended with {status}");
     }
 
-    /// Lets one do nothing until [`Self::thaw`]: to others it is as if every link to it was cut.
-    pub(crate) fn freeze(&self, name: &str) {
-        kill_process(self.pid(name), Signal::STOP).unwrap();
-    }
-
-    pub(crate) fn thaw(&self, name: &str) {
-        kill_process(self.pid(name), Signal::CONT).unwrap();
-    }
-
     /// The nodes that offer a service as far as one relay or its main knows, each reachable.
     pub(crate) async fn offers(&self, at: &str, service: &str) -> Result<BTreeSet<String>, String> {
         let document = self.edge(at).get("/federation/services").await?;

@@ -144,8 +144,9 @@ impl Inner {
     fn is_allowed(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
         let mut state = self.lock();
         let Some(session) = state.sessions.get_mut(&from) else {
+            // Where the way between them broke, it may not know yet that its session has ended.
             let said = "a call has come from a node that is no neighbour; it is to greet first";
-            return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
+            return Err(CallError::new(ErrorCode::PeerUnreachable, said));
         };
         if session.admitted.role == Role::Home && call.path.len() > 1 {
             let said = "a home has passed on what another node calls";
