@@ -7,6 +7,7 @@ mod config;
 mod federation_settings;
 mod telemetry;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -15,12 +16,22 @@ use clap::Parser;
 use crate::cli::{Cli, Failure};
 
 fn main() -> ExitCode {
-    match cli::run(Cli::parse()) {
+    match cli::run(Cli::parse_from(arguments())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tell(&failure);
             ExitCode::from(failure.exit_status())
         }
+    }
+}
+
+/// What was typed. Relays before ours had flags with one dash, such as `-server`; they have two since.
+fn arguments() -> Vec<OsString> {
+    let given: Vec<OsString> = std::env::args_os().collect();
+    if given.iter().skip(1).any(|word| word == "relay") {
+        lapwing_federation::double_dashed(given).collect()
+    } else {
+        given
     }
 }
 

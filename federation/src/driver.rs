@@ -159,6 +159,8 @@ struct State {
     turns: BTreeMap<PeerId, Arc<Turns>>,
     /// On which short calls go to each neighbour.
     lines: BTreeMap<PeerId, Line>,
+    /// Why mains are no neighbours, as it was told last.
+    told: BTreeMap<PeerId, String>,
     /// The main that a home asks.
     uplink: Option<PeerId>,
     /// What its documents say beside this.
@@ -238,6 +240,7 @@ impl Federation {
                 executed: Executed::new(),
                 turns: BTreeMap::new(),
                 lines: BTreeMap::new(),
+                told: BTreeMap::new(),
                 uplink: None,
                 counts: Counts::new(),
                 rng: StdRng::seed_from_u64(draw()),
@@ -401,6 +404,9 @@ async fn tick(inner: Arc<Inner>) {
         state.send(to_send);
         state.forget_instances();
         state.executed.on_tick(now());
+        // Mains that nobody names any more are not told of again.
+        let mains = inner.around.borrow().mains.clone();
+        state.told.retain(|main, _| mains.contains(main));
         state.turns.retain(|_, turns| !turns.is_idle());
         // A new one takes whatever path is the best by then.
         state.lines.retain(|_, line| !line.is_idle());
@@ -498,6 +504,7 @@ impl Inner {
         let (peer, role) = (claim.peer, admitted.role);
         let mut state = self.lock();
         state.sessions_begun += 1;
+        state.told.remove(&peer);
         let number = state.sessions_begun;
         let session = Session {
             number,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tracing::{Instrument as _, debug_span};
 
 use super::spans::OpenSpan;
-use super::{Federation, now};
+use super::{Federation, Inner, now};
 use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Incoming, Parsed, Reply, Request};
 use crate::{
@@ -151,7 +151,10 @@ impl Federation {
             .unwrap_or_default()
             .parse()
             .map_err(|error| CallError::new(ErrorCode::InvalidParams, format!("version: {error}")))?;
-        let id = CallId(self.inner.lock().rng.random());
+        let id = match &asked.message_id {
+            Some(message_id) => self.inner.id_of(message_id),
+            None => CallId(self.inner.lock().rng.random()),
+        };
         let arguments = asked.arguments.into_params().map(|params| params.to_string());
         let proof = tracing
             .token
@@ -303,6 +306,18 @@ impl From<CallError> for Failed {
             error,
             path: Vec::new(),
         }
+    }
+}
+
+impl Inner {
+    /// The id of a call to which its caller has given a name: the same name is the same call, which is carried out once.
+    fn id_of(&self, message_id: &str) -> CallId {
+        let mut hasher = blake3::Hasher::new_derive_key("lapwing-federation/v1/message id");
+        hasher.update(&self.me.to_bytes());
+        hasher.update(message_id.as_bytes());
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        CallId(u128::from_be_bytes(id))
     }
 }
 

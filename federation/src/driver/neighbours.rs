@@ -322,7 +322,7 @@ async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Option<(PeerId, Can
         tokio::select! {
             Some((main, opened)) = trying.next() => match opened {
                 Ok(stop) => return Some((main, stop)),
-                Err(error) => debug!(%main, %error, "a main does not answer"),
+                Err(error) => inner.tell_of(main, &error),
             },
             () = tokio::time::sleep(START), if left.len() > 0 => {}
             else => return None,
@@ -372,7 +372,7 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId) {
                     ended.cancelled().await;
                     backoff.on_down();
                 }
-                Err(error) => debug!(%main, %error, "a main does not answer"),
+                Err(error) => inner.tell_of(main, &error),
             }
         }
         let wait = backoff.next(rand_part(&inner));
@@ -488,6 +488,20 @@ fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
 }
 
 impl Inner {
+    /// Why there is no session with a main: what somebody has to do something about is told once, until it is something else.
+    fn tell_of(&self, main: PeerId, error: &SessionError) {
+        match error {
+            SessionError::RefusedBy(_) | SessionError::NotAdmitted(_) => {
+                let reason = error.to_string();
+                let told = self.lock().told.insert(main, reason.clone());
+                if told.as_ref() != Some(&reason) {
+                    warn!(%main, %error, "there is no session with a main");
+                }
+            }
+            _ => debug!(%main, %error, "a main does not answer"),
+        }
+    }
+
     /// What this node says of itself to a neighbour.
     fn greeting(&self, to: PeerId) -> Frame {
         let (role, cluster) = {

@@ -146,3 +146,26 @@ async fn a_call_whose_answer_was_too_long_to_keep_is_carried_out_again_only_wher
     assert_eq!(counter.asked(), 2);
     houses.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_the_edge_repeats_a_call_safely_by_its_message_id() {
+    let houses = Houses::start().await;
+    let counter = Counter::new("1");
+    counter.may_answer.add_permits(10);
+    houses
+        .bob
+        .offer("count", Arc::clone(&counter) as Arc<dyn Backend>);
+    houses.until_known("count", 2).await;
+    let body = |args: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":7,"method":"remote_call","params":{{"service_name":"count","method":"up","args":{args},"message_id":"order-17"}}}}"#
+        )
+    };
+    for _ in 0..3 {
+        assert_eq!(houses.ask(&body("[]")).await["result"], 1);
+    }
+    assert_eq!(counter.asked(), 1, "the same name is the same call");
+    let other = houses.ask(&body("[2]")).await;
+    assert_eq!(other["error"]["data"]["name"], "duplicate_request", "{other}");
+    houses.stop().await;
+}
