@@ -46,7 +46,8 @@ fn without_a_node_a_client_command_says_how_to_get_one() {
     assert_eq!(
         text(&output.stderr),
         "lapwing: failed to find the node: no node of this user runs here\n  \
-         start one with `lapwing node`, or name one with --admin ADDR or --data-dir DIR\n"
+         start one with `lapwing node`, or name one with --admin ADDR or --data-dir DIR; a relay is found where it has a \
+         --data-dir\n"
     );
 }
 
