@@ -228,7 +228,10 @@ pub(super) async fn accept(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>
 async fn take(inner: Arc<Inner>, channel: Channel) {
     let peer = channel.peer();
     match taken(&inner, channel).await {
-        Ok((greeted, channel)) => run(&inner, greeted, channel, inner.stop.child_token()).await,
+        Ok((greeted, channel)) => {
+            let greeting = inner.greeting(peer);
+            run(&inner, greeted, channel, Some(greeting), inner.stop.child_token()).await;
+        }
         Err(error) => debug!(%peer, %error, "a neighbour's session was not begun"),
     }
 }
@@ -395,7 +398,7 @@ async fn open(inner: &Arc<Inner>, peer: PeerId) -> Result<CancellationToken, Ses
     let inner_of_task = Arc::clone(inner);
     let session = async move {
         tokio::select! {
-            () = run(&inner_of_task, greeted, channel, running) => {}
+            () = run(&inner_of_task, greeted, channel, None, running) => {}
             () = stopping.cancelled() => {}
         }
         drop(end);
@@ -422,9 +425,8 @@ async fn greeted(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channe
     Ok((admit(inner, claim)?, channel))
 }
 
-/// Is greeted by whoever has opened a session, and greets it where it is let in.
+/// Is greeted by whoever has opened a session. It is greeted in turn once it has a session: it may call as soon as it knows.
 async fn taken(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channel), SessionError> {
-    let peer = channel.peer();
     let claim = claim(&mut channel).await?;
     // It is let in before it can know.
     let greeted = match admit(inner, claim) {
@@ -436,7 +438,6 @@ async fn taken(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channel)
             return Err(refused.into());
         }
     };
-    channel.send(&encode(&inner.greeting(peer))).await?;
     Ok((greeted, channel))
 }
 
@@ -516,8 +517,14 @@ impl Inner {
     }
 }
 
-/// Carries messages both ways until either end is gone.
-async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: CancellationToken) {
+/// Carries messages both ways until either end is gone, the first of them before all others.
+async fn run(
+    inner: &Arc<Inner>,
+    greeted: Greeted,
+    mut channel: Channel,
+    first: Option<Frame>,
+    stop: CancellationToken,
+) {
     let peer = channel.peer();
     let Greeted {
         claim,
@@ -541,6 +548,12 @@ async fn run(inner: &Arc<Inner>, greeted: Greeted, channel: Channel, stop: Cance
         number,
         stop: stop.clone(),
     };
+    if let Some(first) = first
+        && let Err(error) = channel.send(&encode(&first)).await
+    {
+        debug!(%peer, %error, "a neighbour that was let in was not told");
+        return;
+    }
     let (send, receive) = channel.split();
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
