@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use lapwing_base::{ClusterId, Keypair, PeerId, Role};
+use lapwing_base::{Keypair, PeerId, Role};
 use lapwing_net::Network;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -434,12 +434,15 @@ impl Inner {
         self.around.borrow().role
     }
 
-    /// Says what this node is and to which cluster it belongs, where that has changed. Neighbours of a node that has become a
-    /// main, or is none any more, begin anew with it.
-    fn be(&self, role: Role, cluster: Option<ClusterId>) -> Result<(), AnnouncementError> {
+    /// Takes in what this node is, and says that and to which cluster it belongs, where it has changed. Neighbours of a node
+    /// that has become a main, or is none any more, begin anew with it.
+    fn be(&self, around: &Around) -> Result<(), AnnouncementError> {
+        let (role, cluster) = (around.role, around.cluster);
         let was = {
             let mut state = self.lock();
             state.registry.set_role(role);
+            let to_send = state.registry.set_mesh(around.mesh());
+            state.send(to_send);
             let said = &mut state.said;
             (
                 std::mem::replace(&mut said.role, role),

@@ -144,6 +144,16 @@ impl Around {
             mains: Vec::new(),
         }
     }
+
+    /// The mains that are all connected with each other, since each of them knows all of them by the cluster's log. Mains
+    /// that were named to each other by hand may stand in a line.
+    pub(crate) fn mesh(&self) -> BTreeSet<PeerId> {
+        let Some(members) = &self.members else {
+            return BTreeSet::new();
+        };
+        let mains = self.mains.iter().copied();
+        mains.filter(|main| members.contains(main)).collect()
+    }
 }
 
 impl Token {

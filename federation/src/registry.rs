@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub struct Registry {
     me: PeerId,
     role: Role,
+    /// Mains that are all connected with each other.
+    mesh: BTreeSet<PeerId>,
     /// With whom there is a connection, and what they are.
     neighbours: BTreeMap<PeerId, Role>,
     own: Option<(SignedAnnouncement, Announcement)>,
@@ -145,6 +147,7 @@ impl Registry {
         Self {
             me,
             role,
+            mesh: BTreeSet::new(),
             neighbours: BTreeMap::new(),
             own: None,
             origins: BTreeMap::new(),
@@ -162,6 +165,18 @@ impl Registry {
     /// This node is something else from now on. Its neighbours do not know yet: sessions with them are to begin anew.
     pub fn set_role(&mut self, role: Role) {
         self.role = role;
+    }
+
+    /// These mains are all connected with each other, as those of a cluster are: what one of them says is not told to another,
+    /// which has heard it from the same. In a cluster of n mains everybody would otherwise hear everything n - 1 times. (As
+    /// between the routers of one network: RFC 4456, section 1.)
+    pub fn set_mesh(&mut self, mesh: BTreeSet<PeerId>) -> Vec<ToSend> {
+        if self.mesh == mesh {
+            return Vec::new();
+        }
+        self.mesh = mesh;
+        let ids: Vec<PeerId> = self.origins.keys().copied().collect();
+        ids.into_iter().flat_map(|id| self.tell(id)).collect()
     }
 
     /// This node offers this from now on.
@@ -189,7 +204,7 @@ impl Registry {
             for (id, origin) in &mut self.origins {
                 // Whoever comes back may have forgotten everything.
                 origin.told.remove(&peer);
-                to_send.extend(origin.tell(*id, self.me, peer));
+                to_send.extend(origin.tell(*id, self.me, &self.mesh, peer));
             }
         }
         to_send
@@ -591,7 +606,7 @@ impl Registry {
         origin.told.retain(|to, _| mains.contains(to));
         mains
             .iter()
-            .filter_map(|to| origin.tell(id, self.me, *to))
+            .filter_map(|to| origin.tell(id, self.me, &self.mesh, *to))
             .collect()
     }
 
@@ -606,12 +621,13 @@ impl Registry {
 impl Origin {
     /// What a neighbour is to be told: the nearest way that does not lead over itself, if that or what is announced is other
     /// than what it knows of.
-    fn tell(&mut self, id: PeerId, me: PeerId, to: PeerId) -> Option<ToSend> {
+    fn tell(&mut self, id: PeerId, me: PeerId, mesh: &BTreeSet<PeerId>, to: PeerId) -> Option<ToSend> {
         if to == id {
             return None;
         }
         let far = usize::from(self.announcement.hops_max);
-        let leads = |way: &&Way| way.path.len() < far && !way.path.contains(&to);
+        let is_inside = |way: &Way| mesh.contains(&to) && way.path.last().is_some_and(|by| mesh.contains(by));
+        let leads = |way: &&Way| way.path.len() < far && !way.path.contains(&to) && !is_inside(way);
         let nearest = self.ways.values().filter(leads);
         let nearest = nearest.min_by_key(|way| (way.path.len(), way.path.last().copied()));
         let message = match nearest {

@@ -245,7 +245,7 @@ pub(super) async fn look_around(inner: Arc<Inner>) {
         inner.end_where(|_, session| {
             inner.policy.admit(inner.me, &known, &session.claim).ok() != Some(session.admitted)
         });
-        if let Err(error) = inner.be(known.role, known.cluster) {
+        if let Err(error) = inner.be(&known) {
             warn!(%error, "what this node is was not announced");
         }
         if around.changed().await.is_err() {

@@ -4,7 +4,7 @@ use crate::call::tests::call;
 use crate::{Constraint, Departure, Step};
 use lapwing_base::Keypair;
 use proptest::prelude::*;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Nodes and links between them, on which messages wait in order until they are carried over.
 struct World {
@@ -687,4 +687,30 @@ proptest! {
         world.settle(7);
         world.check();
     }
+}
+
+#[test]
+fn what_one_main_of_a_mesh_says_is_told_to_mains_outside_and_not_to_the_others() {
+    let key = Keypair::generate_ed25519();
+    let home = key.public().to_peer_id();
+    let signed = SignedAnnouncement::new(&announcement(&key, &["blog"]), &key).unwrap();
+    let [me, first, second, outside] = [(); 4].map(|()| PeerId::random());
+    let mut registry = Registry::new(me, MAIN);
+    drop(registry.set_mesh([first, second].into()));
+    for peer in [first, second, outside] {
+        drop(registry.on_connected(peer, MAIN));
+    }
+    let path = vec![home, first];
+    let message = Message::Announced(Box::new(Forwarded { path, signed }));
+    let (heard, told) = registry.on_message(first, message, origin()).unwrap();
+    let to: Vec<PeerId> = told.iter().map(|told| told.to).collect();
+    assert_eq!(
+        (heard, to),
+        (Heard::News, vec![outside]),
+        "the second has heard it itself"
+    );
+    // Once they are no mesh any more, it may have not.
+    let told = registry.set_mesh(BTreeSet::new());
+    let to: Vec<PeerId> = told.iter().map(|told| told.to).collect();
+    assert_eq!(to, [second]);
 }
