@@ -595,7 +595,10 @@ fn start_federation(
         let offered = services::offer(&federation, spec);
         offered.map_err(|source| failed(spec, source))?;
     }
-    services::offer_echo(&federation);
+    // A node without services has nothing to tell anybody.
+    if !config.services.is_empty() {
+        services::offer_echo(&federation);
+    }
     Ok(federation)
 }
 

@@ -138,6 +138,8 @@ pub(crate) struct Inner {
     policy: Policy,
     audit: Option<mpsc::Sender<AuditEvent>>,
     spans: Spans,
+    /// Whether this node or a home of its offers anything, or has.
+    tells: watch::Sender<bool>,
     state: Mutex<State>,
     /// Calls that are on their way through this node.
     room: Semaphore,
@@ -229,6 +231,7 @@ impl Federation {
             policy: config.policy,
             audit: config.audit,
             spans: Spans::new(config.spans),
+            tells: watch::Sender::new(false),
             state: Mutex::new(State {
                 registry: Registry::new(me, said.role),
                 said,
@@ -422,11 +425,20 @@ impl Inner {
     /// Tells all neighbours what this node says of itself now.
     fn announce(&self) -> Result<(), AnnouncementError> {
         let mut state = self.lock();
+        if !state.said.services.is_empty() {
+            self.has_news();
+        }
         state.said.stamp.number += 1;
         let signed = SignedAnnouncement::new(&state.said, &self.keypair)?;
         let to_send = state.registry.announce(signed)?;
         state.send(to_send);
         Ok(())
+    }
+
+    /// From now on there is something that other mains are to be told.
+    fn has_news(&self) {
+        self.tells
+            .send_if_modified(|tells| !std::mem::replace(tells, true));
     }
 
     /// What this node is.
@@ -590,7 +602,15 @@ impl Inner {
                 Err(error) => warn!(%from, %error, "an announcement was not kept"),
             }
         }
-        self.lock().send(to_send);
+        let state = self.lock();
+        state.send(to_send);
+        let is_home = state
+            .sessions
+            .get(&from)
+            .is_some_and(|session| session.admitted.role == Role::Home);
+        if is_home && state.registry.has_services(from) {
+            self.has_news();
+        }
         wrong.map_or(Ok(()), Err)
     }
 }

@@ -145,6 +145,21 @@ impl Around {
         }
     }
 
+    pub(crate) fn is_member(&self, peer: PeerId) -> bool {
+        self.members
+            .as_ref()
+            .is_some_and(|members| members.contains(&peer))
+    }
+
+    /// The mains with which a main has sessions of its own accord: those that were named, and, where it has something to tell
+    /// them, those of its cluster.
+    pub(crate) fn wanted_mains(&self, me: PeerId, tells: bool) -> Vec<PeerId> {
+        let mains = self.mains.iter().copied();
+        mains
+            .filter(|main| *main != me && (tells || !self.is_member(*main)))
+            .collect()
+    }
+
     /// The mains that are all connected with each other, since each of them knows all of them by the cluster's log. Mains
     /// that were named to each other by hand may stand in a line.
     pub(crate) fn mesh(&self) -> BTreeSet<PeerId> {

@@ -427,6 +427,13 @@ impl Registry {
         known || (origin == self.me && self.own().is_some_and(has))
     }
 
+    /// Whether a node is known to offer anything.
+    pub fn has_services(&self, origin: PeerId) -> bool {
+        self.origins
+            .get(&origin)
+            .is_some_and(|known| !known.announcement.services.is_empty())
+    }
+
     /// What is known of others: their announcements, and how many links away they are; `None` for those out of reach.
     pub fn known(&self) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
         let origins = self.origins.values();

@@ -307,18 +307,15 @@ impl Inner {
         if self.stop.is_cancelled() {
             return Health::Unhealthy;
         }
-        let mains = self.around.borrow().mains.clone();
+        let mains = self.around.borrow().wanted_mains(self.me, *self.tells.borrow());
         let state = self.lock();
         match self.role() {
             Role::Home if state.uplink.is_none() => Health::Unhealthy,
             Role::Home => Health::Healthy,
-            Role::Main => {
-                let mut others = mains.iter().filter(|main| **main != self.me);
-                match others.all(|main| state.sessions.contains_key(main)) {
-                    true => Health::Healthy,
-                    false => Health::Degraded,
-                }
-            }
+            Role::Main => match mains.iter().all(|main| state.sessions.contains_key(main)) {
+                true => Health::Healthy,
+                false => Health::Degraded,
+            },
         }
     }
 

@@ -333,32 +333,40 @@ async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Option<(PeerId, Can
     }
 }
 
-/// One with every other main.
+/// One with every other main: with those that were named at once, with those of the cluster as soon as there is something to
+/// tell them. Whoever has begins, so that nodes without services cost each other nothing.
 async fn keep_mains(inner: &Arc<Inner>) {
     let mut around = inner.around.clone();
+    let mut tells = inner.tells.subscribe();
     let mut kept: BTreeMap<PeerId, DropGuard> = BTreeMap::new();
     loop {
-        let list = around.borrow_and_update().mains.clone();
-        kept.retain(|peer, _| list.contains(peer));
-        for main in list.into_iter().filter(|main| *main != inner.me) {
+        let tells_now = *tells.borrow_and_update();
+        let known = around.borrow_and_update().clone();
+        let wanted = known.wanted_mains(inner.me, tells_now);
+        kept.retain(|peer, _| wanted.contains(peer));
+        for main in wanted {
+            let is_member = known.is_member(main);
             kept.entry(main).or_insert_with(|| {
                 let stop = inner.stop.child_token();
-                let keeping = keep_main(Arc::clone(inner), main);
+                let keeping = keep_main(Arc::clone(inner), main, is_member);
                 inner.tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
                 stop.drop_guard()
             });
         }
-        if around.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = around.changed() => if changed.is_err() { return },
+            changed = tells.changed() => if changed.is_err() { return },
         }
     }
 }
 
-async fn keep_main(inner: Arc<Inner>, main: PeerId) {
+async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
     let mut backoff = Backoff::new();
-    // Of two that both know of each other one begins, and the other only where that does not happen.
+    // Of two that both know of each other one begins, and the other only where that does not happen: of two members it may
+    // have nothing to tell.
     if main < inner.me {
-        tokio::time::sleep(GREETING_TIMEOUT).await;
+        let patience = if is_member { RETRY_SOON } else { GREETING_TIMEOUT };
+        tokio::time::sleep(patience).await;
     }
     loop {
         let is_second = main < inner.me;

@@ -366,3 +366,21 @@ impl Backend for Never {
             .boxed()
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mains_of_a_cluster_meet_as_soon_as_one_of_them_has_something_to_tell() {
+    let (quiet, offering) = (
+        nodes::Node::start("quiet", Role::Main).await,
+        nodes::Node::start("offering", Role::Main).await,
+    );
+    quiet.join(&offering);
+    offering.join(&quiet);
+    assert_eq!(quiet.federation.neighbours(), [], "nobody has anything to tell");
+    offering.offer("blog", Arc::new(Echo));
+    eventually("the other knows of it", || quiet.offers("blog").len() == 1).await;
+    let answer = quiet.call(call("blog", "echo", "[\"hello\"]")).await;
+    assert_eq!(answer.outcome, Ok("\"hello\"".to_owned()));
+    for node in [quiet, offering] {
+        node.stop().await;
+    }
+}

@@ -122,6 +122,22 @@ impl Node {
         self.federation.call(call).await
     }
 
+    /// Both belong to the same cluster, by its log.
+    pub(crate) fn join(&self, other: &Self) {
+        let members = Arc::new(HashSet::from([self.id(), other.id()]));
+        self.network.learn(other.id(), other.network.listen_addrs());
+        self.gate.send_replace(Gate {
+            cluster: Some(CLUSTER),
+            members: Arc::clone(&members),
+            mains: Arc::clone(&members),
+            watched: Arc::clone(&members),
+        });
+        self.around.send_modify(|around| {
+            around.mains = vec![other.id()];
+            around.members = Some(members);
+        });
+    }
+
     pub(crate) async fn stop(self) {
         self.federation.shutdown().await;
         self.network.shutdown().await;
@@ -167,10 +183,8 @@ impl Houses {
             } else {
                 vec![a, b]
             };
-            node.around.send_modify(|around| {
-                around.members = Some(Arc::clone(&members));
-                around.mains = list;
-            });
+            // Named, and not found in a log: they are connected before there is anything to tell.
+            node.around.send_modify(|around| around.mains = list);
         }
         eventually("everybody has a main", || {
             let is_with = |node: &Node, main: PeerId| node.federation.neighbours().contains(&main);
