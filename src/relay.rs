@@ -411,10 +411,13 @@ async fn change_mains(
 ) {
     while let Some(Some(change)) = stop.run_until_cancelled(asked.recv()).await {
         match change {
-            PeerChange::Add { address, .. } => match address.parse::<MainSource>() {
+            PeerChange::Add { node, address } => match address.parse::<MainSource>() {
                 Ok(source) => {
                     info!(%source, "a main was added");
+                    let named = node.and_then(|node| node.node.as_str().parse::<PeerId>().ok());
                     wanted.send_modify(|wanted| {
+                        // One that was removed is wanted again where it is named, by its id or in its address.
+                        wanted.removed.retain(|removed| Some(*removed) != named);
                         if let MainSource::Address(MainAddress::Multiaddr { peer, .. }) = &source {
                             wanted.removed.remove(peer);
                         }
@@ -428,7 +431,10 @@ async fn change_mains(
             PeerChange::Remove { node } => {
                 info!(%node, "a main was removed");
                 wanted.send_modify(|wanted| {
-                    wanted.removed.insert(node);
+                    // Whoever reaches HTTP may name anybody.
+                    if wanted.removed.len() < SOURCES_MAX {
+                        wanted.removed.insert(node);
+                    }
                 });
             }
             _ => {}
