@@ -22,6 +22,7 @@ mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -137,6 +138,7 @@ pub(crate) struct Inner {
     around: watch::Receiver<Around>,
     policy: Policy,
     audit: Option<mpsc::Sender<AuditEvent>>,
+    audit_is_behind: AtomicBool,
     spans: Spans,
     /// Whether this node or a home of its offers anything, or has.
     tells: watch::Sender<bool>,
@@ -230,6 +232,7 @@ impl Federation {
             around,
             policy: config.policy,
             audit: config.audit,
+            audit_is_behind: AtomicBool::new(false),
             spans: Spans::new(config.spans),
             tells: watch::Sender::new(false),
             state: Mutex::new(State {
@@ -492,10 +495,13 @@ impl Inner {
 
     /// Writes something down, where anybody reads it.
     fn audit(&self, event: impl FnOnce() -> AuditEvent) {
-        if let Some(audit) = &self.audit
-            && audit.try_send(event()).is_err()
-        {
-            warn!("an event was not written to the audit log, which is behind");
+        let Some(audit) = &self.audit else { return };
+        let is_behind = audit.try_send(event()).is_err();
+        // Told once: strangers who are refused could fill the log otherwise.
+        if is_behind && !self.audit_is_behind.swap(true, Ordering::Relaxed) {
+            warn!("events are not written to the audit log, which is behind");
+        } else if !is_behind {
+            self.audit_is_behind.store(false, Ordering::Relaxed);
         }
     }
 
