@@ -338,15 +338,15 @@ impl Call {
         Ok(Step::Forward { to, onward })
     }
 
-    /// The call as it is passed on: a copy, whose arguments may be long.
+    /// The call as it is passed on.
     #[must_use]
-    pub fn onward(&self, onward: Onward) -> Self {
+    pub fn onward(self, onward: Onward) -> Self {
         Self {
             target: onward.target,
             path: onward.path,
             links_max: onward.links_max,
             remaining_ms: onward.remaining_ms,
-            ..self.clone()
+            ..self
         }
     }
 

@@ -24,7 +24,7 @@ use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
 use crate::breaker::{BreakerConfig, Outcome};
 use crate::executed::{Attempt, ExecutionId, Found};
 use crate::policy::AuditEvent;
-use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, SpanKind, Step};
+use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, ServiceName, SpanKind, Step};
 
 /// One call and its answer.
 pub(super) const CALL: Kind = Kind {
@@ -230,7 +230,7 @@ impl Drop for CountOnDrop<'_> {
 }
 
 /// The same without the count. Where it failed and may be tried again, it is, once.
-async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer {
+async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAnswer {
     let Ok(_seat) = inner.room.try_acquire() else {
         return busy(inner, IN_HAND_MAX);
     };
@@ -250,20 +250,27 @@ async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer
         let has_chosen = chosen.as_ref().map(|chosen| *chosen.key());
         let call_in_flight = InFlight {
             inner,
-            service: &call.service,
-            chosen,
+            chosen: chosen.map(|chosen| (call.service.clone(), chosen)),
             begun,
         };
-        let (answer, was_sent) = match step {
-            Step::Serve => (serve(inner, &call, arrived).await, true),
+        // Only who has chosen the instance may choose another one: where every node on the way tried again, one call would
+        // become many.
+        let may_choose = has_chosen.is_some() && before.is_none();
+        let (answer, was_sent, again) = match step {
+            Step::Serve => {
+                let answer = serve(inner, &call, arrived).await;
+                (answer, true, may_choose.then_some(call))
+            }
             Step::Forward { to, onward } => {
                 let patience = Duration::from_millis(call.remaining_ms.into());
                 let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
+                // Whoever only passes it on needs no copy.
+                let again = may_choose.then(|| call.clone());
                 let mut call = call.onward(onward);
                 let span = inner.begin_hop(SpanKind::Client, &mut call, to);
-                let forwarded = forward(inner, to, call, arrived, left).await;
-                span.end(&forwarded.0);
-                forwarded
+                let (answer, was_sent) = forward(inner, to, call, arrived, left).await;
+                span.end(&answer);
+                (answer, was_sent, again)
             }
         };
         let error: Option<CallError> = answer
@@ -276,24 +283,22 @@ async fn attempt(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer
                 .as_ref()
                 .map_or(Outcome::Success, |error| of(error, has_chosen)),
         );
-        let Some(error) = error else {
+        let (Some(error), Some(next)) = (error, again) else {
             return answer;
         };
-        // What has taken all of its time has none left for another attempt. Only who has chosen the instance may choose
-        // another one: where every node on the way tried again, one call would become many.
-        let may_retry = before.is_none()
-            && has_chosen.is_some()
-            && error.code != ErrorCode::Timeout
+        // What has taken all of its time has none left for another attempt.
+        let may_retry = error.code != ErrorCode::Timeout
             && inner
                 .lock()
                 .retries
-                .may_retry(now(), &error, was_sent, call.is_idempotent);
+                .may_retry(now(), &error, was_sent, next.is_idempotent);
         if !may_retry {
             return answer;
         }
         before = Some(answer);
         tried = has_chosen;
-        debug!(service = %call.service, %error, "a call is tried again");
+        debug!(service = %next.service, %error, "a call is tried again");
+        call = next;
     }
 }
 
@@ -314,8 +319,7 @@ fn of(error: &CallError, chosen: Option<PeerId>) -> Outcome {
 /// A call that an instance was chosen for: it is told how that ended, also where nobody waits for the end any more.
 struct InFlight<'a> {
     inner: &'a Inner,
-    service: &'a crate::ServiceName,
-    chosen: Option<Chosen<PeerId>>,
+    chosen: Option<(ServiceName, Chosen<PeerId>)>,
     begun: Instant,
 }
 
@@ -325,9 +329,9 @@ impl InFlight<'_> {
     }
 
     fn tell(&mut self, outcome: Outcome) {
-        if let Some(chosen) = self.chosen.take() {
+        if let Some((service, chosen)) = self.chosen.take() {
             let mut state = self.inner.lock();
-            if let Some(balancer) = state.balancers.get_mut(self.service) {
+            if let Some(balancer) = state.balancers.get_mut(&service) {
                 let now = now();
                 balancer.on_end(chosen, now, now.saturating_duration_since(self.begun), outcome);
             }

@@ -310,7 +310,8 @@ async fn answer_one(
     call: Call,
     answers: mpsc::Sender<Vec<u8>>,
 ) -> Number {
-    let answer = calls::answer_to(&inner, peer, call, now()).await;
+    // Apart, so that a task is moved to where it stays before it is long.
+    let answer = Box::pin(calls::answer_to(&inner, peer, call, now())).await;
     let mut frame = encode(&(number, &answer));
     if frame.len() > SHORT_MAX {
         // Apart, since it would make every task that answers a call as long as this one.
