@@ -101,6 +101,8 @@ async fn be_main(number: u32, epoch: u64, port: u16) {
 }
 
 async fn measure(count: u32) {
+    // Whoever comes second finds one there.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut mains = Vec::new();
     for number in 0..MAINS {

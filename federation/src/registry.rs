@@ -536,8 +536,8 @@ impl Registry {
         was.map(|_| self.tell(id)).unwrap_or_default()
     }
 
-    /// A node has said that it goes. Neighbours that its last word does not reach over this node, and that were told of it,
-    /// hear that it is lost.
+    /// A node has said that it goes. Neighbours that were told of it hear the same, or, where its last word goes no further,
+    /// that it is lost. Whoever was told by others hears it from those.
     fn leave(&mut self, forwarded: Forwarded, announcement: &Announcement, now: Instant) -> Vec<ToSend> {
         let id = announcement.origin;
         let told = self
@@ -552,13 +552,13 @@ impl Registry {
         path.push(self.me);
         self.told()
             .filter_map(|to| {
+                told.get(&to)?;
                 let message = if goes_on && !passed.contains(&to) {
                     Message::Announced(Box::new(Forwarded {
                         path: path.clone(),
                         signed: signed.clone(),
                     }))
                 } else {
-                    told.get(&to)?;
                     Message::Lost { origin: id }
                 };
                 Some(ToSend { to, message })

@@ -424,6 +424,27 @@ fn who_has_said_that_it_goes_is_forgotten_and_a_late_announcement_does_not_bring
 }
 
 #[test]
+fn a_last_word_that_comes_again_when_all_have_forgotten_it_goes_no_further() {
+    let mut world = World::new(&[MAIN; 3], 3);
+    world.connect(0, 1);
+    world.connect(1, 2);
+    world.settle(1);
+    world.offer(0, &[], Some(Departure::Maintenance));
+    world.settle(1);
+    world.cut(0, 1);
+    world.now += Registry::GONE_FOR;
+    world.refresh();
+    world.settle(1);
+    // Whoever has left says so to everybody that it meets.
+    world.connect(0, 1);
+    while world.links.values().any(|link| !link.is_empty()) {
+        assert!(world.links[&(1, 2)].is_empty(), "nobody was told of it since");
+        world.step(0);
+    }
+    world.check();
+}
+
+#[test]
 fn what_nobody_has_refreshed_expires() {
     let mut world = two_houses();
     world.now += Registry::REFRESH;
