@@ -7,6 +7,7 @@
 
 mod caller;
 mod counting;
+mod loss;
 mod measuring;
 mod nats;
 mod processes;
@@ -126,7 +127,7 @@ pub(super) async fn rows(flags: CallFlags, output: Output) -> Result<Vec<Row>, F
             None
         }
     };
-    let relays = Relays::start(folder.path(), ECHO_SIZE).await?;
+    let mut relays = Relays::start(folder.path(), ECHO_SIZE).await?;
     let mut rows = Vec::new();
     for (case, in_flight) in [("at 50 at a time", CROWD), ("at once", counting::CALLS)] {
         for row in counting::rows(&relays, case, in_flight).await? {
@@ -134,7 +135,13 @@ pub(super) async fn rows(flags: CallFlags, output: Output) -> Result<Vec<Row>, F
             rows.push(row);
         }
     }
-    let measured = measured(&relays, nats.as_ref(), flags.seconds / ROUNDS).await;
+    let mut measured = measured(&relays, nats.as_ref(), flags.seconds / ROUNDS).await;
+    if let Ok(rows) = &mut measured {
+        match loss::rows(&mut relays).await {
+            Ok(losses) => rows.extend(losses),
+            Err(failure) => measured = Err(failure),
+        }
+    }
     // In good order also where something went wrong.
     relays.shutdown().await;
     for row in measured? {

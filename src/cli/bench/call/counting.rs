@@ -1,12 +1,13 @@
-//! A thousand calls: how many were answered, and how many times each was carried out.
+//! A service that counts, and a thousand calls of it: how many were answered, and how many times each was carried out.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
 use futures::stream;
 use lapwing_base::Row;
-use lapwing_federation::Methods;
+use lapwing_federation::{Methods, RemoteError};
 
 use super::measuring::now;
 use super::relays::Relays;
@@ -15,22 +16,36 @@ use crate::cli::failure::Failure;
 /// As many as there are.
 pub(super) const CALLS: usize = 1_000;
 
-/// How many times each call was carried out, by its number.
+/// What the service has seen.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Executions(Arc<Mutex<BTreeMap<u64, u64>>>);
+pub(super) struct Executions {
+    /// How many times each call was carried out, by its number.
+    counted: Arc<Mutex<BTreeMap<u64, u64>>>,
+    /// Calls that are not answered.
+    begun: Arc<AtomicUsize>,
+}
 
 impl Executions {
-    /// A service whose only method counts, and says what it was told.
+    /// A service with a method that counts and says what it was told, and one that does not answer.
     pub(super) fn methods(&self) -> Methods {
-        let executions = self.clone();
-        Methods::new().method("count", move |(number, text): (u64, String)| {
+        let (executions, begun) = (self.clone(), Arc::clone(&self.begun));
+        let methods = Methods::new().method("count", move |(number, text): (u64, String)| {
             *executions.lock().entry(number).or_default() += 1;
             async move { Ok(text) }
+        });
+        methods.method("wait", move |()| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<Result<(), RemoteError>>()
         })
     }
 
+    /// Calls so far of the method that does not answer.
+    pub(super) fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

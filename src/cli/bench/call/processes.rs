@@ -74,6 +74,15 @@ impl Process {
         Ok(line)
     }
 
+    /// Ends it as power that fails does.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub(super) async fn kill(&mut self) -> Result<(), Failure> {
+        let killed = self.child.kill().await;
+        killed.map_err(|error| Failure::new(format!("kill {}", self.name), error))
+    }
+
     /// Whether it has ended by itself.
     pub(super) fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))

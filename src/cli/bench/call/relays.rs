@@ -4,9 +4,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapwing::{MainSource, Relay, RelayConfig, RelayHandle};
 use lapwing_base::Role;
@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::caller::{Caller, HomeCaller, HttpCaller, draw};
 use super::counting::Executions;
+use super::loss::Killed;
 use super::measuring::now;
 use super::processes::Process;
 use crate::cli::failure::Failure;
@@ -26,13 +27,18 @@ pub(super) struct Relays {
     home: RelayHandle,
     counting_home: RelayHandle,
     executions: Executions,
-    near_main: String,
+    near_url: String,
+    far_url: String,
     text: String,
     echo: Arc<HomeCaller>,
     count: Arc<HomeCaller>,
+    wait: Arc<HomeCaller>,
     nobody: Arc<HomeCaller>,
     http: reqwest::Client,
-    _processes: [Process; 3],
+    folder: PathBuf,
+    near: Process,
+    far: Process,
+    _far_home: Process,
 }
 
 /// What a relay prints when it answers.
@@ -63,12 +69,11 @@ impl Relays {
         let secret = format!("{:032x}", draw());
         fs::write(folder.join(TOKEN_FILE), &secret).map_err(|error| Failure::new("write a secret", error))?;
         let token = Token::new(&secret).map_err(|error| Failure::new("share a secret", error))?;
-        let (far_main, far_url) = relay("far main", &["--server", "--disable-registry"], folder).await?;
-        let near = ["--server", "--disable-registry", "--peers", &far_url];
-        let (near_main, near_url) = relay("near main", &near, folder).await?;
+        let (far, far_url) = main(Killed::Far, None, None, folder).await?;
+        let (near, near_url) = main(Killed::Near, None, Some(&far_url), folder).await?;
         let service = format!("{ECHO}=echo:");
-        let far = ["--connect", &far_url, "--service", &service];
-        let (far_home, _) = relay("far home", &far, folder).await?;
+        let arguments = ["--port", "0", "--connect", &far_url, "--service", &service];
+        let (far_home, _) = relay("far home", &arguments, folder).await?;
         let executions = Executions::default();
         let counting_home = home(&far_url, &token).await?;
         let methods = executions.methods();
@@ -87,14 +92,19 @@ impl Relays {
         let relays = Self {
             echo: calls(ECHO, "echo", Ok(said.clone()))?,
             count: calls(COUNT, "count", Ok(said))?,
+            wait: calls(COUNT, "wait", Ok(String::new()))?,
             nobody: calls(NOBODY, "echo", Err(ErrorCode::ServiceNotFound))?,
             home,
             counting_home,
             executions,
-            near_main: near_url,
+            near_url,
+            far_url,
             text,
             http: client()?,
-            _processes: [far_main, near_main, far_home],
+            folder: folder.to_owned(),
+            near,
+            far,
+            _far_home: far_home,
         };
         relays.wait_until_ready().await?;
         Ok(relays)
@@ -130,7 +140,7 @@ impl Relays {
 
     /// Calls the far home by HTTP to the near main.
     pub(super) fn caller_at_main(&self) -> Caller {
-        self.http_caller(&self.near_main)
+        self.http_caller(&self.near_url)
     }
 
     fn http_caller(&self, url: &str) -> Caller {
@@ -153,19 +163,82 @@ impl Relays {
         &self.executions
     }
 
+    /// Calls what does not answer.
+    pub(super) fn waiting_caller(&self) -> Arc<HomeCaller> {
+        Arc::clone(&self.wait)
+    }
+
+    /// Whether the home that calls is connected with its main, as far as it knows.
+    pub(super) fn has_main(&self) -> bool {
+        !self.home.federation().neighbours().is_empty()
+    }
+
+    /// Kills a main, as power that fails does.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub(super) async fn kill(&mut self, main: Killed) -> Result<(), Failure> {
+        let process = match main {
+            Killed::Near => &mut self.near,
+            Killed::Far => &mut self.far,
+        };
+        process.kill().await
+    }
+
+    /// Starts a main again where it was; says when it answered.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) async fn start_again(&mut self, killed: Killed) -> Result<Instant, Failure> {
+        let (process, url, peer) = match killed {
+            Killed::Near => (&mut self.near, &self.near_url, Some(self.far_url.as_str())),
+            Killed::Far => (&mut self.far, &self.far_url, None),
+        };
+        let (started, _) = main(killed, Some(url), peer, &self.folder).await?;
+        *process = started;
+        Ok(now())
+    }
+
     /// Ends the nodes of this process; the others are ended when this returns.
     pub(super) async fn shutdown(self) {
-        // Both of them keep the node.
-        drop((self.echo, self.count, self.nobody));
+        // They keep the node.
+        drop((self.echo, self.count, self.wait, self.nobody));
         tokio::join!(self.home.shutdown(), self.counting_home.shutdown());
     }
+}
+
+/// Starts a main, where it was before if it was; it and its URL.
+async fn main(
+    which: Killed,
+    was_at: Option<&str>,
+    peer: Option<&str>,
+    folder: &Path,
+) -> Result<(Process, String), Failure> {
+    let name = match which {
+        Killed::Near => "near main",
+        Killed::Far => "far main",
+    };
+    // Whoever comes back is who it was.
+    let data_dir = folder.join(name);
+    let data_dir = data_dir.to_string_lossy();
+    let port = was_at.and_then(|url| url.rsplit(':').next()).unwrap_or("0");
+    let mut arguments = vec![
+        "--server",
+        "--disable-registry",
+        "--port",
+        port,
+        "--data-dir",
+        &data_dir,
+    ];
+    arguments.extend(peer.into_iter().flat_map(|peer| ["--peers", peer]));
+    relay(name, &arguments, folder).await
 }
 
 /// Starts a relay in a process of its own; it and its URL.
 async fn relay(name: &'static str, arguments: &[&str], folder: &Path) -> Result<(Process, String), Failure> {
     let program = std::env::current_exe().map_err(|error| Failure::new("find this program", error))?;
     let common = ["--json", "--log-level", "warn", "relay", "--host", "127.0.0.1"];
-    let here = ["--port", "0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
+    let here = ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
     let token = folder.join(TOKEN_FILE);
     let arguments = common.iter().chain(&here).chain(arguments).map(OsStr::new);
     let arguments = arguments.chain(["--token-file".as_ref(), token.as_os_str()]);
