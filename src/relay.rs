@@ -4,7 +4,7 @@
 //! Start: identity, network, federation, HTTP; then, in the background, looking for the mains that it was told of. Stop: HTTP,
 //! federation, network.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -290,7 +290,6 @@ impl Relay {
         if let Some(exporter) = exporter {
             writers.spawn(exporter.run(stop_writers.clone()));
         }
-        tasks.spawn(watch_mains(around.subscribe(), gate.clone(), stop.clone()));
         let wanted = watch::Sender::new(WantedMains {
             sources: config.mains.clone(),
             removed: BTreeSet::new(),
@@ -379,26 +378,6 @@ impl RelayHandle {
         let written = async { while self.writers.join_next().await.is_some() {} };
         if tokio::time::timeout(HTTP_DRAIN, written).await.is_err() {
             warn!("the end of the audit log was not written, or not all spans were exported");
-        }
-    }
-}
-
-/// The silence of a main is noticed at once.
-async fn watch_mains(
-    mut around: watch::Receiver<Around>,
-    gate: watch::Sender<Gate>,
-    stop: CancellationToken,
-) {
-    loop {
-        let mains: HashSet<PeerId> = around.borrow_and_update().mains.iter().copied().collect();
-        gate.send_if_modified(|gate| {
-            let is_news = *gate.watched != mains;
-            gate.watched = Arc::new(mains);
-            is_news
-        });
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = around.changed() => if changed.is_err() { return },
         }
     }
 }

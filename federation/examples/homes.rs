@@ -70,14 +70,14 @@ async fn main() {
 
 /// Is a main, until it is killed. Says where it is found, is told where the others are, and says where it answers HTTP.
 async fn be_main(number: u32, epoch: u64, port: u16) {
-    let (gate, watched) = watch::channel(Gate::default());
+    let (_gate, gate) = watch::channel(Gate::default());
     let config = NetworkConfig {
         listen: vec![loopback(Ipv4Addr::LOCALHOST, port)],
         role: Some(Role::Main),
         maps_port: false,
         ..NetworkConfig::new(keypair(number))
     };
-    let network = Network::start(config, watched).await.unwrap();
+    let network = Network::start(config, gate).await.unwrap();
     let (around, known) = watch::channel(Around::new(Role::Main));
     let config = FederationConfig::new(keypair(number), epoch);
     let federation = Federation::start(network.clone(), config, known).unwrap();
@@ -90,11 +90,6 @@ async fn be_main(number: u32, epoch: u64, port: u16) {
         let (other, address) = line.split_once(' ').unwrap();
         let other = peer(other.parse().unwrap());
         network.learn(other, vec![address.parse().unwrap()]);
-        gate.send_modify(|gate| {
-            let mut watched = gate.watched.as_ref().clone();
-            watched.insert(other);
-            gate.watched = Arc::new(watched);
-        });
         around.send_modify(|around| around.mains.push(other));
     }
     serving.await.unwrap();
@@ -305,11 +300,7 @@ async fn start_one(number: u32, main: Multiaddr) -> Home {
     // As in the world, everybody has an address of their own.
     let [_, a, b, c] = (number + (1 << 16)).to_be_bytes();
     let keypair = keypair(number + MAINS);
-    let watched = Gate {
-        watched: Arc::new([peer(0)].into()),
-        ..Gate::default()
-    };
-    let (gate, gate_receiver) = watch::channel(watched);
+    let (gate, gate_receiver) = watch::channel(Gate::default());
     let config = NetworkConfig {
         listen: vec![loopback(Ipv4Addr::new(127, a, b, c), 0)],
         role: Some(Role::Home),

@@ -95,6 +95,9 @@ const SOON_FOR: Duration = Duration::from_secs(60);
 /// link, shorter than people wait.
 const START: Duration = Duration::from_secs(2);
 
+/// How long one of two mains leaves it to the other to begin: a greeting takes two round trips. It may not know of this one.
+const OTHER_START: Duration = Duration::from_millis(500);
+
 /// How often a home looks whether an earlier main of its list answers again.
 const RETURN_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -365,7 +368,7 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
     // Of two that both know of each other one begins, and the other only where that does not happen: of two members it may
     // have nothing to tell.
     if main < inner.me {
-        let patience = if is_member { RETRY_SOON } else { GREETING_TIMEOUT };
+        let patience = if is_member { RETRY_SOON } else { OTHER_START };
         tokio::time::sleep(patience).await;
     }
     loop {
@@ -489,9 +492,14 @@ fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
         },
     });
     let admitted = verdict?;
+    // Calls go over mains, and are to end soon where one is lost. A thousand homes would be asked a lot.
+    let welcome = match admitted.role {
+        Role::Main => inner.network.welcome_watched(claim.peer),
+        Role::Home => inner.network.welcome(claim.peer),
+    };
     Ok(Greeted {
         admitted,
-        welcome: inner.network.welcome(claim.peer),
+        welcome,
         claim,
     })
 }

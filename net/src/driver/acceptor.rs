@@ -52,8 +52,8 @@ pub(crate) struct Acceptor {
 #[derive(Debug, Default)]
 struct State {
     gate: Gate,
-    /// Whom a room has let in beside the members, and how many times.
-    guests: HashMap<PeerId, usize>,
+    /// Whom a room has let in beside the members.
+    guests: HashMap<PeerId, Guest>,
     served: HashMap<(Class, &'static str), Served>,
     seats: HashMap<(PeerId, Class, &'static str), usize>,
     seats_taken: usize,
@@ -83,6 +83,13 @@ impl Drop for Seat {
             }
         }
     }
+}
+
+/// How many times a room has let somebody in, and wants their silence noticed at once.
+#[derive(Debug, Default)]
+struct Guest {
+    welcomes: usize,
+    watched: usize,
 }
 
 impl State {
@@ -117,17 +124,32 @@ impl Acceptor {
         lock(&self.state).guests.contains_key(peer)
     }
 
-    /// Lets a peer in as a guest.
-    pub(crate) fn welcome(&self, peer: PeerId) {
-        *lock(&self.state).guests.entry(peer).or_default() += 1;
+    /// Whether somebody has let a peer in whose silence is to be noticed at once.
+    pub(crate) fn is_watched_guest(&self, peer: &PeerId) -> bool {
+        let state = lock(&self.state);
+        state.guests.get(peer).is_some_and(|guest| guest.watched > 0)
+    }
+
+    /// The same, or that it is so by the gate.
+    pub(crate) fn is_watched(&self, peer: &PeerId) -> bool {
+        self.is_watched_guest(peer) || lock(&self.state).gate.watched.contains(peer)
+    }
+
+    /// Lets a peer in as a guest, watched or not.
+    pub(crate) fn welcome(&self, peer: PeerId, watched: bool) {
+        let mut state = lock(&self.state);
+        let guest = state.guests.entry(peer).or_default();
+        guest.welcomes += 1;
+        guest.watched += usize::from(watched);
     }
 
     /// Takes one welcome back.
-    pub(crate) fn dismiss(&self, peer: &PeerId) {
+    pub(crate) fn dismiss(&self, peer: &PeerId, watched: bool) {
         let mut state = lock(&self.state);
-        if let Some(times) = state.guests.get_mut(peer) {
-            *times -= 1;
-            if *times == 0 {
+        if let Some(guest) = state.guests.get_mut(peer) {
+            guest.welcomes -= 1;
+            guest.watched -= usize::from(watched);
+            if guest.welcomes == 0 {
                 state.guests.remove(peer);
             }
         }

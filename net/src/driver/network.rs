@@ -109,11 +109,12 @@ pub struct Network {
 pub struct Welcome {
     shared: Arc<Shared>,
     peer: PeerId,
+    watched: bool,
 }
 
 impl Drop for Welcome {
     fn drop(&mut self) {
-        self.shared.dismiss(&self.peer);
+        self.shared.dismiss(&self.peer, self.watched);
     }
 }
 
@@ -248,10 +249,20 @@ impl Network {
     /// Lets a peer in as a guest for as long as the returned value is kept: it may open channels of
     /// [`Access::Guests`](crate::Access::Guests), and as many as a member.
     pub fn welcome(&self, peer: PeerId) -> Welcome {
-        self.inner.shared.welcome(peer);
+        self.let_in(peer, false)
+    }
+
+    /// The same of a guest whose silence is noticed as soon as that of the [`Gate::watched`](crate::Gate::watched).
+    pub fn welcome_watched(&self, peer: PeerId) -> Welcome {
+        self.let_in(peer, true)
+    }
+
+    fn let_in(&self, peer: PeerId, watched: bool) -> Welcome {
+        self.inner.shared.welcome(peer, watched);
         Welcome {
             shared: Arc::clone(&self.inner.shared),
             peer,
+            watched,
         }
     }
 

@@ -166,21 +166,30 @@ impl Shared {
         self.acceptor.is_guest(peer)
     }
 
+    pub(crate) fn is_watched_guest(&self, peer: &PeerId) -> bool {
+        self.acceptor.is_watched_guest(peer)
+    }
+
     /// Lets a peer in as a guest, over the link that stands with it too.
-    pub(crate) fn welcome(&self, peer: PeerId) {
-        self.acceptor.welcome(peer);
-        self.admit_link(&peer);
+    pub(crate) fn welcome(&self, peer: PeerId, watched: bool) {
+        self.acceptor.welcome(peer, watched);
+        self.admit_link(&peer, watched);
     }
 
     /// Takes one welcome back.
-    pub(crate) fn dismiss(&self, peer: &PeerId) {
-        self.acceptor.dismiss(peer);
-        self.admit_link(peer);
+    pub(crate) fn dismiss(&self, peer: &PeerId, watched: bool) {
+        self.acceptor.dismiss(peer, watched);
+        self.admit_link(peer, watched);
     }
 
-    fn admit_link(&self, peer: &PeerId) {
+    fn admit_link(&self, peer: &PeerId, may_be_watched: bool) {
         if let Some(link) = self.link(peer) {
             link.admit(self.is_let_in(peer));
+            if may_be_watched {
+                // A session is preferred to any lane, so that there is none where this is one.
+                let is_session = matches!(link, Link::Session(_));
+                link.watch(self.acceptor.is_watched(peer), is_session);
+            }
         }
     }
 

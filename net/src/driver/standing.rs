@@ -186,7 +186,7 @@ impl Driver {
 
     /// Watches every link to a peer as closely as it is worth.
     pub(super) fn watch(&self, peer: &PeerId) {
-        let closely = self.gate.borrow().watched.contains(peer);
+        let closely = self.gate.borrow().watched.contains(peer) || self.shared.is_watched_guest(peer);
         let ids = self.connections.of(peer);
         let links = || ids.iter().filter_map(|id| self.links.get(id));
         let spare = links().any(|link| matches!(link, Link::Session(_)));
