@@ -192,7 +192,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 const SETTINGS_SIZE_MAX: u64 = 64 * 1024;
 
 /// The keys of the settings file, as [`FileSettings`] reads them.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 24] = [
     "gateway",
     "data_dir",
     "listen",
@@ -213,6 +213,7 @@ const KEYS: [&str; 23] = [
     "let_out",
     "let_in",
     "foreign_calls",
+    "balance",
     "max_upload",
     "max_download",
     "log_level",
@@ -252,6 +253,7 @@ struct FederationTexts {
     let_out: Option<OneOrMany>,
     let_in: Option<OneOrMany>,
     foreign_calls: Option<u32>,
+    balance: Option<OneOrMany>,
 }
 
 /// `gateway = "http://a"` and `gateway = ["http://a", "http://b"]` are both what a person would write.
@@ -333,6 +335,7 @@ impl NodeFlags {
                 &federation.service_token,
             )?,
             policy: federation.policy()?,
+            balancing: federation.balancing()?,
             max_upload,
             max_download,
         };
@@ -374,6 +377,7 @@ fn federation(
         let_out: either(flags.let_out, file.let_out, "let_out", path)?,
         let_in: either(flags.let_in, file.let_in, "let_in", path)?,
         foreign_calls: flags.foreign_calls.or(file.foreign_calls),
+        balance: either(flags.balance, file.balance, "balance", path)?,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Settings of the federation, which a node and a relay share: what is offered, and with whom there is anything to do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,10 @@ use std::str::FromStr;
 use clap::Args;
 use lapwing::ServiceSpec;
 use lapwing_base::ClusterId;
-use lapwing_federation::{Boundary, Policy, ServiceName, ServiceRule, Token, TokenError};
+use lapwing_federation::{
+    Algorithm, Balancing, Boundary, ParseAlgorithmError, ParseNameError, Policy, ServiceName, ServiceRule,
+    Token, TokenError,
+};
 
 /// What can be set of a node's part in the federation.
 #[derive(Args, Clone, Debug, Default)]
@@ -73,6 +76,16 @@ pub(crate) struct FederationFlags {
     /// else 100]
     #[arg(long, env = "LAPWING_FOREIGN_CALLS", value_name = "N")]
     pub(crate) foreign_calls: Option<u32>,
+
+    /// How to spread calls over the instances of a service, or of all that are not named: round-robin,
+    /// least-connections, random or p2c-ewma (the quicker of any two); repeatable [default: round-robin]
+    #[arg(
+        long,
+        env = "LAPWING_BALANCE",
+        value_name = "[SERVICE=]ALGORITHM",
+        value_delimiter = ','
+    )]
+    pub(crate) balance: Vec<BalanceSetting>,
 }
 
 /// What `--service-token` says.
@@ -96,6 +109,13 @@ pub(crate) struct RuleSetting {
     is_denied: bool,
 }
 
+/// What `--balance` says of one service, or of all.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct BalanceSetting {
+    service: Option<ServiceName>,
+    algorithm: Algorithm,
+}
+
 /// Settings of the federation that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FederationSettingsError {
@@ -114,6 +134,12 @@ pub(crate) enum FederationSettingsError {
         flag: &'static str,
         /// What it names.
         service: ServiceName,
+    },
+    /// Calls are to be spread in two ways at once.
+    #[error("--balance names {} twice; give one algorithm for it", .service.as_ref().map_or_else(|| "an algorithm for all services".to_owned(), |service| format!("the service `{service}`")))]
+    BalancedTwice {
+        /// Of which service; `None` for all that are not named.
+        service: Option<ServiceName>,
     },
     /// What is in it. It is not shown.
     #[error("the token file {} cannot be used", file.display())]
@@ -135,7 +161,7 @@ impl FromStr for ServiceTokenSetting {
             .ok_or_else(|| format!("`{text}` names no file; write SERVICE=FILE"))?;
         let service = service
             .parse()
-            .map_err(|error: lapwing_federation::ParseNameError| error.to_string())?;
+            .map_err(|error: ParseNameError| error.to_string())?;
         Ok(Self {
             service,
             file: file.into(),
@@ -160,10 +186,29 @@ impl FromStr for RuleSetting {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (is_denied, name) = text.strip_prefix('!').map_or((false, text), |name| (true, name));
-        let service = name
-            .parse()
-            .map_err(|error: lapwing_federation::ParseNameError| error.to_string())?;
+        let service = name.parse().map_err(|error: ParseNameError| error.to_string())?;
         Ok(Self { service, is_denied })
+    }
+}
+
+impl FromStr for BalanceSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, algorithm) = match text.split_once('=') {
+            Some((service, algorithm)) => {
+                let parsed = service.parse();
+                (
+                    Some(parsed.map_err(|error: ParseNameError| error.to_string())?),
+                    algorithm,
+                )
+            }
+            None => (None, text),
+        };
+        let algorithm = algorithm
+            .parse()
+            .map_err(|error: ParseAlgorithmError| error.to_string())?;
+        Ok(Self { service, algorithm })
     }
 }
 
@@ -210,6 +255,28 @@ impl FederationFlags {
             lets_out: rule(&self.let_out),
             lets_in: rule(&self.let_in),
             foreign_calls_per_minute: self.foreign_calls,
+        })
+    }
+
+    /// What the flags say of how calls are spread.
+    ///
+    /// # Errors
+    /// When they say it twice of the same service.
+    pub(crate) fn balancing(&self) -> Result<Balancing, FederationSettingsError> {
+        let mut named = BTreeMap::new();
+        for BalanceSetting { service, algorithm } in &self.balance {
+            if named.insert(service.clone(), *algorithm).is_some() {
+                let service = service.clone();
+                return Err(FederationSettingsError::BalancedTwice { service });
+            }
+        }
+        let default = named.remove(&None).unwrap_or_default();
+        let services = named
+            .into_iter()
+            .filter_map(|(service, algorithm)| Some((service?, algorithm)));
+        Ok(Balancing {
+            default,
+            services: services.collect(),
         })
     }
 }
@@ -310,6 +377,35 @@ mod tests {
                 .unwrap_err()
                 .contains("SERVICE=FILE")
         );
+    }
+
+    #[test]
+    fn calls_are_spread_as_is_said_of_each_service_once() {
+        let balancing = |texts: &[&str]| {
+            let balance = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let flags = FederationFlags {
+                balance,
+                ..FederationFlags::default()
+            };
+            flags.balancing()
+        };
+        let [blog, shop] = ["blog", "shop"].map(|name| name.parse().unwrap());
+        assert_eq!(balancing(&[]).unwrap(), Balancing::default());
+        let said = balancing(&["shop=least-connections", "p2c-ewma"]).unwrap();
+        assert_eq!(
+            (said.of(&shop), said.of(&blog)),
+            (Algorithm::LeastConnections, Algorithm::P2cEwma)
+        );
+        for twice in [["shop=random", "shop=round-robin"], ["random", "round-robin"]] {
+            let error = balancing(&twice).unwrap_err().to_string();
+            assert!(error.contains("--balance") && error.contains("twice"), "{error}");
+        }
+        let error = "shop=fastest".parse::<BalanceSetting>().unwrap_err();
+        assert!(
+            error.contains("`fastest`") && error.contains("least-connections"),
+            "{error}"
+        );
+        assert!("sh op=random".parse::<BalanceSetting>().is_err());
     }
 
     #[test]

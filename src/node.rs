@@ -18,7 +18,7 @@ use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
 use lapwing_base::{JobView, Keypair, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
-use lapwing_federation::{Around, Federation, FederationConfig, OfferError, Policy};
+use lapwing_federation::{Around, Balancing, Federation, FederationConfig, OfferError, Policy};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
 use lapwing_train::{
@@ -71,6 +71,8 @@ pub struct NodeConfig {
     pub services: Vec<ServiceSpec>,
     /// With whom beside the members of its cluster it has to do, and which services cross the border. Default: nobody.
     pub policy: Policy,
+    /// How it spreads calls over the instances of each service. Default: round robin.
+    pub balancing: Balancing,
     /// What is kept to when sending. Default: nothing.
     pub max_upload: RateRules,
     /// What is kept to when receiving. Default: nothing.
@@ -229,6 +231,7 @@ impl Node {
         let (audit_sender, audit_events) = mpsc::channel(audit::QUEUE);
         let federation_config = FederationConfig {
             policy: config.policy.clone(),
+            balancing: config.balancing.clone(),
             audit: Some(audit_sender),
             spans: exporter.as_ref().map(SpanExporter::sender),
             ..FederationConfig::new(keypair.clone(), incarnation)

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, Multiaddr, PeerId, Role};
 use lapwing_federation::{
-    Announcement, AnnouncementError, Around, Federation, FederationConfig, HttpConfig, MainAddress, NodeName,
-    ParseMainAddressError, PeerChange, Policy, router,
+    Announcement, AnnouncementError, Around, Balancing, Federation, FederationConfig, HttpConfig,
+    MainAddress, NodeName, ParseMainAddressError, PeerChange, Policy, router,
 };
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
@@ -59,6 +59,8 @@ pub struct RelayConfig {
     pub has_echo: bool,
     /// How many links away its services are known.
     pub hops_max: u8,
+    /// How a main spreads calls over the instances of each service; a home leaves that to its main.
+    pub balancing: Balancing,
     /// Whether callers of the edge may add mains and remove them.
     pub peers_may_change: bool,
 }
@@ -93,6 +95,7 @@ impl RelayConfig {
             services: Vec::new(),
             has_echo: true,
             hops_max: Announcement::HOPS_DEFAULT,
+            balancing: Balancing::default(),
             peers_may_change: false,
         }
     }
@@ -254,6 +257,7 @@ impl Relay {
             audit: Some(audit_sender),
             spans: exporter.as_ref().map(SpanExporter::sender),
             hops_max: config.hops_max,
+            balancing: config.balancing.clone(),
             ..FederationConfig::new(keypair.clone(), epoch)
         };
         let federation = Federation::start(network.clone(), federation_config, around.subscribe())?;

@@ -6,6 +6,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Spreads the calls of one service over its instances, each of which has a [`Breaker`].
@@ -133,6 +134,30 @@ pub enum Algorithm {
     /// Of any two the one that is likely to answer sooner: by its latency, of which peaks count at once and fade within
     /// some ten seconds, times its calls in flight.
     P2cEwma,
+}
+
+/// A text that names no algorithm.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{text}` is no algorithm; use round-robin, least-connections, random or p2c-ewma")]
+pub struct ParseAlgorithmError {
+    /// What was given.
+    pub text: String,
+}
+
+impl FromStr for Algorithm {
+    type Err = ParseAlgorithmError;
+
+    fn from_str(text: &str) -> Result<Self, ParseAlgorithmError> {
+        match text {
+            "round-robin" => Ok(Self::RoundRobin),
+            "least-connections" => Ok(Self::LeastConnections),
+            "random" => Ok(Self::Random),
+            "p2c-ewma" => Ok(Self::P2cEwma),
+            other => Err(ParseAlgorithmError {
+                text: other.to_owned(),
+            }),
+        }
+    }
 }
 
 impl Algorithm {

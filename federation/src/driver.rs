@@ -42,8 +42,8 @@ use crate::executed::Executed;
 use crate::policy::{Admitted, Around, AuditEvent, Claim, Policy};
 use crate::retries::Retries;
 use crate::{
-    Announcement, AnnouncementError, Call, CallAnswer, Departure, HearError, Message, NodeName, Registry,
-    Service, ServiceName, Span, ToSend,
+    Announcement, AnnouncementError, Balancing, Call, CallAnswer, Departure, HearError, Message, NodeName,
+    Registry, Service, ServiceName, Span, ToSend,
 };
 use backend::Offer;
 pub use backend::{Backend, Echo, Exposure, Invocation};
@@ -94,6 +94,8 @@ pub struct FederationConfig {
     /// How many links away its services are known: 1 to [`Announcement::HOPS_MAX`]. Default
     /// [`Announcement::HOPS_DEFAULT`]: home, main, main, home.
     pub hops_max: u8,
+    /// How calls are spread over the instances of each service, where this node chooses. Default: round robin.
+    pub balancing: Balancing,
     /// Greater at each start of the node.
     pub epoch: u64,
 }
@@ -108,6 +110,7 @@ impl FederationConfig {
             audit: None,
             spans: None,
             hops_max: Announcement::HOPS_DEFAULT,
+            balancing: Balancing::default(),
             epoch,
         }
     }
@@ -156,6 +159,7 @@ struct State {
     offers: BTreeMap<ServiceName, Offer>,
     sessions: BTreeMap<PeerId, Session>,
     sessions_begun: u64,
+    balancing: Balancing,
     balancers: BTreeMap<ServiceName, Balancer<PeerId>>,
     retries: Retries,
     executed: Executed<calls::Join>,
@@ -241,6 +245,7 @@ impl Federation {
                 offers: BTreeMap::new(),
                 sessions: BTreeMap::new(),
                 sessions_begun: 0,
+                balancing: config.balancing,
                 balancers: BTreeMap::new(),
                 retries: Retries::new(),
                 executed: Executed::new(),

@@ -6,6 +6,7 @@
 
 mod announcement;
 mod balancer;
+mod balancing;
 mod breaker;
 mod call;
 mod commands;
@@ -29,7 +30,8 @@ mod window;
 mod driver;
 
 pub use announcement::{Announcement, AnnouncementError, Departure, Forwarded, SignedAnnouncement, Stamp};
-pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, Refused};
+pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, ParseAlgorithmError, Refused};
+pub use balancing::Balancing;
 pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
 pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, TraceContext};
 pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};

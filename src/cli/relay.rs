@@ -208,6 +208,9 @@ impl RelayFlags {
             Role::Home if !self.admit.is_empty() => Err(Failure::usage(
                 "--admit is for mains, and this relay is a home: nobody dials it",
             )),
+            Role::Home if !self.federation.balance.is_empty() => Err(Failure::usage(
+                "--balance is for mains, and this relay is a home: its main chooses who is called",
+            )),
             Role::Main if !self.fallback.is_empty() => Err(Failure::usage(
                 "--fallback is for homes, and this relay is a main: other mains are named by --peers",
             )),
@@ -225,6 +228,10 @@ impl RelayFlags {
             .policy()
             .map_err(|error| Failure::usage(chain(&error)))?;
         policy.homes = (!self.admit.is_empty()).then(|| self.admit.iter().copied().collect::<BTreeSet<_>>());
+        let balancing = self
+            .federation
+            .balancing()
+            .map_err(|error| Failure::usage(chain(&error)))?;
         let mut services = self.federation.service;
         if let Some(file) = &self.services_file {
             let failed = |error| Failure::new(format!("read the services in {}", file.display()), error);
@@ -271,6 +278,7 @@ impl RelayFlags {
             gateways: self.gateway,
             cluster: self.cluster,
             policy,
+            balancing,
             services,
             has_echo: !self.disable_registry,
             hops_max: self.max_hops,
@@ -332,6 +340,7 @@ mod tests {
             ("--server --connect ws://a:1", ["--server", "--connect"]),
             ("--connect ws://a:1 --peers ws://b:1", ["--peers", "--connect"]),
             ("--node-type home", ["--node-type home", "--connect"]),
+            ("--connect ws://a:1 --balance random", ["--balance", "a home"]),
             ("--server --fallback ws://b:1", ["--fallback", "--peers"]),
             (
                 "--node-type main --connect ws://b:1",

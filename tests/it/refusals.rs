@@ -395,6 +395,7 @@ fn alone(data_dir: &Path) -> NodeConfig {
         max_download: RateRules::default(),
         services: Vec::new(),
         policy: lapwing_federation::Policy::default(),
+        balancing: lapwing_federation::Balancing::default(),
     }
 }
 

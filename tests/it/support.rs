@@ -77,6 +77,7 @@ impl Cluster {
             max_download: RateRules::default(),
             services: Vec::new(),
             policy: lapwing_federation::Policy::default(),
+            balancing: lapwing_federation::Balancing::default(),
         };
         change(&mut config);
         self.nodes.push(Some(Node::start(config.clone()).await.unwrap()));

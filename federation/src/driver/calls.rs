@@ -20,7 +20,7 @@ use super::backend::{Backend, Invocation, Offer};
 use super::catalog::{self, Catalog};
 use super::turns::Full;
 use super::{Inner, State, now};
-use crate::balancer::{Algorithm, Balancer, Candidate, Chosen};
+use crate::balancer::{Balancer, Candidate, Chosen};
 use crate::breaker::{BreakerConfig, Outcome};
 use crate::executed::{Attempt, ExecutionId, Found};
 use crate::policy::AuditEvent;
@@ -407,7 +407,7 @@ impl State {
         let balancer = self
             .balancers
             .entry(call.service.clone())
-            .or_insert_with(|| Balancer::new(Algorithm::default(), BreakerConfig::default()));
+            .or_insert_with(|| Balancer::new(self.balancing.of(&call.service), BreakerConfig::default()));
         let chosen = balancer
             .choose(now, &mut self.rng, &candidates)
             .map_err(|refused| refused.error(&call.service, now))?;

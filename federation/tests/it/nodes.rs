@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use lapwing_base::{ClusterId, Keypair, PeerId, Role};
 use lapwing_federation::{
-    Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service, Span,
+    Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service,
     TraceContext,
 };
 use lapwing_net::{Gate, Network, NetworkConfig};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// Long enough for a busy machine; nothing here waits for it to pass.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,10 +67,15 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Node {
     pub(crate) async fn start(name: &'static str, role: Role) -> Self {
-        Self::start_with(name, role, None).await
+        Self::start_with(name, role, |_| ()).await
     }
 
-    async fn start_with(name: &'static str, role: Role, spans: Option<mpsc::Sender<Span>>) -> Self {
+    /// With settings of its own.
+    pub(crate) async fn start_with(
+        name: &'static str,
+        role: Role,
+        set: impl FnOnce(&mut FederationConfig),
+    ) -> Self {
         let keypair = Keypair::generate_ed25519();
         let (gate, watched) = watch::channel(Gate::default());
         let config = NetworkConfig {
@@ -83,11 +88,11 @@ impl Node {
             cluster: Some(CLUSTER),
             ..Around::new(role)
         });
-        let config = FederationConfig {
+        let mut config = FederationConfig {
             name: Some(name.parse().unwrap()),
-            spans,
             ..FederationConfig::new(keypair, 1)
         };
+        set(&mut config);
         let federation = Federation::start(network.clone(), config, known).unwrap();
         Self {
             name,
@@ -152,12 +157,12 @@ impl Node {
 
 impl Houses {
     pub(crate) async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(|_| ()).await
     }
 
-    /// All of them give their spans away there.
-    pub(crate) async fn start_with(spans: Option<mpsc::Sender<Span>>) -> Self {
-        let start = |name, role| Node::start_with(name, role, spans.clone());
+    /// With settings that all of them have.
+    pub(crate) async fn start_with(set: impl Fn(&mut FederationConfig)) -> Self {
+        let start = |name, role| Node::start_with(name, role, &set);
         let houses = Self {
             main_a: start("main-a", Role::Main).await,
             main_b: start("main-b", Role::Main).await,

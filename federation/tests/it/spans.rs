@@ -111,7 +111,7 @@ async fn a_command_is_linked_with_those_whose_results_it_was_given() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_do_not_wait_for_whoever_collects_spans() {
     let (to, spans) = mpsc::channel(1);
-    let houses = Houses::start_with(Some(to)).await;
+    let houses = Houses::start_with(|config| config.spans = Some(to.clone())).await;
     houses.alice.offer("blog", Arc::new(Echo));
     for _ in 0..3 {
         let answer = ask(&houses, BLOG_ECHO, Some(CALLER)).await;
@@ -127,7 +127,7 @@ const BLOG_ECHO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"blog.echo","params"
 /// Bob offers `blog`, three links from Alice.
 async fn start() -> (Houses, mpsc::Receiver<Span>) {
     let (to, spans) = mpsc::channel(100);
-    let houses = Houses::start_with(Some(to)).await;
+    let houses = Houses::start_with(|config| config.spans = Some(to.clone())).await;
     houses.bob.offer("blog", Arc::new(Echo));
     houses.until_known("blog", 2).await;
     (houses, spans)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lapwing::{MainSource, Relay, RelayConfig, RelayHandle};
 use lapwing_base::Role;
-use lapwing_federation::{Announcement, ErrorCode, Policy, Service, ServiceName, Token};
+use lapwing_federation::{Announcement, Balancing, ErrorCode, Policy, Service, ServiceName, Token};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -272,6 +272,7 @@ async fn home(main: &str, token: &Token) -> Result<RelayHandle, Failure> {
         services: Vec::new(),
         has_echo: false,
         hops_max: Announcement::HOPS_DEFAULT,
+        balancing: Balancing::default(),
         peers_may_change: false,
     };
     Relay::start(config)

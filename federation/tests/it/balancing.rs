@@ -1,0 +1,69 @@
+//! How calls are spread over the instances of a service.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::FutureExt as _;
+use lapwing_federation::{Algorithm, Balancing};
+
+use crate::nodes::{Houses, Node, call, eventually};
+use crate::{Never, Says};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_spread_by_its_own_algorithm_and_every_other_by_turns() {
+    let named = "patient".parse().unwrap();
+    let balancing = Balancing {
+        services: [(named, Algorithm::LeastConnections)].into(),
+        ..Balancing::default()
+    };
+    let houses = Houses::start_with(|config| config.balancing = balancing.clone()).await;
+    for service in ["quick", "patient", "fair"] {
+        houses.carol.offer(service, Arc::new(Says("carol")));
+    }
+    houses.alice.offer("quick", Arc::new(Says("alice")));
+    let (never_of_patient, never_of_fair) = (Arc::new(Never::default()), Arc::new(Never::default()));
+    houses.alice.offer("patient", Arc::clone(&never_of_patient) as _);
+    houses.alice.offer("fair", Arc::clone(&never_of_fair) as _);
+    eventually("the main knows both homes' services", || {
+        ["quick", "patient", "fair"]
+            .iter()
+            .all(|service| houses.main_a.offers(service).len() == 2)
+    })
+    .await;
+    let mut by_alice = 0;
+    for _ in 0..10 {
+        let said = houses.main_a.call(call("quick", "say", "[]")).await.outcome;
+        by_alice += usize::from(said.unwrap() == "\"alice\"");
+    }
+    assert_eq!(by_alice, 5, "by turns");
+    assert_eq!(
+        answered_of_ten(&houses.main_a, "fair", &never_of_fair).await,
+        5,
+        "by turns, whoever has something to do already"
+    );
+    assert_eq!(
+        answered_of_ten(&houses.main_a, "patient", &never_of_patient).await,
+        9,
+        "whoever has nothing to do"
+    );
+    houses.stop().await;
+}
+
+/// Ten calls, each begun once the one before was answered or has come to an instance that never answers: how many were.
+async fn answered_of_ten(main: &Node, service: &str, never: &Never) -> usize {
+    let (mut answered, mut waiting) = (0, Vec::new());
+    for _ in 0..10 {
+        let mut asked = main.call(call(service, "say", "[]")).boxed();
+        let has_come = || never.waiting.load(Ordering::Relaxed) > waiting.len();
+        tokio::select! {
+            answer = &mut asked => {
+                assert_eq!(answer.outcome, Ok("\"carol\"".to_owned()));
+                answered += 1;
+                continue;
+            }
+            () = eventually("it has come to whoever never answers", has_come) => {}
+        }
+        waiting.push(asked);
+    }
+    answered
+}
