@@ -34,7 +34,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::announcement::{SignedAnnouncement, Stamp};
 use crate::balancer::Balancer;
@@ -169,6 +169,8 @@ struct State {
     lines: BTreeMap<PeerId, Line>,
     /// Why mains are no neighbours, as it was told last.
     told: BTreeMap<PeerId, String>,
+    /// Who has the name that this node wants, as it was told last.
+    told_holder: Option<PeerId>,
     /// The main that a home asks.
     uplink: Option<PeerId>,
     /// What its documents say beside this.
@@ -195,7 +197,7 @@ pub struct Offered {
     pub service: Service,
     /// Whose it is.
     pub origin: PeerId,
-    /// What that node calls itself.
+    /// What that node is called; `None` where it wants no name, or one that another node has.
     pub node: Option<NodeName>,
     /// How many links away; `None` while it cannot be reached, and none for this node's own.
     pub hops: Option<usize>,
@@ -252,6 +254,7 @@ impl Federation {
                 turns: BTreeMap::new(),
                 lines: BTreeMap::new(),
                 told: BTreeMap::new(),
+                told_holder: None,
                 uplink: None,
                 counts: Counts::new(),
                 rng: StdRng::seed_from_u64(draw()),
@@ -362,10 +365,11 @@ impl Federation {
         let own = state.registry.own().map(|own| (own, Some(0)));
         let all = own.into_iter().chain(state.registry.known());
         all.flat_map(|(announcement, hops)| {
+            let node = state.registry.name(announcement.origin);
             announcement.services.iter().map(move |service| Offered {
                 service: service.clone(),
                 origin: announcement.origin,
-                node: announcement.name.clone(),
+                node: node.cloned(),
                 hops,
             })
         })
@@ -540,6 +544,8 @@ impl Inner {
             outbox,
             answered,
             stop,
+            told_holder: None,
+            name_holder: None,
         };
         if role == Role::Main {
             state.counts.on_session(peer, now());
@@ -604,8 +610,16 @@ impl Inner {
                 // Another session with it has begun, in which it says everything anew.
                 break;
             }
+            let origin = message.origin();
+            let holder = |registry: &Registry| Some(registry.claim(origin?)?.1);
+            let before = holder(&state.registry);
             match state.registry.on_message(from, message, now()) {
-                Ok((_, more)) => to_send.extend(more),
+                Ok((_, more)) => {
+                    to_send.extend(more);
+                    if let Some(origin) = origin {
+                        self.on_claim(&mut state, origin, before);
+                    }
+                }
                 Err(error @ (HearError::Announcement(_) | HearError::NotAMain)) => {
                     wrong = Some(error);
                     break;
@@ -626,6 +640,56 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Whether a node has the name that it wants may have changed: it is told where it is a neighbour, and somebody has to do
+    /// something where another node has it.
+    fn on_claim(&self, state: &mut State, node: PeerId, before: Option<PeerId>) {
+        let Some((name, holder)) = state.registry.claim(node) else {
+            return;
+        };
+        let taken_by = (holder != node).then_some(holder);
+        if taken_by.is_some() && taken_by != before {
+            warn!(%node, %name, %holder, "a node wants a name that another one has; what it offers is called by its peer id");
+            self.audit(|| AuditEvent::NameTaken {
+                name: name.clone(),
+                peer: node,
+                holder,
+            });
+        }
+        let Some(session) = state.sessions.get_mut(&node) else {
+            return;
+        };
+        if session.told_holder != taken_by {
+            session.told_holder = taken_by;
+            session.say(ToSay::NameHolder(taken_by));
+        }
+    }
+
+    /// A main has said who has the name that this node wants, where another node does.
+    fn on_name_holder(&self, from: PeerId, number: u64, holder: Option<PeerId>) {
+        let mut state = self.lock();
+        let name = state.said.name.clone();
+        let Some(session) = state.sessions.get_mut(&from) else {
+            return;
+        };
+        // Homes decide nothing, and nobody takes from a node what it does not want.
+        let (Some(name), Role::Main, true) = (name, session.admitted.role, session.number == number) else {
+            return;
+        };
+        session.name_holder = holder;
+        match holder {
+            Some(holder) if state.told_holder != Some(holder) => warn!(
+                main = %from, %name, %holder,
+                "the name of this node belongs to another one: it is called by its peer id only; give another --node-id, or \
+                 stop that node, or wait for ten minutes after it has stopped without a word"
+            ),
+            None if state.told_holder.is_some() => info!(main = %from, %name, "this node has its name now"),
+            _ => {}
+        }
+        state.told_holder = holder;
+    }
+}
+
 impl State {
     /// Puts messages in the outboxes of their sessions, in one batch each.
     fn send(&self, to_send: Vec<ToSend>) {
@@ -637,10 +701,7 @@ impl State {
             let Some(session) = self.sessions.get(&to) else {
                 continue;
             };
-            if session.outbox.try_send(ToSay::Messages(batch)).is_err() {
-                // It is told everything anew when it comes back.
-                session.stop.cancel();
-            }
+            session.say(ToSay::Messages(batch));
         }
     }
 

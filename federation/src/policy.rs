@@ -355,6 +355,8 @@ pub enum AuditEvent {
         name: NodeName,
         /// By whom.
         peer: PeerId,
+        /// Who has it.
+        holder: PeerId,
     },
 }
 

@@ -25,7 +25,8 @@ pub struct Registry {
     neighbours: BTreeMap<PeerId, Role>,
     own: Option<(SignedAnnouncement, Announcement)>,
     origins: BTreeMap<PeerId, Origin>,
-    /// Who was the first to claim a name, and is still known.
+    /// Who was the first to claim a name, and is still known. Whoever has claimed it later has it with the first of its
+    /// announcements that comes after the name is free.
     names: BTreeMap<NodeName, PeerId>,
     /// Who offers a service.
     services: BTreeMap<ServiceName, BTreeSet<PeerId>>,
@@ -72,6 +73,14 @@ impl Message {
             Self::Lost { .. } => 64,
         }
     }
+
+    /// Whom it is about, as far as it says; `None` where that makes no sense.
+    pub fn origin(&self) -> Option<PeerId> {
+        match self {
+            Self::Announced(forwarded) => forwarded.path.first().copied(),
+            Self::Lost { origin } => Some(*origin),
+        }
+    }
 }
 
 /// A message for a neighbour.
@@ -102,14 +111,6 @@ pub enum HearError {
     /// It is none.
     #[error(transparent)]
     Announcement(#[from] AnnouncementError),
-    /// Another node has its name.
-    #[error("the name `{name}` was claimed by {holder} before; call the node otherwise")]
-    NameTaken {
-        /// Which.
-        name: NodeName,
-        /// Whose it is.
-        holder: PeerId,
-    },
     /// A home speaks for itself only.
     #[error("a home has passed on what another node announces")]
     NotAMain,
@@ -339,11 +340,31 @@ impl Registry {
             let is_known = peer == self.me || self.origins.contains_key(&peer);
             return is_known.then_some(peer);
         }
-        let own = self.own.as_ref().and_then(|(_, own)| own.name.as_ref());
+        self.holder(name)
+    }
+
+    /// Who is called so: this node itself, or else the first that has claimed it and is still known.
+    fn holder(&self, name: &NodeName) -> Option<PeerId> {
+        let own = self.own().and_then(|own| own.name.as_ref());
         if own == Some(name) {
             return Some(self.me);
         }
         self.names.get(name).copied()
+    }
+
+    /// The name that another node wants, and who has it: that node itself, or another one.
+    pub fn claim(&self, node: PeerId) -> Option<(&NodeName, PeerId)> {
+        let name = self.origins.get(&node)?.announcement.name.as_ref()?;
+        Some((name, self.holder(name)?))
+    }
+
+    /// What a node is called; `None` where it wants no name, or one that another node has.
+    pub fn name(&self, node: PeerId) -> Option<&NodeName> {
+        if node == self.me {
+            return self.own()?.name.as_ref();
+        }
+        let (name, holder) = self.claim(node)?;
+        (holder == node).then_some(name)
     }
 
     /// The neighbour over which a call to this node goes that has passed these: the nearest that leads past all of them.
@@ -381,24 +402,16 @@ impl Registry {
             (role, origin.and_then(Origin::nearest).map(behind))
         };
         NodeAddress {
-            node: self.name(node),
+            node: self.name_or_id(node),
             role,
             main: main
                 .filter(|_| role == Some(Role::Home))
-                .map(|main| self.name(main)),
+                .map(|main| self.name_or_id(main)),
         }
     }
 
-    /// What a node calls itself, or else the text of its id.
-    fn name(&self, node: PeerId) -> NodeName {
-        let announcement = if node == self.me {
-            self.own()
-        } else {
-            self.origins.get(&node).map(|origin| &origin.announcement)
-        };
-        announcement
-            .and_then(|announcement| announcement.name.clone())
-            .unwrap_or_else(|| NodeName::from(node))
+    fn name_or_id(&self, node: PeerId) -> NodeName {
+        self.name(node).cloned().unwrap_or_else(|| NodeName::from(node))
     }
 
     /// When a node's newest announcement was heard.
@@ -490,18 +503,6 @@ impl Registry {
             }
             return Ok((Heard::Known, self.tell(id)));
         }
-        if let Some(name) = &announcement.name {
-            let own = self.own.as_ref().and_then(|(_, own)| own.name.as_ref());
-            let holder = if own == Some(name) {
-                Some(self.me)
-            } else {
-                self.names.get(name).copied()
-            };
-            if let Some(holder) = holder.filter(|holder| *holder != id) {
-                let name = name.clone();
-                return Err(HearError::NameTaken { name, holder });
-            }
-        }
         if newest.is_none() && self.origins.len() >= Self::ORIGINS_MAX {
             return Err(HearError::Full);
         }
@@ -513,7 +514,8 @@ impl Registry {
             .unwrap_or_default();
         ways.insert(from, way);
         if let Some(name) = &announcement.name {
-            self.names.insert(name.clone(), id);
+            // Of another one that claims it the services are kept, and it is called by its id.
+            self.names.entry(name.clone()).or_insert(id);
         }
         for service in &announcement.services {
             self.services.entry(service.name.clone()).or_default().insert(id);
@@ -576,7 +578,9 @@ impl Registry {
     /// Takes a node out of everything.
     fn remove(&mut self, id: PeerId) -> Option<Origin> {
         let origin = self.origins.remove(&id)?;
-        if let Some(name) = &origin.announcement.name {
+        if let Some(name) = &origin.announcement.name
+            && self.names.get(name) == Some(&id)
+        {
             self.names.remove(name);
         }
         for service in &origin.announcement.services {

@@ -75,6 +75,8 @@ pub(super) struct MainView {
     pub(super) is_up: bool,
     /// Whether it is the one that this home asks.
     is_uplink: bool,
+    /// Who has the name that this node wants, where the main says that another node does.
+    name_holder: Option<PeerId>,
     pub(super) record: MainRecord,
     pub(super) rtt: Option<Duration>,
 }
@@ -265,9 +267,16 @@ impl Inner {
             "failed_instances": numbers.instances_failed,
             "node_id": self.me.to_string(),
             "node_type": self.role().to_string(),
+            "name_taken_by": self.name_holder().map(|holder| holder.to_string()),
             "timestamp": Moment::read().text(),
         });
         (health, document)
+    }
+
+    /// Who has the name that this node wants, where one of its mains says that another node does.
+    fn name_holder(&self) -> Option<PeerId> {
+        let state = self.lock();
+        state.sessions.values().find_map(|session| session.name_holder)
     }
 
     /// The short form of it, for whoever spreads requests over nodes.
@@ -340,6 +349,7 @@ impl Inner {
                     address: link.and_then(|link| link.address.clone()),
                     is_up: state.sessions.contains_key(&peer),
                     is_uplink: state.uplink == Some(peer),
+                    name_holder: state.sessions.get(&peer).and_then(|session| session.name_holder),
                     record: state.counts.main(peer),
                     rtt: link.and_then(|link| link.link).and_then(|link| link.rtt),
                 }
@@ -419,6 +429,7 @@ impl MainView {
             "rtt_ms": self.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             "probe_ms": self.record.probe_took.map(|took| took.as_secs_f64() * 1e3),
             "reconnects": self.record.reconnects,
+            "name_taken_by": self.name_holder.map(|holder| holder.to_string()),
         })
     }
 }

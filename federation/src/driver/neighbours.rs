@@ -49,6 +49,8 @@ enum Frame {
     Probe(u32),
     /// It does.
     Answer(u32),
+    /// A main says who has the name that the other wants; `None` where the other has it, after another had.
+    NameHolder(Option<PeerId>),
 }
 
 /// What waits to cross a session.
@@ -57,6 +59,7 @@ pub(super) enum ToSay {
     Messages(Vec<Message>),
     Probe(u32),
     Answer(u32),
+    NameHolder(Option<PeerId>),
 }
 
 /// How often a main is asked whether it does its part: its link may stand while the program behind it does not go on.
@@ -115,6 +118,19 @@ pub(super) struct Session {
     /// The last probe that it has answered.
     pub(super) answered: watch::Receiver<u32>,
     pub(super) stop: CancellationToken,
+    /// Who has the name that the neighbour wants, where that is another node and the neighbour was told.
+    pub(super) told_holder: Option<PeerId>,
+    /// The same of the name that this node wants, as the neighbour says.
+    pub(super) name_holder: Option<PeerId>,
+}
+
+impl Session {
+    /// Has something said, or ends where too much waits: a neighbour is told everything anew when it comes back.
+    pub(super) fn say(&self, to_say: ToSay) {
+        if self.outbox.try_send(to_say).is_err() {
+            self.stop.cancel();
+        }
+    }
 }
 
 /// Counts what a neighbour of another cluster calls, minute by minute.
@@ -604,6 +620,7 @@ async fn send_all(mut send: SendHalf, mut outbox: mpsc::Receiver<ToSay>) -> Resu
             ToSay::Messages(batch) => send_batch(&mut send, batch).await?,
             ToSay::Probe(number) => send.send(&encode(&Frame::Probe(number))).await?,
             ToSay::Answer(number) => send.send(&encode(&Frame::Answer(number))).await?,
+            ToSay::NameHolder(holder) => send.send(&encode(&Frame::NameHolder(holder))).await?,
         }
     }
     Ok(())
@@ -642,6 +659,7 @@ async fn receive_all(
             // Whoever asks more often than is answered waits for its answers longer.
             Ok(Frame::Probe(probe)) => drop(outbox.send(ToSay::Answer(probe)).await),
             Ok(Frame::Answer(probe)) => drop(answered.send_replace(probe)),
+            Ok(Frame::NameHolder(holder)) => inner.on_name_holder(receive.peer(), number, holder),
             _ => return Err(SessionError::Malformed),
         }
     }

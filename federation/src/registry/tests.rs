@@ -601,14 +601,37 @@ fn a_home_calls_whatever_its_main_reaches() {
 #[test]
 fn a_name_is_its_first_claimants() {
     let mut world = two_houses();
-    let mut said = world.said(BOB, &["blog"], None);
-    said.name = Some("node-0".parse().unwrap());
-    said.stamp.number += 1;
-    let signed = SignedAnnouncement::new(&said, &world.keys[BOB]).unwrap();
-    let message = Message::Announced(Box::new(Forwarded::first(world.id(BOB), signed)));
-    let from = world.id(BOB);
-    let refused = world.registries[MAIN_B].on_message(from, message, world.now);
-    assert!(matches!(refused, Err(HearError::NameTaken { holder, .. }) if holder == world.id(ALICE)));
+    let (alice, bob) = (world.id(ALICE), world.id(BOB));
+    let name: NodeName = "node-0".parse().unwrap();
+    let claim = |world: &mut World| {
+        world.stamps[BOB].number += 1;
+        let mut said = world.said(BOB, &["blog"], None);
+        said.name = Some(name.clone());
+        let signed = SignedAnnouncement::new(&said, &world.keys[BOB]).unwrap();
+        let to_send = world.registries[BOB].announce(signed).unwrap();
+        world.queue(BOB, to_send);
+        world.settle(1);
+    };
+    claim(&mut world);
+    for main in [MAIN_A, MAIN_B] {
+        let registry = &world.registries[main];
+        assert_eq!(registry.claim(bob), Some((&name, alice)));
+        assert_eq!(registry.locate(&"node-0".parse().unwrap()), Ok(alice));
+        // By its id it is called all the same, and so is what it offers.
+        assert_eq!(registry.name(bob), None);
+        let address = registry.address(bob);
+        assert_eq!(registry.locate(&address), Ok(bob), "{address}");
+        assert_eq!(world.knows(main, "blog"), Ok(vec![BOB]));
+    }
+    world.offer(ALICE, &[], Some(Departure::Shutdown));
+    world.settle(1);
+    let registry = &world.registries[MAIN_B];
+    let nobody = registry.locate(&"node-0".parse().unwrap()).unwrap_err();
+    assert_eq!(nobody.code, ErrorCode::NodeNotFound);
+    claim(&mut world);
+    let registry = &world.registries[MAIN_B];
+    assert_eq!(registry.name(bob), Some(&name), "it was free");
+    assert_eq!(registry.locate(&"node-0".parse().unwrap()), Ok(bob));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::nodes::{Houses, Node, PATIENCE, eventually};
 
 /// A node's edge, served on loopback.
-struct Edge {
+pub(crate) struct Edge {
     url: String,
     client: Client,
     stop: CancellationToken,
@@ -24,7 +24,7 @@ impl Edge {
         clippy::disallowed_methods,
         reason = "the edge owns this task, and waits for it"
     )]
-    async fn of(node: &Node) -> Self {
+    pub(crate) async fn of(node: &Node) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = router(node.federation.clone(), HttpConfig::default());
@@ -41,13 +41,13 @@ impl Edge {
         }
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let response = self.client.get(format!("{}{path}", self.url)).send().await;
         response.unwrap().json().await.unwrap()
     }
 
     /// The first document at a path of which something holds.
-    async fn until(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, path: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let found = tokio::time::timeout(PATIENCE, async {
             loop {
                 let document = self.get(path).await;
@@ -72,7 +72,7 @@ impl Edge {
         response.json().await.unwrap()
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         // Connections that are kept for another request would be waited for.
         drop(self.client);
         self.stop.cancel();

@@ -7,6 +7,7 @@ mod child_backend;
 mod executed;
 mod http;
 mod methods;
+mod names;
 mod nodes;
 mod spans;
 

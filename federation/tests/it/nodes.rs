@@ -143,6 +143,15 @@ impl Node {
         });
     }
 
+    /// It is told of these mains, and where they are.
+    pub(crate) fn name_mains(&self, mains: &[&Self]) {
+        for main in mains {
+            self.network.learn(main.id(), main.network.listen_addrs());
+        }
+        let list = mains.iter().map(|main| main.id()).collect();
+        self.around.send_modify(|around| around.mains = list);
+    }
+
     pub(crate) async fn stop(self) {
         self.federation.shutdown().await;
         self.network.shutdown().await;
