@@ -3,6 +3,7 @@
 //! The tables are behind one lock that is held for a moment and never while anything is waited for.
 
 mod asked;
+mod audit;
 mod backend;
 mod calls;
 mod catalog;
@@ -22,7 +23,6 @@ mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,7 @@ use crate::{
     Announcement, AnnouncementError, Balancing, Call, CallAnswer, Departure, HearError, Message, NodeName,
     Registry, Service, ServiceName, Span, ToSend,
 };
+use audit::Audit;
 use backend::Offer;
 pub use backend::{Backend, Echo, Exposure, Invocation};
 pub use child_backend::{ChildBackend, ChildBackendError};
@@ -140,8 +141,7 @@ pub(crate) struct Inner {
     me: PeerId,
     around: watch::Receiver<Around>,
     policy: Policy,
-    audit: Option<mpsc::Sender<AuditEvent>>,
-    audit_is_behind: AtomicBool,
+    audit: Audit,
     spans: Spans,
     /// Whether this node or a home of its offers anything, or has.
     tells: watch::Sender<bool>,
@@ -237,8 +237,7 @@ impl Federation {
             keypair: config.keypair,
             around,
             policy: config.policy,
-            audit: config.audit,
-            audit_is_behind: AtomicBool::new(false),
+            audit: Audit::new(config.audit),
             spans: Spans::new(config.spans),
             tells: watch::Sender::new(false),
             state: Mutex::new(State {
@@ -421,7 +420,15 @@ async fn tick(inner: Arc<Inner>) {
         state.executed.on_tick(now());
         // Mains that nobody names any more are not told of again.
         let mains = inner.around.borrow().mains.clone();
-        state.told.retain(|main, _| mains.contains(main));
+        let State { told, counts, .. } = &mut *state;
+        // What has stood for a moment has ended for another reason if it does.
+        let stands = |main| {
+            counts
+                .main(main)
+                .up_since
+                .is_some_and(|since| now() >= since + TICK)
+        };
+        told.retain(|main, _| mains.contains(main) && !stands(*main));
         state.turns.retain(|_, turns| !turns.is_idle());
         // A new one takes whatever path is the best by then.
         state.lines.retain(|_, line| !line.is_idle());
@@ -502,18 +509,6 @@ impl Inner {
         answers.collect()
     }
 
-    /// Writes something down, where anybody reads it.
-    fn audit(&self, event: impl FnOnce() -> AuditEvent) {
-        let Some(audit) = &self.audit else { return };
-        let is_behind = audit.try_send(event()).is_err();
-        // Told once: strangers who are refused could fill the log otherwise.
-        if is_behind && !self.audit_is_behind.swap(true, Ordering::Relaxed) {
-            warn!("events are not written to the audit log, which is behind");
-        } else if !is_behind {
-            self.audit_is_behind.store(false, Ordering::Relaxed);
-        }
-    }
-
     fn turns(&self, to: PeerId) -> Arc<Turns> {
         let new = || Turns::new(calls::UNDER_WAY_MAX, calls::WAITING_MAX);
         Arc::clone(self.lock().turns.entry(to).or_insert_with(new))
@@ -534,7 +529,6 @@ impl Inner {
         let (peer, role) = (claim.peer, admitted.role);
         let mut state = self.lock();
         state.sessions_begun += 1;
-        state.told.remove(&peer);
         let number = state.sessions_begun;
         let session = Session {
             number,
@@ -650,7 +644,7 @@ impl Inner {
         let taken_by = (holder != node).then_some(holder);
         if taken_by.is_some() && taken_by != before {
             warn!(%node, %name, %holder, "a node wants a name that another one has; what it offers is called by its peer id");
-            self.audit(|| AuditEvent::NameTaken {
+            self.audit.write(|| AuditEvent::NameTaken {
                 name: name.clone(),
                 peer: node,
                 holder,

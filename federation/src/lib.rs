@@ -5,6 +5,7 @@
 //! [`Executed`] what was carried out already. They know neither clock nor network.
 
 mod announcement;
+mod audit_limit;
 mod balancer;
 mod balancing;
 mod breaker;
@@ -30,6 +31,7 @@ mod window;
 mod driver;
 
 pub use announcement::{Announcement, AnnouncementError, Departure, Forwarded, SignedAnnouncement, Stamp};
+pub use audit_limit::AuditLimit;
 pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, ParseAlgorithmError, Refused};
 pub use balancing::Balancing;
 pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};

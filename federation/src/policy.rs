@@ -358,6 +358,11 @@ pub enum AuditEvent {
         /// Who has it.
         holder: PeerId,
     },
+    /// Others of these were not written, since there were too many.
+    Omitted {
+        /// How many.
+        count: u64,
+    },
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ impl Inner {
     fn allow(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
         let allowed = self.is_allowed(from, call, now);
         if let Err(error) = &allowed {
-            self.audit(|| AuditEvent::CallRefused {
+            self.audit.write(|| AuditEvent::CallRefused {
                 from: Some(from),
                 caller: call.path.first().copied(),
                 service: call.service.clone(),
@@ -550,7 +550,7 @@ impl State {
         now: Instant,
     ) -> Result<Execution, Served> {
         if let Err(error) = self.permit(call) {
-            inner.audit(|| AuditEvent::CallRefused {
+            inner.audit.write(|| AuditEvent::CallRefused {
                 from: call.path.last().copied(),
                 caller: call.path.first().copied(),
                 service: call.service.clone(),

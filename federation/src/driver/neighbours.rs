@@ -42,7 +42,7 @@ enum Frame {
         cluster: Option<ClusterId>,
         proof: Option<Proof>,
     },
-    /// In place of a greeting: why whoever has opened the session is no neighbour, at most [`REASON_MAX`] bytes.
+    /// In place of a greeting, or behind the first: why the other is no neighbour, at most [`REASON_MAX`] bytes.
     Refused(String),
     Messages(Vec<Message>),
     /// Asks a main whether it still does its part.
@@ -88,7 +88,8 @@ const FRAME_BYTES: usize = 512 * 1024;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a session that ended is left before it is tried again: at first a quarter of a second, then twice as long each
-/// time, up to a second in the first minute (a main that restarts is back within one) and up to 30 s after it.
+/// time, up to a second in the first minute (a main that restarts is back within one) and up to 30 s after it, or at once where
+/// it was refused.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_SOON: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -187,6 +188,13 @@ enum SessionError {
     Heard(#[from] HearError),
 }
 
+impl SessionError {
+    /// Whether one of both does not want the other, which is so until somebody has done something about it.
+    const fn is_refusal(&self) -> bool {
+        matches!(self, Self::RefusedBy(_) | Self::NotAdmitted(_))
+    }
+}
+
 /// How long to wait before another attempt.
 #[derive(Debug)]
 struct Backoff {
@@ -194,6 +202,8 @@ struct Backoff {
     times: u32,
     /// Since when there is a session.
     up_since: Option<Instant>,
+    /// The last attempt was answered, by a refusal: another one soon would be too.
+    is_refused: bool,
 }
 
 impl Backoff {
@@ -202,6 +212,7 @@ impl Backoff {
             since: now(),
             times: 0,
             up_since: None,
+            is_refused: false,
         }
     }
 
@@ -223,7 +234,7 @@ impl Backoff {
 
     /// Full jitter, so that a thousand homes do not come back at once.
     fn next(&mut self, random: f64) -> Duration {
-        let most = if now() < self.since + SOON_FOR {
+        let most = if !self.is_refused && now() < self.since + SOON_FOR {
             RETRY_SOON
         } else {
             RETRY_MAX
@@ -309,13 +320,16 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         let better = active
             .as_ref()
             .and_then(|(peer, _)| list.iter().position(|main| main == peer));
-        if let Some((main, stop)) = open_first(inner, &list[..better.unwrap_or(list.len())]).await {
-            info!(%main, "calls go by this main");
-            inner.set_uplink(Some(main));
-            backoff.on_up();
-            if let Some((_, before)) = active.replace((main, stop)) {
-                before.cancel();
+        match open_first(inner, &list[..better.unwrap_or(list.len())]).await {
+            Ok((main, stop)) => {
+                info!(%main, "calls go by this main");
+                inner.set_uplink(Some(main));
+                backoff.on_up();
+                if let Some((_, before)) = active.replace((main, stop)) {
+                    before.cancel();
+                }
             }
+            Err(NoMain { is_refused }) => backoff.is_refused = is_refused,
         }
         if active.is_none() {
             inner.set_uplink(None);
@@ -333,9 +347,16 @@ async fn keep_uplink(inner: &Arc<Inner>) {
     }
 }
 
+/// None of a home's mains takes it in.
+struct NoMain {
+    /// Whether all of them have said so.
+    is_refused: bool,
+}
+
 /// Begins a session with whichever of these answers first, of which the earlier ones have a start.
-async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Option<(PeerId, CancellationToken)> {
+async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Result<(PeerId, CancellationToken), NoMain> {
     let mut left = mains.iter();
+    let mut refusals = 0;
     let mut trying = FuturesUnordered::new();
     loop {
         if let Some(&main) = left.next() {
@@ -343,11 +364,14 @@ async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Option<(PeerId, Can
         }
         tokio::select! {
             Some((main, opened)) = trying.next() => match opened {
-                Ok(stop) => return Some((main, stop)),
-                Err(error) => inner.tell_of(main, &error),
+                Ok(stop) => return Ok((main, stop)),
+                Err(error) => {
+                    refusals += usize::from(error.is_refusal());
+                    inner.tell_of(main, &error);
+                }
             },
             () = tokio::time::sleep(START), if left.len() > 0 => {}
-            else => return None,
+            else => return Err(NoMain { is_refused: refusals > 0 && refusals == mains.len() }),
         }
     }
 }
@@ -402,7 +426,10 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
                     ended.cancelled().await;
                     backoff.on_down();
                 }
-                Err(error) => inner.tell_of(main, &error),
+                Err(error) => {
+                    backoff.is_refused = error.is_refusal();
+                    inner.tell_of(main, &error);
+                }
             }
         }
         let wait = backoff.next(rand_part(&inner));
@@ -449,7 +476,20 @@ async fn greeted(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channe
     let peer = channel.peer();
     channel.send(&encode(&inner.greeting(peer))).await?;
     let claim = claim(&mut channel).await?;
-    Ok((admit(inner, claim)?, channel))
+    match admit(inner, claim) {
+        Ok(greeted) => Ok((greeted, channel)),
+        Err(refused) => {
+            // It has let this node in, and may wonder why that has gone.
+            refuse(&mut channel, &refused).await;
+            Err(refused.into())
+        }
+    }
+}
+
+/// Says why there will be no session; whoever is refused may be gone already.
+async fn refuse(channel: &mut Channel, why: &NotAdmitted) {
+    let _ = channel.send(&encode(&Frame::Refused(why.to_string()))).await;
+    let _ = channel.finish().await;
 }
 
 /// Is greeted by whoever has opened a session. It is greeted in turn once it has a session: it may call as soon as it knows.
@@ -459,9 +499,7 @@ async fn taken(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channel)
     let greeted = match admit(inner, claim) {
         Ok(greeted) => greeted,
         Err(refused) => {
-            // Whoever is refused may be gone already.
-            let _ = channel.send(&encode(&Frame::Refused(refused.to_string()))).await;
-            let _ = channel.finish().await;
+            refuse(&mut channel, &refused).await;
             return Err(refused.into());
         }
     };
@@ -495,7 +533,7 @@ fn legible(text: &str) -> String {
 
 fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
     let verdict = inner.policy.admit(inner.me, &inner.around.borrow(), &claim);
-    inner.audit(|| match &verdict {
+    inner.audit.write(|| match &verdict {
         Ok(admitted) => AuditEvent::Admitted {
             peer: claim.peer,
             role: admitted.role,
@@ -523,15 +561,14 @@ fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
 impl Inner {
     /// Why there is no session with a main: what somebody has to do something about is told once, until it is something else.
     fn tell_of(&self, main: PeerId, error: &SessionError) {
-        match error {
-            SessionError::RefusedBy(_) | SessionError::NotAdmitted(_) => {
-                let reason = error.to_string();
-                let told = self.lock().told.insert(main, reason.clone());
-                if told.as_ref() != Some(&reason) {
-                    warn!(%main, %error, "there is no session with a main");
-                }
-            }
-            _ => debug!(%main, %error, "a main does not answer"),
+        if !error.is_refusal() {
+            debug!(%main, %error, "a main does not answer");
+            return;
+        }
+        let reason = error.to_string();
+        let told = self.lock().told.insert(main, reason.clone());
+        if told.as_ref() != Some(&reason) {
+            warn!(%main, %error, "there is no session with a main");
         }
     }
 
@@ -595,6 +632,9 @@ async fn run(
     };
     match ended {
         Ok(()) => debug!(%peer, "the session has ended"),
+        Err(error) if error.is_refusal() && inner.around.borrow().mains.contains(&peer) => {
+            inner.tell_of(peer, &error);
+        }
         Err(error) => debug!(%peer, %error, "the session has ended"),
     }
 }
@@ -660,6 +700,9 @@ async fn receive_all(
             Ok(Frame::Probe(probe)) => drop(outbox.send(ToSay::Answer(probe)).await),
             Ok(Frame::Answer(probe)) => drop(answered.send_replace(probe)),
             Ok(Frame::NameHolder(holder)) => inner.on_name_holder(receive.peer(), number, holder),
+            Ok(Frame::Refused(reason)) if reason.len() <= REASON_MAX => {
+                return Err(SessionError::RefusedBy(legible(&reason)));
+            }
             _ => return Err(SessionError::Malformed),
         }
     }
@@ -715,5 +758,19 @@ mod tests {
         assert_eq!(backoff.next(1.0), Duration::from_secs(8));
         assert_eq!(backoff.next(0.0), Duration::ZERO);
         assert_eq!(backoff.next(1.0), RETRY_MAX);
+    }
+
+    #[test]
+    fn whoever_is_refused_tries_again_less_and_less_often_from_the_first_time() {
+        let mut backoff = Backoff::new();
+        backoff.is_refused = true;
+        let waits: Vec<u128> = (0..8).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000]);
+        backoff.is_refused = false;
+        assert_eq!(
+            backoff.next(1.0),
+            RETRY_SOON,
+            "it does not answer, and may restart"
+        );
     }
 }

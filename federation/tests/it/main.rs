@@ -9,6 +9,7 @@ mod http;
 mod methods;
 mod names;
 mod nodes;
+mod refusals;
 mod spans;
 
 use std::sync::Arc;

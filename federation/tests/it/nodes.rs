@@ -18,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
 
+pub(crate) const ELSEWHERE: ClusterId = ClusterId::from_bytes([8; 16]);
+
 pub(crate) struct Node {
     pub(crate) name: &'static str,
     pub(crate) federation: Federation,
@@ -141,6 +143,12 @@ impl Node {
             around.mains = vec![other.id()];
             around.members = Some(members);
         });
+    }
+
+    /// It belongs to another cluster than the others here.
+    pub(crate) fn belong_elsewhere(&self) {
+        let cluster = Some(ELSEWHERE);
+        self.around.send_modify(|around| around.cluster = cluster);
     }
 
     /// It is told of these mains, and where they are.
