@@ -362,14 +362,27 @@ impl State {
                 None,
             ));
         }
+        let is_catalog = call.service.as_str() == catalog::NAME;
         let mut candidates: Vec<Candidate<PeerId>> = Vec::new();
         match &call.address {
+            // Every node has it, and none announces it: nothing is chosen, and nothing kept of who was called.
+            None if is_catalog => {
+                let main = uplink.filter(|_| call.path.is_empty());
+                let target = Some(main.unwrap_or(me));
+                return Ok((call.advance(me, target, uplink, &self.registry, waited)?, None));
+            }
             Some(address) => match self.registry.locate(address) {
                 Ok(node)
                     if self.registry.offers(node, &call.service)
                         || (node == me && self.offered_to(call).is_some()) =>
                 {
                     candidates.push(candidate(node, self.registry.hops(node).unwrap_or(0)));
+                }
+                Ok(node) if is_catalog => {
+                    return Ok((
+                        call.advance(me, Some(node), uplink, &self.registry, waited)?,
+                        None,
+                    ));
                 }
                 Ok(node) => {
                     let said = format!("node {node} does not offer service `{}`", call.service);

@@ -1,5 +1,5 @@
 //! What every node answers about the federation itself, under a name that no service has. It is announced nowhere: whoever calls
-//! it names the node.
+//! it names the node, or means the one that it asks, or the main of that where it is a home, which knows more.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

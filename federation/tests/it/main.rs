@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod balancing;
+mod catalog;
 mod child_backend;
 mod executed;
 mod http;
