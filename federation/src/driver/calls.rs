@@ -752,24 +752,37 @@ async fn ask_apart(
 
 /// Why a node has not answered, and whether it may have begun.
 fn lost(inner: &Inner, to: PeerId, call: &Call, error: &RequestError) -> (CallError, bool) {
-    let (code, was_sent) = match error {
+    let (code, was_sent) = meaning(error, call.target == Some(to));
+    let said = match error {
+        // What the network says of it is for whoever never was a member.
+        RequestError::Channel(ChannelError::Refused {
+            refusal: Refusal::NotMember,
+            ..
+        }) => format!("node {to} takes this node for no neighbour any more; they greet anew"),
+        error => lapwing_base::chain(error),
+    };
+    let mut error = CallError::new(code, said);
+    error.failed_at = Some(inner.me);
+    (error, was_sent)
+}
+
+/// What it means for a call that the node that it was sent to has not answered, and whether that may have begun.
+fn meaning(error: &RequestError, is_target: bool) -> (ErrorCode, bool) {
+    match error {
         RequestError::Timeout { .. } => (ErrorCode::Timeout, true),
-        RequestError::Open(_) if call.target == Some(to) => (ErrorCode::NodeOffline, false),
+        RequestError::Open(_) if is_target => (ErrorCode::NodeOffline, false),
         RequestError::Open(_) => (ErrorCode::PeerUnreachable, false),
         RequestError::Channel(ChannelError::Refused { refusal, .. }) => match refusal {
             Refusal::Busy => (ErrorCode::Overloaded, false),
-            Refusal::NotServed => (ErrorCode::PeerUnreachable, false),
+            // Calls go to neighbours only. One that takes this node for none has noticed before this node that the way
+            // between them broke.
+            Refusal::NotServed | Refusal::NotMember => (ErrorCode::PeerUnreachable, false),
             Refusal::TooLong { .. } => (ErrorCode::PayloadTooLarge, false),
-            Refusal::WrongCluster { .. } | Refusal::NotMember | Refusal::Version { .. } => {
-                (ErrorCode::ForbiddenByPolicy, false)
-            }
+            Refusal::WrongCluster { .. } | Refusal::Version { .. } => (ErrorCode::ForbiddenByPolicy, false),
         },
         RequestError::Channel(ChannelError::TooLong { .. }) => (ErrorCode::PayloadTooLarge, false),
         _ => (ErrorCode::PeerUnreachable, true),
-    };
-    let mut error = CallError::new(code, lapwing_base::chain(error));
-    error.failed_at = Some(inner.me);
-    (error, was_sent)
+    }
 }
 
 pub(super) fn failed(inner: &Inner, error: CallError) -> CallAnswer {
@@ -794,4 +807,24 @@ pub(super) fn unreadable(inner: &Inner, peer: PeerId) -> CallAnswer {
 
 fn micros(took: Duration) -> u32 {
     u32::try_from(took.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Retry;
+
+    #[test]
+    fn a_neighbour_that_has_noticed_a_cut_before_this_node_may_be_asked_again() {
+        let refused = |refusal| {
+            let (peer, kind) = (PeerId::random(), CALL);
+            let error = RequestError::Channel(ChannelError::Refused { peer, kind, refusal });
+            meaning(&error, true)
+        };
+        let (code, was_sent) = refused(Refusal::NotMember);
+        assert_eq!((code, was_sent), (ErrorCode::PeerUnreachable, false));
+        assert_eq!(code.retry(), Retry::Later);
+        let (code, _) = refused(Refusal::WrongCluster { theirs: None });
+        assert_eq!(code, ErrorCode::ForbiddenByPolicy);
+    }
 }
