@@ -383,8 +383,12 @@ impl Registry {
             if origin.ways.is_empty() {
                 CallError::new(ErrorCode::NodeOffline, format!("node {to} is not connected"))
             } else {
-                let said = format!("every way to node {to} leads back over one that the call has passed");
-                CallError::new(ErrorCode::RoutingLoop, said)
+                // Whoever has passed it on knew of a way over this node. It is gone, and that is on its way to them.
+                let said = format!(
+                    "every way to node {to} leads back over one that the call has passed; there may be another in a \
+                     moment"
+                );
+                CallError::new(ErrorCode::NodeOffline, said)
             }
         })
     }
