@@ -407,12 +407,13 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
     let mut backoff = Backoff::new();
     // Of two that both know of each other one begins, and the other only where that does not happen: of two members it may
     // have nothing to tell.
-    if main < inner.me {
-        let patience = if is_member { RETRY_SOON } else { OTHER_START };
-        tokio::time::sleep(patience).await;
-    }
+    let behind = match (main < inner.me, is_member) {
+        (false, _) => Duration::ZERO,
+        (true, false) => OTHER_START,
+        (true, true) => RETRY_SOON,
+    };
+    tokio::time::sleep(behind).await;
     loop {
-        let is_second = main < inner.me;
         if let Some(ended) = inner.session_end(main) {
             backoff.on_up();
             ended.cancelled().await;
@@ -433,7 +434,7 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
             }
         }
         let wait = backoff.next(rand_part(&inner));
-        tokio::time::sleep(if is_second { wait + RETRY_SOON } else { wait }).await;
+        tokio::time::sleep(wait + behind).await;
     }
 }
 
