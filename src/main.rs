@@ -15,6 +15,10 @@ use clap::Parser;
 
 use crate::cli::{Cli, Failure};
 
+/// Of what a short call costs a node a seventh was allocating, with the C library's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match cli::run(Cli::parse_from(arguments())) {
         Ok(()) => ExitCode::SUCCESS,
