@@ -6,7 +6,7 @@ use crate::{
     Arguments, CallError, Constraint, ErrorCode, NodeAddress, Registry, RemoteCall, ServiceName, Token,
     Wanted,
 };
-use lapwing_base::PeerId;
+use lapwing_base::{PeerId, Role};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -84,11 +84,15 @@ pub struct Failure {
     pub remote: Option<crate::RemoteError>,
 }
 
-/// How long a call was at one node, in microseconds by that node's clock.
+/// When a call was at one node, and for how long, all by that node's own clocks: those of two nodes need not agree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct HopTiming {
     /// Which.
     pub node: PeerId,
+    /// What it says that it is.
+    pub role: Role,
+    /// When the call has come to it, in nanoseconds since 1970. For people to read: nothing is reckoned with it.
+    pub in_unix_ns: u64,
     /// Until it was looked at.
     pub queue_us: u32,
     /// Until the answer came from the next node, that node's own time included; 0 where it was carried out.
@@ -433,7 +437,7 @@ pub(crate) mod tests {
     use crate::Message;
     use crate::announcement::tests::announcement;
     use crate::{Forwarded, SignedAnnouncement};
-    use lapwing_base::{Keypair, Role};
+    use lapwing_base::Keypair;
     use std::time::Instant;
 
     /// A main that knows a home of its own, and one behind another main.

@@ -24,7 +24,7 @@ mod turns;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::join_all;
 use lapwing_base::{Keypair, PeerId, Role};
@@ -67,6 +67,15 @@ use turns::Turns;
 )]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// When something begins, for people to read; how long it takes is measured with the other clock, which is never set.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver reads the clock for the cores"
+)]
+pub(crate) fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
 
 /// What cores are seeded with.

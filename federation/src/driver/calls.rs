@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -19,7 +19,7 @@ use super::asked::broken;
 use super::backend::{Backend, Invocation, Offer};
 use super::catalog::{self, Catalog};
 use super::turns::Full;
-use super::{Inner, State, now};
+use super::{Inner, State, now, wall_clock};
 use crate::balancer::{Balancer, Candidate, Chosen};
 use crate::breaker::{BreakerConfig, Outcome};
 use crate::executed::{Attempt, ExecutionId, Found};
@@ -127,6 +127,25 @@ pub(super) async fn answer_to(
 }
 
 impl Inner {
+    /// What this node says of a call that has come at `arrived` and goes on at `begun`, which is now; what follows took no
+    /// time yet.
+    fn hop(&self, arrived: Instant, begun: Instant) -> HopTiming {
+        let queued = begun.saturating_duration_since(arrived);
+        // A clock before 1970 is wrong anyway.
+        let unix = wall_clock()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        HopTiming {
+            node: self.me,
+            role: self.role(),
+            // Until the year 2554.
+            in_unix_ns: u64::try_from(unix.saturating_sub(queued).as_nanos()).unwrap_or(u64::MAX),
+            queue_us: micros(queued),
+            forward_us: 0,
+            exec_us: 0,
+        }
+    }
+
     /// Whether a neighbour may make a call at all: one of another cluster may call what is let out, and so often.
     fn allow(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
         let allowed = self.is_allowed(from, call, now);
@@ -526,6 +545,7 @@ pub(super) type Join = WeakShared<BoxFuture<'static, Served>>;
 /// Carries a call out here, unless it was or is already.
 async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer {
     let begun = now();
+    let mut hop = inner.hop(arrived, begun);
     // Arguments may be long: they are looked at before the tables are taken.
     let attempt = Attempt::of(inner.me, call);
     let execution = inner.lock().execution(inner, call, &attempt, begun);
@@ -541,12 +561,7 @@ async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer 
         }
         Err(served) => served,
     };
-    let hop = HopTiming {
-        node: inner.me,
-        queue_us: micros(begun.saturating_duration_since(arrived)),
-        forward_us: 0,
-        exec_us: micros(now().saturating_duration_since(begun)),
-    };
+    hop.exec_us = micros(now().saturating_duration_since(begun));
     CallAnswer {
         outcome: outcome.map_err(|error| Failure::of(error, inner.me)),
         hops: vec![hop],
@@ -669,6 +684,7 @@ async fn forward(
         return (failed(inner, refused), false);
     }
     // What has waited has less time than was said when it came.
+    let mut hop = inner.hop(arrived, begun);
     let waited = begun.saturating_duration_since(waiting_since);
     let less = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
     call.remaining_ms = call.remaining_ms.saturating_sub(less).max(1);
@@ -691,12 +707,8 @@ async fn forward(
     };
     // No more than links can have been crossed, whatever a peer says.
     answer.hops.truncate(usize::from(Call::LINKS_MAX) + 1);
-    answer.hops.push(HopTiming {
-        node: inner.me,
-        queue_us: micros(begun.saturating_duration_since(arrived)),
-        forward_us: micros(now().saturating_duration_since(begun)),
-        exec_us: 0,
-    });
+    hop.forward_us = micros(now().saturating_duration_since(begun));
+    answer.hops.push(hop);
     (answer, was_sent)
 }
 

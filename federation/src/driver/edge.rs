@@ -359,6 +359,8 @@ fn shown(answer: &CallAnswer, parent: TraceParent) -> Value {
         .map(|hop| {
             json!({
                 "node": hop.node.to_string(),
+                "role": hop.role.to_string(),
+                "in_unix_ns": hop.in_unix_ns,
                 "queue_us": hop.queue_us,
                 "forward_us": hop.forward_us,
                 "exec_us": hop.exec_us,

@@ -7,7 +7,7 @@ use lapwing_base::PeerId;
 use rand::RngExt as _;
 use tokio::sync::mpsc;
 
-use super::{Inner, now};
+use super::{Inner, now, wall_clock};
 use crate::{Call, CallAnswer, CallError, ErrorCode, Span, SpanKind, TraceParent};
 
 /// Where spans go, and how many could not.
@@ -123,13 +123,4 @@ impl Drop for OpenSpan<'_> {
             "nobody waits for the answer any more",
         )));
     }
-}
-
-/// When a span begins, for people to read; how long it takes is measured with the other clock, which is never set.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the driver reads the clock for the cores"
-)]
-fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

@@ -263,6 +263,18 @@ async fn json_rpc_at_a_home_reaches_a_service_three_links_away_and_shows_the_way
     assert_eq!(answer["trace"]["hops"], 3);
     assert_eq!(answer["trace"]["path"][0]["node"], houses.alice.id().to_string());
     assert_eq!(answer["trace"]["path"][3]["node"], houses.bob.id().to_string());
+    let path = answer["trace"]["path"].as_array().unwrap();
+    let roles: Vec<_> = path.iter().map(|hop| hop["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["home", "main", "main", "home"]);
+    // All are of one machine here, so that its clock has seen them in this order, and none before this test was written.
+    let came: Vec<_> = path
+        .iter()
+        .map(|hop| hop["in_unix_ns"].as_u64().unwrap())
+        .collect();
+    assert!(
+        came.is_sorted() && came[0] > 1_700_000_000_000_000_000,
+        "{came:?}"
+    );
     // The same of any instance, and directly; several at once, of which one is answered with what is wrong.
     let answers = houses
         .ask(r#"[{"jsonrpc":"2.0","id":"a","method":"remote_call","params":{"service_name":"blog","method":"echo","args":1}},
