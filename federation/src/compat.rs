@@ -3,7 +3,8 @@
 //!
 //! A message is read with [`FederationMessage::parse`], or with [`FederationMessage::adapt`] where it is of the mesh that was
 //! there before mains and homes. A request becomes a [`RemoteCall`] by [`FederationMessage::call`], and what comes of that goes
-//! back in [`FederationMessage::answer`]. Nothing in a message is proof of who has sent it.
+//! back in [`FederationMessage::answer`]. Nothing in a message is proof of who has sent it. The driver takes them at paths of
+//! HTTP; what it does with each is said here.
 
 use crate::remote_call::{PRIORITY_MAX, is_message_id};
 use crate::service::NAME_MAX;
@@ -12,6 +13,7 @@ use crate::{
     RemoteCall, ServiceName,
 };
 use lapwing_base::Role;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::ffi::OsString;
@@ -38,7 +40,7 @@ pub struct FederationMessage {
     pub timestamp: Option<Timestamp>,
     /// Who has written it.
     pub source_node: MessageAddress,
-    /// Whom it is for. Requests, responses and errors have one; any other is for whoever it comes to.
+    /// Whom it is for. Requests and responses have one; any other is for whoever it comes to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_node: Option<MessageAddress>,
     /// The nodes that have passed it on, each once, and no more than `ttl`.
@@ -80,6 +82,19 @@ pub enum MessageKind {
     ServiceDiscovery,
     /// Why a message came to nothing.
     Error,
+}
+
+/// What a message wants of the node that it comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WantedOfUs {
+    /// That it calls somebody.
+    Call(Box<RemoteCall>),
+    /// That it says that it is there.
+    SignOfLife,
+    /// That it says who offers what.
+    Registry,
+    /// It is an answer, and this node has asked nothing.
+    Nothing,
 }
 
 /// A node as messages name it.
@@ -219,6 +234,48 @@ impl FederationMessage {
         mesh.translate(unnamed)?.check()
     }
 
+    /// Reads a message of either form: one of the mesh says whom it is `from`, and has no `source_node`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(body: &[u8], unnamed: CallId) -> Result<Self, MessageError> {
+        #[derive(Deserialize)]
+        struct Form {
+            source_node: Option<IgnoredAny>,
+            from: Option<IgnoredAny>,
+        }
+        check_length(body)?;
+        let form: Form = serde_json::from_slice(body).map_err(unreadable)?;
+        match (form.source_node, form.from) {
+            (None, Some(_)) => Self::adapt(body, unnamed),
+            _ => Self::parse(body),
+        }
+    }
+
+    /// What whoever has sent it wants of this node.
+    ///
+    /// # Errors
+    /// Why it gets nothing.
+    pub fn wanted(&self) -> Result<WantedOfUs, CallError> {
+        // What answers something is answered by nothing: two nodes would never come to an end.
+        let is_answer = self.correlation_id.is_some()
+            || self.data.get("heartbeat").and_then(Value::as_str) == Some("pong");
+        match self.kind {
+            MessageKind::Request => Ok(WantedOfUs::Call(Box::new(self.call()?))),
+            MessageKind::Heartbeat if !is_answer => Ok(WantedOfUs::SignOfLife),
+            MessageKind::ServiceDiscovery if !is_answer => Ok(WantedOfUs::Registry),
+            MessageKind::Registration => {
+                let said = "services are not registered by messages any more: a node offers them that is connected as a home, as \
+                            `lapwing relay --connect URL --service NAME=URL` is";
+                Err(CallError::new(ErrorCode::MethodNotFound, said))
+            }
+            MessageKind::Heartbeat
+            | MessageKind::ServiceDiscovery
+            | MessageKind::Response
+            | MessageKind::Error => Ok(WantedOfUs::Nothing),
+        }
+    }
+
     /// How many links a call may cross that is made of this message: what is left of its `ttl`, and no more than any may.
     pub fn links_max(&self) -> u8 {
         let passed = u8::try_from(self.routing_path.len()).unwrap_or(u8::MAX);
@@ -302,21 +359,75 @@ impl FederationMessage {
             Ok(result) => (MessageKind::Response, "result", result),
             Err(document) => (MessageKind::Error, "error", document),
         };
+        let data = Map::from_iter([(member.to_owned(), value)]);
+        self.reply(kind, me, id, timestamp, data)
+    }
+
+    /// A message of a kind that goes back to whoever has sent this one.
+    #[must_use]
+    pub fn reply(
+        &self,
+        kind: MessageKind,
+        me: MessageAddress,
+        id: CallId,
+        timestamp: Option<Timestamp>,
+        data: Map<String, Value>,
+    ) -> Self {
+        Self {
+            correlation_id: Some(self.message_id.clone()),
+            destination_node: Some(self.source_node.clone()),
+            priority: self.priority,
+            ..Self::of(kind, me, id, timestamp, data)
+        }
+    }
+
+    /// What whoever has sent a body is told that is no message, with `document` as the `error`. The body's `message_id` is
+    /// repeated where it has one.
+    #[must_use]
+    pub fn refusal(
+        body: &[u8],
+        me: MessageAddress,
+        id: CallId,
+        timestamp: Option<Timestamp>,
+        document: Value,
+    ) -> Self {
+        #[derive(Deserialize)]
+        struct Named {
+            #[serde(alias = "id")]
+            message_id: String,
+        }
+        // It may be wrong in any other way.
+        let named = serde_json::from_slice::<Named>(body).map(|named| named.message_id);
+        let data = Map::from_iter([("error".to_owned(), document)]);
+        Self {
+            correlation_id: named.ok().filter(|id| is_message_id(id)),
+            ..Self::of(MessageKind::Error, me, id, timestamp, data)
+        }
+    }
+
+    /// A message for whoever it comes to.
+    fn of(
+        kind: MessageKind,
+        me: MessageAddress,
+        id: CallId,
+        timestamp: Option<Timestamp>,
+        data: Map<String, Value>,
+    ) -> Self {
         Self {
             version: Self::VERSION,
             kind,
             message_id: id_text(id),
-            correlation_id: Some(self.message_id.clone()),
+            correlation_id: None,
             timestamp,
             source_node: me,
-            destination_node: Some(self.source_node.clone()),
+            destination_node: None,
             routing_path: Vec::new(),
             ttl: Self::TTL_DEFAULT,
             server_name: None,
             method: None,
             jsonrpc_request: None,
-            data: Map::from_iter([(member.to_owned(), value)]),
-            priority: self.priority,
+            data,
+            priority: None,
             timeout_seconds: None,
         }
     }
@@ -329,13 +440,17 @@ impl FederationMessage {
             return Err(MessageError::Unreadable { problem });
         }
         match self.kind {
-            MessageKind::Registration | MessageKind::Heartbeat | MessageKind::ServiceDiscovery => Ok(()),
+            MessageKind::Registration
+            | MessageKind::Heartbeat
+            | MessageKind::ServiceDiscovery
+            // Of what cannot be read nobody knows from whom it has come.
+            | MessageKind::Error => Ok(()),
             _ if self.destination_node.is_none() => missing("destination_node"),
             MessageKind::Response if self.correlation_id.is_none() => missing("correlation_id"),
             MessageKind::Request if self.jsonrpc_request.is_some() => Ok(()),
             MessageKind::Request if self.server_name.is_none() => missing("server_name"),
             MessageKind::Request if self.method.is_none() => missing("method"),
-            MessageKind::Request | MessageKind::Response | MessageKind::Error => Ok(()),
+            MessageKind::Request | MessageKind::Response => Ok(()),
         }
     }
 }
@@ -374,6 +489,15 @@ impl MessageAddress {
                 .unwrap_or_else(|| self.id.clone()),
             role: Some(self.role),
             main: self.main.clone(),
+        }
+    }
+
+    /// What calls name so; a main where nothing was said.
+    pub fn of(address: NodeAddress) -> Self {
+        Self {
+            role: address.role.unwrap_or(Role::Main),
+            id: address.node,
+            main: address.main,
         }
     }
 

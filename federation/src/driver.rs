@@ -8,6 +8,7 @@ mod backend;
 mod calls;
 mod catalog;
 mod child_backend;
+mod compat;
 mod counts;
 mod documents;
 mod edge;

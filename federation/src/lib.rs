@@ -37,7 +37,9 @@ pub use balancing::Balancing;
 pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
 pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, TraceContext};
 pub use commands::{Commands, ExecutionSummary, IntermediateResult, Progress, ReadyCommand};
-pub use compat::{FederationMessage, MessageAddress, MessageError, MessageKind, Timestamp, double_dashed};
+pub use compat::{
+    FederationMessage, MessageAddress, MessageError, MessageKind, Timestamp, WantedOfUs, double_dashed,
+};
 pub use error_code::{CallError, ErrorCode, RemoteError, Retry};
 pub use executed::{Attempt, Executed, ExecutionId, Found};
 pub use json_rpc::{Answer, Id, Incoming, Invalid, Parsed, Reply, Request};

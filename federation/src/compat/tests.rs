@@ -468,6 +468,71 @@ fn an_answer_goes_back_to_who_has_asked_and_says_to_what() {
 }
 
 #[test]
+fn either_form_is_read_for_what_it_is() {
+    let ping = json!({"type": "ping", "from": "node1", "to": "node2"}).to_string();
+    assert_eq!(
+        FederationMessage::read(ping.as_bytes(), ID),
+        FederationMessage::adapt(ping.as_bytes(), ID)
+    );
+    let mut both = request();
+    both["from"] = json!("node1");
+    let both = both.to_string();
+    assert_eq!(
+        FederationMessage::read(both.as_bytes(), ID),
+        FederationMessage::parse(both.as_bytes())
+    );
+    for neither in ["", "[]", "{}", r#"{"type":"ping"}"#] {
+        assert!(
+            FederationMessage::read(neither.as_bytes(), ID).is_err(),
+            "{neither}"
+        );
+    }
+}
+
+#[test]
+fn a_message_wants_a_call_a_sign_of_life_the_registry_or_nothing() {
+    let wanted = |kind: &str| {
+        let mut message = request();
+        message["type"] = json!(kind);
+        parse(message).unwrap().wanted()
+    };
+    let call = parse(request()).unwrap().call().unwrap();
+    assert_eq!(wanted("request"), Ok(WantedOfUs::Call(Box::new(call))));
+    assert_eq!(wanted("heartbeat"), Ok(WantedOfUs::SignOfLife));
+    assert_eq!(wanted("service_discovery"), Ok(WantedOfUs::Registry));
+    let refused = wanted("registration").unwrap_err();
+    assert!(refused.message.contains("lapwing relay"), "{refused}");
+    // What answers something is answered by nothing.
+    for kind in ["heartbeat", "service_discovery", "response", "error"] {
+        let answer = parse(with("type", json!(kind))).unwrap();
+        assert_eq!(answer.wanted(), Ok(WantedOfUs::Nothing), "{kind}");
+    }
+    let pong = adapt(json!({"type": "pong", "from": "node1", "to": "node2"})).unwrap();
+    assert_eq!(pong.wanted(), Ok(WantedOfUs::Nothing));
+}
+
+#[test]
+fn what_is_no_message_is_told_so_by_one_and_known_again_where_it_has_an_id() {
+    let me = MessageAddress::of("alice.home@relay-a.com".parse().unwrap());
+    let document = json!({"code": -32016});
+    for (body, known) in [
+        (r#"{"message_id":"m-1","type":"gossip"}"#, Some("m-1")),
+        (r#"{"id":"m-2","type":7}"#, Some("m-2")),
+        (r#"{"message_id":"a b"}"#, None),
+        (r#"{"message_id":7}"#, None),
+        ("nonsense", None),
+    ] {
+        let refusal = FederationMessage::refusal(body.as_bytes(), me.clone(), ID, None, document.clone());
+        assert_eq!(refusal.correlation_id.as_deref(), known, "{body}");
+        assert_eq!(refusal.data["error"], document);
+        assert_eq!(
+            FederationMessage::parse(refusal.to_string().as_bytes()),
+            Ok(refusal)
+        );
+    }
+}
+
+#[test]
 fn older_flags_get_their_second_dash_and_nothing_else_changes() {
     for (written, expected) in [
         (

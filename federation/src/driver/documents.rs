@@ -139,6 +139,11 @@ impl Moment {
     }
 }
 
+/// The time as documents write it.
+pub(super) fn time_text() -> String {
+    Moment::read().text()
+}
+
 impl Inner {
     /// Services by name, in the shape of the peer-to-peer edge before: one instance for each name, the nearest, and beneath
     /// it all of them.

@@ -50,6 +50,35 @@ impl Federation {
     /// Carries out what a body of JSON-RPC 2.0 asks, and says what is answered. The methods are `remote_call`, `request` with
     /// commands that may need each other's results, and `service.method` for any instance of a service.
     pub async fn answer(&self, body: &[u8], headers: &Headers) -> Reply {
+        let tracing = self.tracing(headers);
+        let request_id = headers.request_id.as_deref();
+        let span = debug_span!("rpc", me = %self.inner.me, request_id, trace_id = tracing.parent.trace_id());
+        self.answer_all(Incoming::parse(body), tracing)
+            .instrument(span)
+            .await
+    }
+
+    /// Makes a call that was asked for in another form than JSON-RPC, over no more links than it may cross; the result, and how
+    /// it came if that was asked for, or else the `error` that its caller is told.
+    pub(super) async fn answer_call(
+        &self,
+        asked: Result<RemoteCall, CallError>,
+        links_max: u8,
+        headers: &Headers,
+    ) -> Result<(Value, Option<Value>), Value> {
+        let tracing = self.tracing(headers);
+        let came = match asked {
+            Ok(asked) => self.make(asked, links_max, tracing).await,
+            Err(error) => Err(error.into()),
+        };
+        let failed = came.as_ref().err().map(|failed| failed.error.code);
+        self.inner.lock().counts.on_request(failed);
+        came.map_err(|Failed { error, path }| {
+            error.document(self.inner.me, &path, &tracing.parent.trace_id())
+        })
+    }
+
+    fn tracing<'a>(&self, headers: &'a Headers) -> Tracing<'a> {
         let given = headers.trace_parent.as_deref().and_then(|text| text.parse().ok());
         let is_continued = given.is_some() && !headers.is_root;
         let parent = given.unwrap_or_else(|| {
@@ -67,17 +96,12 @@ impl Federation {
             .trace_state
             .as_deref()
             .filter(|state| is_continued && state.len() <= TRACE_STATE_MAX);
-        let tracing = Tracing {
+        Tracing {
             parent,
             is_continued,
             state,
             token: headers.token.as_ref(),
-        };
-        let request_id = headers.request_id.as_deref();
-        let span = debug_span!("rpc", me = %self.inner.me, request_id, trace_id = parent.trace_id());
-        self.answer_all(Incoming::parse(body), tracing)
-            .instrument(span)
-            .await
+        }
     }
 
     async fn answer_all(&self, incoming: Incoming, tracing: Tracing<'_>) -> Reply {
@@ -106,11 +130,11 @@ impl Federation {
                 Err(error) => Err(error.into()),
             },
             "remote_call" => match RemoteCall::parse(params) {
-                Ok(call) => self.make(call, tracing).await,
+                Ok(call) => self.make(call, Call::LINKS_MAX, tracing).await,
                 Err(error) => Err(error.into()),
             },
             direct => match RemoteCall::direct(direct, params) {
-                Some(call) => self.make(call, tracing).await,
+                Some(call) => self.make(call, Call::LINKS_MAX, tracing).await,
                 None => {
                     let said = format!(
                         "there is no method `{}`; there are `remote_call`, `request`, and `SERVICE.METHOD` for any instance",
@@ -132,9 +156,15 @@ impl Federation {
     }
 
     /// Makes one call; its result, and how it came if that was asked for.
-    async fn make(&self, asked: RemoteCall, tracing: Tracing<'_>) -> Result<(Value, Option<Value>), Failed> {
+    async fn make(
+        &self,
+        asked: RemoteCall,
+        links_max: u8,
+        tracing: Tracing<'_>,
+    ) -> Result<(Value, Option<Value>), Failed> {
         let wants_trace = asked.trace;
         let mut call = self.call_of(asked, tracing)?;
+        call.links_max = links_max;
         let span = self.begin_call(SpanKind::Server, &mut call, tracing, Vec::new());
         let answer = self.call(call).await;
         span.end(&answer);

@@ -22,12 +22,12 @@ use rand::RngExt as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use super::documents::{Health, Page, Scope};
 use super::edge::Headers;
 use super::metrics::EdgeNumbers;
-use super::{Federation, calls};
+use super::{Federation, calls, compat};
 use crate::json_rpc::{Answer, Id, Incoming, Reply};
 use crate::{CallError, ErrorCode, NodeAddress, Token, TraceParent};
 
@@ -59,11 +59,13 @@ pub enum PeerChange {
 
 /// What every request can reach.
 #[derive(Debug)]
-struct Edge {
-    federation: Federation,
+pub(super) struct Edge {
+    pub(super) federation: Federation,
     peer_changes: Option<mpsc::Sender<PeerChange>>,
     calls: Semaphore,
     documents: Semaphore,
+    /// Places for WebSockets.
+    pub(super) sockets: Arc<Semaphore>,
     refused: AtomicU64,
 }
 
@@ -102,6 +104,7 @@ pub fn router(federation: Federation, config: HttpConfig) -> Router {
         peer_changes: config.peer_changes,
         calls: Semaphore::new(CALLS_MAX),
         documents: Semaphore::new(DOCUMENTS_MAX),
+        sockets: Arc::new(Semaphore::new(compat::SOCKETS_MAX)),
         refused: AtomicU64::new(0),
     })
 }
@@ -135,6 +138,10 @@ fn routes(edge: Edge) -> Router {
     documents
         .route("/health", get(health))
         .route("/ready", get(ready))
+        // Each has bounds of its own.
+        .route("/ws/p2p", get(compat::upgrade))
+        .route("/ws/federation", get(compat::upgrade))
+        .route("/ws/peers", get(compat::upgrade))
         .route("/live", get(async || Json(json!({ "status": "alive" }))))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is nothing at this path").hint(PATHS))
         .method_not_allowed_fallback(async || {
@@ -149,7 +156,7 @@ fn routes(edge: Edge) -> Router {
 const PATHS: &str = "see /info for the paths that there are";
 
 /// Of `/info`.
-const ENDPOINTS: [&str; 14] = [
+const ENDPOINTS: [&str; 17] = [
     "POST /rpc",
     "GET /registry",
     "GET /services",
@@ -164,6 +171,9 @@ const ENDPOINTS: [&str; 14] = [
     "GET /federation/health",
     "GET /federation/identity",
     "POST /federation/peers/add",
+    "GET /ws/p2p",
+    "GET /ws/federation",
+    "GET /ws/peers",
 ];
 
 // JSON-RPC.
@@ -212,6 +222,12 @@ struct Asked {
     request_id: String,
 }
 
+/// What the caller of a request says that it knows. What is none proves nothing, and a service that asks for one says so.
+pub(super) fn token(headers: &HeaderMap) -> Option<Token> {
+    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    Token::new(text.strip_prefix("Bearer ")?).ok()
+}
+
 impl Edge {
     /// A trace is begun where none was sent, and then it is what the request is known by too.
     fn asked(&self, headers: &HeaderMap) -> Asked {
@@ -231,23 +247,31 @@ impl Edge {
             (1..=REQUEST_ID_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
         };
         let request_id = text(REQUEST_ID).filter(is_id);
-        let bearer = text(header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer "));
         Asked {
             is_root: given.is_none(),
-            // What is none proves nothing, and a service that asks for one says so.
-            token: bearer.and_then(|text| Token::new(text).ok()),
+            token: token(headers),
             trace,
             trace_state: trace_state.map(|states| states.join(",")),
             request_id: request_id.map_or_else(|| trace.trace_id(), str::to_owned),
         }
     }
 
-    async fn rpc(&self, asked: &Asked, body: Body) -> Reply {
-        let Ok(_seat) = self.calls.try_acquire() else {
+    /// A place among the requests that call, for as long as one is in hand.
+    ///
+    /// # Errors
+    /// When there are too many, which is counted.
+    pub(super) fn seat(&self) -> Result<SemaphorePermit<'_>, CallError> {
+        self.calls.try_acquire().map_err(|_| {
             self.refused.fetch_add(1, Ordering::Relaxed);
             let said = "this node has as many requests in hand as it takes";
-            let error = CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR);
-            return self.failed(error, StatusCode::OK, asked);
+            CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR)
+        })
+    }
+
+    async fn rpc(&self, asked: &Asked, body: Body) -> Reply {
+        let _seat = match self.seat() {
+            Ok(seat) => seat,
+            Err(error) => return self.failed(error, StatusCode::OK, asked),
         };
         let body = match read(body, Incoming::BODY_MAX, BODY_TIMEOUT).await {
             Ok(body) => body,
@@ -289,6 +313,7 @@ impl Edge {
         EdgeNumbers {
             in_hand: CALLS_MAX.saturating_sub(self.calls.available_permits()),
             refused: self.refused.load(Ordering::Relaxed),
+            sockets: compat::SOCKETS_MAX.saturating_sub(self.sockets.available_permits()),
         }
     }
 }
@@ -574,14 +599,14 @@ async fn read_json<T: DeserializeOwned>(request: Request) -> Result<T, Failure> 
 
 /// What a caller gets when something could not be done.
 #[derive(Debug)]
-struct Failure {
+pub(super) struct Failure {
     status: StatusCode,
     error: String,
     hint: Option<&'static str>,
 }
 
 impl Failure {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self {
             status,
             error: error.into(),
@@ -589,7 +614,7 @@ impl Failure {
         }
     }
 
-    fn hint(self, hint: &'static str) -> Self {
+    pub(super) fn hint(self, hint: &'static str) -> Self {
         Self {
             hint: Some(hint),
             ..self
@@ -793,6 +818,7 @@ mod tests {
             peer_changes,
             calls: Semaphore::new(1),
             documents: Semaphore::new(1),
+            sockets: Arc::new(Semaphore::new(1)),
             refused: AtomicU64::new(0),
         }
     }

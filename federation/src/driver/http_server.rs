@@ -1,4 +1,5 @@
-//! Takes connections of HTTP and hands what they ask to a router. Bounds what one caller can take from others.
+//! Takes connections of HTTP and hands what they ask to a router. Bounds what one caller can take from others. What a connection
+//! becomes that is asked to be something else, whoever has agreed to that has to bound.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,11 @@ async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(BUFFER_MAX);
     let service = TowerToHyperService::new(router);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = std::pin::pin!(
+        builder
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+    );
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => Some(ended),

@@ -19,6 +19,8 @@ pub(super) struct EdgeNumbers {
     pub(super) in_hand: usize,
     /// Requests that were told that there are too many.
     pub(super) refused: u64,
+    /// WebSockets that are open.
+    pub(super) sockets: usize,
 }
 
 impl Federation {
@@ -85,6 +87,8 @@ impl Federation {
         text.single("edge_requests_in_hand", "gauge", help, edge.in_hand);
         let help = "Requests over HTTP that were refused since there were too many.";
         text.single("edge_requests_refused_total", "counter", help, edge.refused);
+        let help = "WebSockets with older messages that are open.";
+        text.single("edge_sockets", "gauge", help, edge.sockets);
     }
 
     /// Of the instances that this node has chosen among.

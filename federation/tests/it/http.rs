@@ -13,8 +13,8 @@ use crate::nodes::{Houses, Node, PATIENCE, eventually};
 
 /// A node's edge, served on loopback.
 pub(crate) struct Edge {
-    url: String,
-    client: Client,
+    pub(crate) url: String,
+    pub(crate) client: Client,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }

@@ -12,6 +12,7 @@ mod names;
 mod nodes;
 mod refusals;
 mod spans;
+mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
