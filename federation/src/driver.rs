@@ -48,7 +48,7 @@ use crate::{
 };
 use audit::Audit;
 use backend::Offer;
-pub use backend::{Backend, Echo, Exposure, Invocation};
+pub use backend::{Backend, CallContext, Echo, Exposure, Invocation};
 pub use child_backend::{ChildBackend, ChildBackendError};
 use counts::Counts;
 pub use edge::Headers;

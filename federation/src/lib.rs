@@ -58,7 +58,7 @@ pub use versions::{Constraint, ParseVersionError, Version};
 
 #[cfg(feature = "driver")]
 pub use driver::{
-    Backend, ChildBackend, ChildBackendError, Echo, Exposure, Federation, FederationConfig, Headers,
-    HttpBackend, HttpBackendError, HttpConfig, Invocation, Methods, OfferError, Offered, PeerChange, router,
-    serve,
+    Backend, CallContext, ChildBackend, ChildBackendError, Echo, Exposure, Federation, FederationConfig,
+    Headers, HttpBackend, HttpBackendError, HttpConfig, Invocation, Methods, OfferError, Offered, PeerChange,
+    router, serve,
 };

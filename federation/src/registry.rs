@@ -414,6 +414,12 @@ impl Registry {
         }
     }
 
+    /// The same of this node, or one of which was heard; of others there is nothing but the id.
+    pub fn known_address(&self, node: PeerId) -> Option<NodeAddress> {
+        let is_known = node == self.me || self.origins.contains_key(&node);
+        is_known.then(|| self.address(node))
+    }
+
     fn name_or_id(&self, node: PeerId) -> NodeName {
         self.name(node).cloned().unwrap_or_else(|| NodeName::from(node))
     }

@@ -1,10 +1,10 @@
 //! What a service is asked over JSON-RPC 2.0, and what its answer means: the same over HTTP and over pipes.
 
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use super::backend::Invocation;
+use super::backend::{CallContext, Invocation};
 use crate::{CallError, ErrorCode, RemoteError};
 
 /// The longest answer in bytes: with what is around it, it crosses links in one frame.
@@ -71,6 +71,30 @@ impl<'a> Reply<'a> {
     }
 }
 
+/// How long the answer is waited for, as services are told.
+pub(super) fn remaining_ms(context: &CallContext) -> u64 {
+    u64::try_from(context.remaining().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A [`request`] with a member `context` beside those of JSON-RPC, for a service that has no headers to read.
+pub(super) fn request_with_context(id: &str, invocation: &Invocation) -> Result<String, CallError> {
+    let context = &invocation.context;
+    let mut shown = json!({
+        "caller": context.caller.to_string(),
+        "remaining_ms": remaining_ms(context),
+    });
+    let trace = &context.trace;
+    for (name, text) in [("traceparent", &trace.parent), ("tracestate", &trace.state)] {
+        if let Some(text) = text {
+            shown[name] = text.as_str().into();
+        }
+    }
+    let mut request = request(id, invocation)?;
+    // Its last character is the end of an object that has members.
+    request.pop();
+    Ok(format!("{request},\"context\":{shown}}}"))
+}
+
 /// A request on one line, without its end, where `id` is JSON. Arguments go as they came.
 ///
 /// # Errors
@@ -122,16 +146,33 @@ pub(super) fn shortened(mut text: String, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CallId, TraceContext};
+    use lapwing_base::PeerId;
 
-    fn request(arguments: Option<&str>) -> Result<String, ErrorCode> {
-        let invocation = Invocation {
-            id: CallId(5),
+    fn invocation(arguments: Option<&str>) -> Invocation {
+        Invocation {
             method: "re\"ad".to_owned(),
             arguments: arguments.map(str::to_owned),
-            trace: TraceContext::default(),
-        };
-        super::request("7", &invocation).map_err(|error| error.code)
+            context: CallContext::new(PeerId::random(), crate::driver::now()),
+        }
+    }
+
+    fn request(arguments: Option<&str>) -> Result<String, ErrorCode> {
+        super::request("7", &invocation(arguments)).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn what_is_known_of_a_call_is_a_member_beside_what_is_asked() {
+        let mut asked = invocation(Some("[1]"));
+        asked.context.trace.parent = Some("00-\"\n".to_owned());
+        let text = request_with_context("7", &asked).unwrap();
+        let caller = asked.context.caller.to_string();
+        let expected = json!({
+            "jsonrpc": "2.0", "id": 7, "method": "re\"ad", "params": [1],
+            "context": {"caller": caller, "remaining_ms": 0, "traceparent": "00-\"\n"},
+        });
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        assert!(!text.contains('\n'), "it is one line: {text}");
+        assert!(request_with_context("7", &invocation(Some("1"))).is_err());
     }
 
     #[test]

@@ -2,22 +2,65 @@
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use lapwing_base::PeerId;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::{CallError, CallId, ErrorCode, Service, Token, TraceContext};
+use super::now;
+use crate::{CallError, CallId, ErrorCode, NodeAddress, Service, Token, TraceContext, TraceParent};
 
 /// A call as a service sees it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Invocation {
-    /// The same where it is tried again.
-    pub id: CallId,
     /// What is called.
     pub method: String,
     /// JSON: an array, an object, or nothing.
     pub arguments: Option<String>,
+    /// Whose it is, and how long it is waited for.
+    pub context: CallContext,
+}
+
+/// What a service knows of a call beside what is asked. Where a call is tried again while it is carried out, that of the attempt
+/// that came first.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct CallContext {
+    /// The same where it is tried again.
+    pub id: CallId,
+    /// The node at which it was made: this one, a neighbour, which has proven that it is, or whom the mains on the way name.
+    /// Who may do what is a matter of tokens, since whoever reaches that node may call.
+    pub caller: PeerId,
+    /// What that node is called, where this one knows: a main knows most, a home itself.
+    pub caller_address: Option<NodeAddress>,
+    /// When nobody waits for the answer any more, and what is under way is dropped.
+    pub deadline: Instant,
     /// The trace that it belongs to.
     pub trace: TraceContext,
+}
+
+impl CallContext {
+    /// A call with a new id, of no trace, made by a node of which nothing is known: for whoever tests a service.
+    pub fn new(caller: PeerId, deadline: Instant) -> Self {
+        Self {
+            id: CallId::random(),
+            caller,
+            caller_address: None,
+            deadline,
+            trace: TraceContext::default(),
+        }
+    }
+
+    /// How long the answer is waited for from now on.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(now())
+    }
+
+    /// The trace as it is written, 32 digits; none where the call belongs to none.
+    pub fn trace_id(&self) -> Option<String> {
+        let parent: TraceParent = self.trace.parent.as_ref()?.parse().ok()?;
+        Some(parent.trace_id())
+    }
 }
 
 /// Carries out the calls of a service. What it is at is dropped when the time of the call is over, or its caller waits no
@@ -81,10 +124,9 @@ mod tests {
     fn it_says_the_first_of_its_arguments_or_all_of_them() {
         let echo = |method: &str, arguments: Option<&str>| {
             let invocation = Invocation {
-                id: CallId(1),
                 method: method.to_owned(),
                 arguments: arguments.map(str::to_owned),
-                trace: TraceContext::default(),
+                context: CallContext::new(PeerId::random(), now()),
             };
             echo(&invocation).map_err(|error| error.code)
         };

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::asked::broken;
-use super::backend::{Backend, Invocation, Offer};
+use super::backend::{Backend, CallContext, Invocation, Offer};
 use super::catalog::{self, Catalog};
 use super::turns::Full;
 use super::{Inner, State, now, wall_clock};
@@ -468,10 +468,15 @@ impl State {
     }
 
     /// What answers a call here, and what it is asked.
-    fn invoked(&self, inner: &Arc<Inner>, call: &Call) -> Result<(Arc<dyn Backend>, Invocation), CallError> {
+    fn invoked(
+        &self,
+        inner: &Arc<Inner>,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<(Arc<dyn Backend>, Invocation), CallError> {
         if call.service.as_str() == catalog::NAME {
             let catalog: Arc<dyn Backend> = Arc::new(Catalog::new(inner));
-            return Ok((catalog, invocation(call, &call.method)));
+            return Ok((catalog, self.invocation(inner.me, call, &call.method, deadline)));
         }
         let Some(offer) = self.offered_to(call) else {
             let said = format!("node {} does not offer service `{}`", inner.me, call.service);
@@ -482,7 +487,22 @@ impl State {
         }
         // It fits, so that there is one.
         let method = offer.service.method(&call.method).unwrap_or_default();
-        Ok((Arc::clone(&offer.backend), invocation(call, method)))
+        let invocation = self.invocation(inner.me, call, method, deadline);
+        Ok((Arc::clone(&offer.backend), invocation))
+    }
+
+    fn invocation(&self, me: PeerId, call: &Call, method: &str, deadline: Instant) -> Invocation {
+        let caller = call.path.first().copied().unwrap_or(me);
+        Invocation {
+            method: method.to_owned(),
+            arguments: call.arguments.clone(),
+            context: CallContext {
+                id: call.id,
+                trace: call.trace.clone(),
+                caller_address: self.registry.known_address(caller),
+                ..CallContext::new(caller, deadline)
+            },
+        }
     }
 
     /// The service of this node that a call may know of: a private one, only where it was made here.
@@ -514,15 +534,6 @@ impl State {
     }
 }
 
-fn invocation(call: &Call, method: &str) -> Invocation {
-    Invocation {
-        id: call.id,
-        method: method.to_owned(),
-        arguments: call.arguments.clone(),
-        trace: call.trace.clone(),
-    }
-}
-
 /// A home of this node's counts as its own.
 fn candidate(key: PeerId, hops: usize) -> Candidate<PeerId> {
     Candidate {
@@ -548,11 +559,11 @@ async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer 
     let mut hop = inner.hop(arrived, begun);
     // Arguments may be long: they are looked at before the tables are taken.
     let attempt = Attempt::of(inner.me, call);
-    let execution = inner.lock().execution(inner, call, &attempt, begun);
+    let left = Duration::from_millis(call.remaining_ms.into())
+        .saturating_sub(begun.saturating_duration_since(arrived));
+    let execution = inner.lock().execution(inner, call, &attempt, begun, begun + left);
     let outcome = match execution {
         Ok(execution) => {
-            let left = Duration::from_millis(call.remaining_ms.into())
-                .saturating_sub(begun.saturating_duration_since(arrived));
             let called = tokio::time::timeout(left, execution).await;
             called.unwrap_or_else(|_| {
                 let said = format!("service `{}` has not answered in {left:?}", call.service);
@@ -576,6 +587,7 @@ impl State {
         call: &Call,
         attempt: &Attempt,
         now: Instant,
+        deadline: Instant,
     ) -> Result<Execution, Served> {
         if let Err(error) = self.permit(call) {
             inner.audit.write(|| AuditEvent::CallRefused {
@@ -603,7 +615,7 @@ impl State {
             // None is under way any more.
             Found::Nothing | Found::Running(..) => {}
         }
-        let (backend, invocation) = self.invoked(inner, call).map_err(Err)?;
+        let (backend, invocation) = self.invoked(inner, call, deadline).map_err(Err)?;
         let id = self.executed.next_id(attempt);
         let execution = execute(Underway::new(inner, id), backend, invocation)
             .boxed()

@@ -1,8 +1,8 @@
 //! A service that is a child process: it reads requests of JSON-RPC 2.0 from its standard input and writes answers to its
 //! standard output, each on a line of its own.
 //!
-//! It may answer in any order and be at many calls at once. One that ends is started again after a pause. It is not told of
-//! calls that nobody waits for any more, nor of traces.
+//! It may answer in any order and be at many calls at once. One that ends is started again after a pause. It is told who
+//! calls, for how long and in which trace, in a member `context`; not of calls that nobody waits for any more.
 
 mod lines;
 mod process;
@@ -24,7 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use super::asked::{ANSWER_MAX, Reply, broken, request};
+use super::asked::{ANSWER_MAX, Reply, broken, request_with_context};
 use super::backend::{Backend, Invocation};
 use super::now;
 use crate::{CallError, ErrorCode, ServiceName};
@@ -162,7 +162,7 @@ impl Shared {
     async fn ask(&self, invocation: &Invocation) -> Outcome {
         let (asked, queue, answer) = self.begin()?;
         let number = asked.number;
-        let line = request(&number.to_string(), invocation)? + "\n";
+        let line = request_with_context(&number.to_string(), invocation)? + "\n";
         if queue.send(Request { number, line }).await.is_err() {
             return Err(self.not_running());
         }
@@ -419,9 +419,11 @@ async fn log(stderr: impl AsyncRead + Unpin) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CallId, TraceContext};
+    use crate::CallContext;
     use futures::future::join_all;
+    use lapwing_base::PeerId;
     use rustix::process::{Pid, test_kill_process_group};
+    use serde_json::Value;
 
     /// Answers each line with its own number and method.
     const ANSWERS: &str = r#"
@@ -439,10 +441,9 @@ mod tests {
 
     async fn call(backend: &Arc<ChildBackend>, method: &str) -> Outcome {
         let invocation = Invocation {
-            id: CallId(5),
             method: method.to_owned(),
             arguments: None,
-            trace: TraceContext::default(),
+            context: CallContext::new(PeerId::random(), now()),
         };
         Arc::clone(backend).call(invocation).await
     }
@@ -487,6 +488,15 @@ mod tests {
         for (number, outcome) in calls.await.into_iter().enumerate() {
             assert_eq!(outcome, Ok(format!("[{}, \"m{number}\"]", number + 1)));
         }
+        backend.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn it_is_told_beside_what_is_asked_who_calls_and_for_how_long() {
+        let backend = started(r#"read -r line; echo "{\"id\":1,\"result\":$line}"; sleep 1000"#);
+        let asked: Value = serde_json::from_str(&call(&backend, "any").await.unwrap()).unwrap();
+        assert!(asked["context"]["caller"].is_string(), "{asked}");
+        assert!(asked["context"]["remaining_ms"].is_u64(), "{asked}");
         backend.shutdown().await;
     }
 

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 
-use super::asked::{ANSWER_MAX, Reply, answered, request};
+use super::asked::{ANSWER_MAX, Reply, answered, remaining_ms, request};
 use super::backend::{Backend, Invocation};
 use crate::{CallError, ErrorCode};
 
@@ -33,6 +33,12 @@ pub enum HttpBackendError {
     #[error("HTTP cannot be spoken here")]
     Client(#[from] reqwest::Error),
 }
+
+/// The node at which the call was made.
+const CALLER: &str = "lapwing-caller";
+
+/// How many milliseconds the answer is waited for: as long as the connection stays.
+const REMAINING: &str = "lapwing-remaining-ms";
 
 /// In which a service takes a connection: it is near, or it is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,13 +72,17 @@ impl HttpBackend {
 
     async fn post(&self, invocation: Invocation) -> Result<String, CallError> {
         // A post has one answer, which therefore need not be told from others.
-        let id = format!("\"{:032x}\"", invocation.id.0);
+        let id = format!("\"{:032x}\"", invocation.context.id.0);
         let body = request(&id, &invocation)?;
         let mut request = self
             .http
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/json");
-        let trace = invocation.trace;
+        let context = invocation.context;
+        request = request
+            .header(CALLER, context.caller.to_string())
+            .header(REMAINING, remaining_ms(&context));
+        let trace = context.trace;
         for (name, text) in [("traceparent", trace.parent), ("tracestate", trace.state)] {
             if let Some(text) = text {
                 request = request.header(name, text);
@@ -122,18 +132,23 @@ fn silent(error: &reqwest::Error) -> CallError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CallId, TraceContext};
+    use crate::{CallContext, CallId, TraceContext};
+    use lapwing_base::PeerId;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     fn invocation(arguments: Option<&str>) -> Invocation {
+        let deadline = crate::driver::now() + Duration::from_secs(5);
         Invocation {
-            id: CallId(5),
             method: "read".to_owned(),
             arguments: arguments.map(str::to_owned),
-            trace: TraceContext {
-                parent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
-                state: None,
+            context: CallContext {
+                id: CallId(5),
+                trace: TraceContext {
+                    parent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+                    state: Some("a=1".to_owned()),
+                },
+                ..CallContext::new(PeerId::random(), deadline)
             },
         }
     }
@@ -178,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_is_posted_with_its_trace_and_its_answer_comes_back() {
+    async fn a_call_is_posted_with_its_caller_its_time_and_its_trace_and_its_answer_comes_back() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/rpc", listener.local_addr().unwrap());
         let serving = async {
@@ -194,10 +209,20 @@ mod tests {
             String::from_utf8(request).unwrap()
         };
         let backend = Arc::new(HttpBackend::new(&url).unwrap());
-        let (answer, request) = tokio::join!(backend.call(invocation(Some("[1]"))), serving);
+        let invocation = invocation(Some("[1]"));
+        let caller = invocation.context.caller;
+        let (answer, request) = tokio::join!(backend.call(invocation), serving);
         assert_eq!(answer, Ok("[7]".to_owned()));
         assert!(request.starts_with("POST /rpc HTTP/1.1\r\n"), "{request}");
         assert!(request.contains("traceparent: 00-0af7"), "{request}");
+        assert!(request.contains("tracestate: a=1\r\n"), "{request}");
+        assert!(
+            request.contains(&format!("lapwing-caller: {caller}\r\n")),
+            "{request}"
+        );
+        let (_, remaining) = request.split_once("lapwing-remaining-ms: ").unwrap();
+        let remaining: u64 = remaining.lines().next().unwrap().parse().unwrap();
+        assert!(remaining <= 5_000, "{remaining}");
         let body =
             r#"{"jsonrpc":"2.0","id":"00000000000000000000000000000005","method":"read","params":[1]}"#;
         assert!(request.ends_with(body), "{request}");

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use super::asked::{answered, broken, shortened};
-use super::backend::{Backend, Invocation};
+use super::backend::{Backend, CallContext, Invocation};
 use crate::{CallError, ErrorCode, RemoteError};
 
 /// Answers calls with functions.
@@ -34,12 +34,25 @@ use crate::{CallError, ErrorCode, RemoteError};
 /// let mut service = Service::new("math".parse().unwrap());
 /// service.methods = methods.names();
 /// ```
+///
+/// One that wants to know who calls, for how long its answer is waited for, or to which trace that belongs, takes a
+/// [`CallContext`] in front.
+///
+/// ```
+/// use lapwing_federation::{CallContext, Methods};
+///
+/// let methods = Methods::new().method_with_context("search", |context: CallContext, (word,): (String,)| async move {
+///     let is_long = context.remaining().as_secs() > 10;
+///     Ok(format!("{word}, for {}, {}", context.caller, if is_long { "everywhere" } else { "near" }))
+/// });
+/// ```
 #[derive(Default)]
 pub struct Methods {
     methods: BTreeMap<String, Method>,
 }
 
-type Method = Box<dyn Fn(Option<String>) -> BoxFuture<'static, Result<String, CallError>> + Send + Sync>;
+type Method =
+    Box<dyn Fn(Option<String>, CallContext) -> BoxFuture<'static, Result<String, CallError>> + Send + Sync>;
 
 /// Of what is wrong with arguments, in bytes: it may repeat them.
 const WRONG_MAX: usize = 512;
@@ -52,16 +65,28 @@ impl Methods {
 
     /// The same with one more; it takes the place of another of its name.
     #[must_use]
-    pub fn method<A, R, F, O>(mut self, name: impl Into<String>, function: F) -> Self
+    pub fn method<A, R, F, O>(self, name: impl Into<String>, function: F) -> Self
     where
         A: DeserializeOwned,
         R: Serialize,
         F: Fn(A) -> O + Send + Sync + 'static,
         O: Future<Output = Result<R, RemoteError>> + Send + 'static,
     {
-        let called = move |arguments: Option<String>| match read(arguments.as_deref()) {
+        self.method_with_context(name, move |_, arguments| function(arguments))
+    }
+
+    /// The same with one more that is told of each call what there is to know of it.
+    #[must_use]
+    pub fn method_with_context<A, R, F, O>(mut self, name: impl Into<String>, function: F) -> Self
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+        F: Fn(CallContext, A) -> O + Send + Sync + 'static,
+        O: Future<Output = Result<R, RemoteError>> + Send + 'static,
+    {
+        let called = move |arguments: Option<String>, context| match read(arguments.as_deref()) {
             Ok(arguments) => {
-                let result = function(arguments);
+                let result = function(context, arguments);
                 async move { written(result.await) }.boxed()
             }
             Err(error) => std::future::ready(Err(error)).boxed(),
@@ -79,7 +104,7 @@ impl Methods {
 impl Backend for Methods {
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
         match self.methods.get(&invocation.method) {
-            Some(method) => method(invocation.arguments),
+            Some(method) => method(invocation.arguments, invocation.context),
             None => {
                 let said = format!("there is no method `{}`", invocation.method);
                 std::future::ready(Err(CallError::new(ErrorCode::MethodNotFound, said))).boxed()
@@ -123,7 +148,7 @@ fn written<R: Serialize>(result: Result<R, RemoteError>) -> Result<String, CallE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CallId, TraceContext};
+    use lapwing_base::PeerId;
     use serde::Deserialize;
     use serde_json::{Value, json};
     use std::collections::HashMap;
@@ -154,10 +179,9 @@ mod tests {
 
     async fn call(method: &str, arguments: Option<&str>) -> Result<String, CallError> {
         let invocation = Invocation {
-            id: CallId(1),
             method: method.to_owned(),
             arguments: arguments.map(str::to_owned),
-            trace: TraceContext::default(),
+            context: CallContext::new(PeerId::random(), crate::driver::now()),
         };
         methods().call(invocation).await
     }

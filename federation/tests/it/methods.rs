@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use lapwing_federation::{ErrorCode, Methods, RemoteError, Service};
+use lapwing_federation::{CallContext, ErrorCode, Methods, RemoteError, Service};
+use serde_json::{Value, json};
 
 use crate::nodes::{Houses, call};
 
@@ -38,5 +39,50 @@ async fn functions_are_called_from_another_home_and_one_that_panics_fails_alone(
     assert!(remote.fault && !remote.message.contains("index"), "{remote:?}");
     let answer = houses.alice.call(call("shop", "add", "[1,2]")).await;
     assert_eq!(answer.outcome, Ok("3".to_owned()));
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_is_told_who_calls_for_how_long_and_in_which_trace() {
+    let houses = Houses::start().await;
+    for node in [&houses.bob, &houses.main_b] {
+        let methods = Methods::new().method_with_context("who", |context: CallContext, ()| async move {
+            Ok(json!({
+                "caller": context.caller.to_string(),
+                "address": context.caller_address.as_ref().map(ToString::to_string),
+                "remaining_ms": context.remaining().as_millis() as u64,
+                "trace_id": context.trace_id(),
+            }))
+        });
+        let mut service = Service::new(format!("of-{}", node.name).parse().unwrap());
+        service.methods = methods.names();
+        node.federation.offer(service, Arc::new(methods)).unwrap();
+    }
+    houses.until_known("of-bob", 2).await;
+    houses.until_known("of-main-b", 1).await;
+    let told = async |service: &str| -> Value {
+        let mut asked = call(service, "who", "[]");
+        asked.remaining_ms = 10_000;
+        asked.trace.parent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".to_owned());
+        houses.alice.call(asked).await.result().unwrap()
+    };
+    // A main knows what those are called that call, a home only who they are.
+    for (service, address) in [("of-bob", None), ("of-main-b", Some("alice.home@main-a"))] {
+        let told = told(service).await;
+        assert_eq!(told["caller"], houses.alice.id().to_string());
+        assert_eq!(told["address"], json!(address));
+        assert_eq!(told["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+        let remaining = told["remaining_ms"].as_u64().unwrap();
+        assert!(
+            remaining <= 9_500,
+            "each node keeps a part for the way back: {remaining}"
+        );
+    }
+    // This node itself, where the call was made at its own edge.
+    let own = houses.bob.call(call("of-bob", "who", "[]")).await;
+    let own: Value = own.result().unwrap();
+    assert_eq!(own["caller"], houses.bob.id().to_string());
+    assert_eq!(own["address"], format!("bob.home@{}", houses.main_b.id()));
+    assert_eq!(own["trace_id"], Value::Null);
     houses.stop().await;
 }
