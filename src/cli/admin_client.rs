@@ -182,6 +182,11 @@ impl AdminError {
         }
     }
 
+    /// Whether there is nothing at the path that was asked for, as of another kind of node.
+    pub(crate) const fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+
     /// The failure of a command, with the node's hint or ours.
     pub(crate) fn failing_to(self, doing: impl Into<String>) -> Failure {
         let hint = match &self {
@@ -260,6 +265,19 @@ impl AdminClient {
     pub(crate) async fn get(&self, path: &str) -> Result<Value, AdminError> {
         let response = self.send(Method::GET, path, None).await?;
         self.read(response).await
+    }
+
+    /// Asks for a document that comes with another status than 200 where what it says is bad.
+    pub(crate) async fn get_of_any_status(&self, path: &str) -> Result<Value, AdminError> {
+        let request = self.http.get(format!("{}{path}", self.base));
+        let response = request.send().await.map_err(|error| self.failed(&error))?;
+        let status = response.status();
+        let document: Value = self.read(response).await?;
+        // A refusal is no document.
+        if !status.is_success() && document.get("error").is_some() {
+            return Err(self.refused(status, document.to_string().as_bytes()));
+        }
+        Ok(document)
     }
 
     /// Asks for a document and reads it.

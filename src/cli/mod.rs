@@ -20,6 +20,7 @@ mod node;
 mod output;
 mod peers;
 mod relay;
+mod relay_status;
 mod running;
 mod services;
 mod simulate;
@@ -69,9 +70,9 @@ enum Command {
     Node(Box<NodeFlags>),
     /// Runs a node that only relays and routes calls: a public main, or a home that offers services
     Relay(Box<relay::RelayFlags>),
-    /// How a node is
+    /// How a node or a relay is
     Status(#[command(flatten)] Target),
-    /// The peers of a node, and how each is reached
+    /// The peers of a node, and how each is reached; of a relay the mains that it knows
     Peers(#[command(flatten)] peers::PeersFlags),
     /// Calls a service of any node
     Call(call::CallFlags),

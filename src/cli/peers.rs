@@ -1,12 +1,13 @@
-//! `lapwing peers`: the peers of one node, and how each is reached.
+//! `lapwing peers`: the peers of one node, and how each is reached; of a relay the mains that it knows.
 
 use lapwing_base::ByteSize;
 
-use super::admin_client::Target;
+use super::admin_client::{AdminClient, AdminError, Target};
 use super::cluster::escaped;
 use super::documents::{self, StatusDocument, TriedDocument, TriedRow};
 use super::failure::Failure;
 use super::output::{Align, Output, Table, millis, or_dash, span};
+use super::relay_status::RelayStatus;
 use clap::Args;
 
 /// Which node, and what of its peers.
@@ -25,10 +26,11 @@ pub(crate) struct PeersFlags {
 pub(crate) async fn run(flags: &PeersFlags, output: Output) -> Result<(), Failure> {
     let client = flags.target.client()?;
     if let Some(peer) = &flags.tried {
-        let document: serde_json::Value = client
-            .get(&format!("/v1/peers/{}/tried", escaped(peer)))
-            .await
-            .map_err(|error| error.failing_to("get what was tried"))?;
+        let document: serde_json::Value =
+            match client.get(&format!("/v1/peers/{}/tried", escaped(peer))).await {
+                Ok(document) => document,
+                Err(error) => return Err(not_tried(&client, error).await),
+            };
         if output.is_json() {
             return output.document(&document);
         }
@@ -36,10 +38,15 @@ pub(crate) async fn run(flags: &PeersFlags, output: Output) -> Result<(), Failur
             documents::read(document).map_err(|error| Failure::new("read what was tried", error))?;
         return output.line(tried_text(&tried));
     }
-    let document: serde_json::Value = client
-        .get("/v1/status")
-        .await
-        .map_err(|error| error.failing_to("get the peers"))?;
+    let document: serde_json::Value = match client.get("/v1/status").await {
+        Ok(document) => document,
+        Err(error) => {
+            let relay = RelayStatus::get(&client, error).await;
+            return relay
+                .map_err(|error| error.failing_to("get the peers"))?
+                .print_peers(output);
+        }
+    };
     if output.is_json() {
         let peers = document.pointer("/network/peers").cloned().unwrap_or_default();
         return output.document(&serde_json::json!({ "peers": peers }));
@@ -47,6 +54,20 @@ pub(crate) async fn run(flags: &PeersFlags, output: Output) -> Result<(), Failur
     let document: StatusDocument =
         documents::read(document).map_err(|error| Failure::new("read the peers", error))?;
     output.line(table(&document))
+}
+
+/// Why there is nothing: a node does not know the peer, and a relay does not tell.
+async fn not_tried(client: &AdminClient, error: AdminError) -> Failure {
+    let is_relay = match client.get("/v1/status").await {
+        Err(status) => RelayStatus::get(client, status).await.is_ok(),
+        Ok(_) => false,
+    };
+    if is_relay {
+        Failure::new("get what was tried", "a relay does not tell which addresses it has tried")
+            .with_hint("see `lapwing peers` for its mains, and its log for why one is not reached: --log-level info,lapwing_net=debug")
+    } else {
+        error.failing_to("get what was tried")
+    }
 }
 
 fn tried_text(document: &TriedDocument) -> String {

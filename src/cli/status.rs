@@ -1,18 +1,24 @@
-//! `lapwing status`: the status document of one node.
+//! `lapwing status`: the status document of one node, or what a relay says of itself.
 
 use super::admin_client::Target;
 use super::documents::{self, LimitsSection, NatSection, QuarantineSection, StatusDocument};
 use super::failure::Failure;
 use super::output::{Output, millis, or_dash, percent, span};
+use super::relay_status::RelayStatus;
 use lapwing_base::ByteSize;
 
 /// Asks the node and prints its answer.
 pub(crate) async fn run(target: &Target, output: Output) -> Result<(), Failure> {
     let client = target.client()?;
-    let document: serde_json::Value = client
-        .get("/v1/status")
-        .await
-        .map_err(|error| error.failing_to("get the status"))?;
+    let document: serde_json::Value = match client.get("/v1/status").await {
+        Ok(document) => document,
+        Err(error) => {
+            let relay = RelayStatus::get(&client, error).await;
+            return relay
+                .map_err(|error| error.failing_to("get the status"))?
+                .print(output);
+        }
+    };
     if output.is_json() {
         return output.document(&document);
     }

@@ -67,3 +67,33 @@ async fn the_health_and_the_peers_of_a_main_say_with_whom_it_is_connected() {
         assert_eq!(health["status"], "healthy", "{node}: {health}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_for_nodes_show_a_relay_as_what_it_is() {
+    let nine = Nine::shared().await;
+    let (status, text, error) = nine.world.run("relay-a", &["status"]);
+    assert_eq!(status, Some(0), "{error}");
+    assert!(
+        text.starts_with("relay     relay-a.main healthy, main, version "),
+        "{text}"
+    );
+    assert!(text.contains("\nhomes     2 connected\n"), "{text}");
+    let (status, text, error) = nine.world.run("alice", &["status", "--json"]);
+    assert_eq!(status, Some(0), "{error}");
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(document["identity"]["peer_id"], nine.world.peer("alice"));
+    assert_eq!(document["health"]["status"], "healthy");
+    let (status, text, error) = nine.world.run("relay-a", &["peers", "--json"]);
+    assert_eq!(status, Some(0), "{error}");
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(document["peers"].as_array().map(Vec::len), Some(2), "{document}");
+    let (status, text, _) = nine.world.run("alice", &["peers"]);
+    assert_eq!(status, Some(0));
+    assert!(
+        text.lines().nth(1).is_some_and(|row| row.contains("since 2")),
+        "{text}"
+    );
+    let (status, _, error) = nine.world.run("relay-a", &["peers", "--tried", "relay-b"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("a relay does not tell"), "{error}");
+}
