@@ -180,8 +180,8 @@ impl Id {
     fn new(value: &Value, request: &str) -> Option<Self> {
         let json = match value {
             Value::Null => return Some(Self::NULL),
-            // What is read as a float comes out otherwise: 1.10 as 1.1, large integers rounded, and a tenth of what
-            // JavaScript's `Math.random()` makes with another last digit. Its caller would not know it again.
+            // What is read as a float comes out otherwise: 1.10 as 1.1, and integers beyond 64 bits rounded. Its caller would
+            // not know it again.
             Value::Number(number) if number.is_f64() => match written_id(request) {
                 Some(written) => written.to_owned(),
                 None => number.to_string(),

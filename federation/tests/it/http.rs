@@ -374,3 +374,28 @@ fn names(registry: &Value) -> Vec<&str> {
     let servers = registry["servers"].as_object().unwrap();
     servers.keys().map(String::as_str).collect()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_pass_a_call_unchanged() {
+    let houses = Houses::start().await;
+    houses.bob.offer("blog", Arc::new(Echo));
+    houses.until_known("blog", 2).await;
+    let edge = Edge::of(&houses.alice).await;
+    // Sums and thirds as every language has them, the ends of what a double holds, and integers beyond 2^53.
+    let numbers = "[0.30000000000000004,0.1,0.3333333333333333,7.038531e-26,-0.0,5e-324,2.2250738585072014e-308,\
+                   1.7976931348623157e308,9007199254740993,18446744073709551615,-9223372036854775808]";
+    for (method, params) in [
+        ("blog.echos", numbers.to_owned()),
+        ("blog.echo", format!("[{numbers}]")),
+    ] {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+        let answer = edge.post(body).await.text().await.unwrap();
+        let answer = answer.replace("e+", "e");
+        assert_eq!(
+            answer,
+            format!(r#"{{"jsonrpc":"2.0","id":1,"result":{numbers}}}"#)
+        );
+    }
+    edge.stop().await;
+    houses.stop().await;
+}
