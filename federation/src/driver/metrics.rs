@@ -83,6 +83,8 @@ impl Federation {
         let help = "Requests of JSON-RPC at the edge that have ended, by `ok` or the error.";
         text.outcomes("requests_total", help, &state.counts.requests);
         drop(state);
+        let help = "Spans that were not exported since too many waited for it.";
+        text.single("spans_lost_total", "counter", help, self.spans_lost());
         let help = "Requests to /rpc that are not answered.";
         text.single("edge_requests_in_hand", "gauge", help, edge.in_hand);
         let help = "Requests over HTTP that were refused since there were too many.";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lapwing_federation::{Echo, Headers, Span, SpanKind, SpanStatus};
 use tokio::sync::mpsc;
 
+use crate::http::Edge;
 use crate::nodes::{Houses, PATIENCE};
 
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -118,6 +119,14 @@ async fn calls_do_not_wait_for_whoever_collects_spans() {
         assert_eq!(answer["result"], "hi");
     }
     assert_eq!(houses.alice.federation.spans_lost(), 2);
+    let edge = Edge::of(&houses.alice).await;
+    let metrics = edge.client.get(format!("{}/metrics", edge.url)).send().await;
+    let metrics = metrics.unwrap().text().await.unwrap();
+    assert!(
+        metrics.contains("\nlapwing_federation_spans_lost_total 2\n"),
+        "{metrics}"
+    );
+    edge.stop().await;
     drop(spans);
     houses.stop().await;
 }
