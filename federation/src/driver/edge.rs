@@ -81,16 +81,7 @@ impl Federation {
     fn tracing<'a>(&self, headers: &'a Headers) -> Tracing<'a> {
         let given = headers.trace_parent.as_deref().and_then(|text| text.parse().ok());
         let is_continued = given.is_some() && !headers.is_root;
-        let parent = given.unwrap_or_else(|| {
-            let mut state = self.inner.lock();
-            let root = TraceParent::root(state.rng.random(), state.rng.random());
-            // Where nobody collects spans here, nobody on the way is asked for any.
-            if self.inner.spans.are_wanted() {
-                root.with_sampled()
-            } else {
-                root
-            }
-        });
+        let parent = given.unwrap_or_else(|| self.inner.begin_trace());
         // The state belongs to its parent.
         let state = headers
             .trace_state

@@ -18,7 +18,6 @@ use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use futures::StreamExt as _;
 use lapwing_base::PeerId;
-use rand::RngExt as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -233,10 +232,7 @@ impl Edge {
     fn asked(&self, headers: &HeaderMap) -> Asked {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let given: Option<TraceParent> = text(TRACE_PARENT).and_then(|text| text.parse().ok());
-        let trace = given.unwrap_or_else(|| {
-            let mut state = self.federation.inner.lock();
-            TraceParent::root(state.rng.random(), state.rng.random())
-        });
+        let trace = given.unwrap_or_else(|| self.federation.inner.begin_trace());
         let states: Option<Vec<&str>> = headers
             .get_all(TRACE_STATE)
             .iter()

@@ -58,6 +58,19 @@ impl Spans {
 }
 
 impl Inner {
+    /// Begins a trace. Where nobody collects spans here, nobody on the way is asked for any.
+    pub(super) fn begin_trace(&self) -> TraceParent {
+        let root = {
+            let mut state = self.lock();
+            TraceParent::root(state.rng.random(), state.rng.random())
+        };
+        if self.spans.are_wanted() {
+            root.with_sampled()
+        } else {
+            root
+        }
+    }
+
     /// Begins the span of a hop under what the call has come with, and has the call go on under that span.
     pub(super) fn begin_hop(&self, kind: SpanKind, call: &mut Call, peer: PeerId) -> OpenSpan<'_> {
         // Nothing is even read where nobody wants to know.

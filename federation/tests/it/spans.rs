@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lapwing_federation::{Echo, Headers, Span, SpanKind, SpanStatus};
+use lapwing_federation::{Echo, Headers, Span, SpanKind, SpanStatus, TraceParent};
 use tokio::sync::mpsc;
 
 use crate::http::Edge;
@@ -76,6 +76,22 @@ async fn a_trace_that_is_not_sampled_leaves_none_and_one_that_begins_here_has_a_
         );
         assert_eq!(span.trace_id, roots[0].trace_id);
     }
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_that_begins_with_a_request_over_http_has_a_root_and_its_caller_is_told_that_it_is_sampled() {
+    let (houses, mut spans) = start().await;
+    let edge = Edge::of(&houses.alice).await;
+    let response = edge.client.post(format!("{}/rpc", edge.url)).body(BLOG_ECHO);
+    let response = response.send().await.unwrap();
+    let parent = response.headers()["traceparent"].to_str().unwrap().to_owned();
+    drop(response);
+    let spans = next(&mut spans, 7).await;
+    let root = spans.iter().find(|span| span.parent_span_id.is_none()).unwrap();
+    let parent: TraceParent = parent.parse().unwrap();
+    assert_eq!((parent.trace(), parent.is_sampled()), (root.trace_id, true));
+    edge.stop().await;
     houses.stop().await;
 }
 
