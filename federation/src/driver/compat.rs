@@ -167,6 +167,8 @@ impl Conversation<'_> {
         let mut ping_at = heard_at + PING_AFTER;
         loop {
             let answer = tokio::select! {
+                // Answers go before anything more is read: whoever asks faster than it reads waits for itself.
+                biased;
                 Some(answer) = running.next() => Message::text(answer.to_string()),
                 heard = socket.next() => {
                     let message = match heard? {
