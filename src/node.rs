@@ -234,6 +234,7 @@ impl Node {
             balancing: config.balancing.clone(),
             audit: Some(audit_sender),
             spans: exporter.as_ref().map(SpanExporter::sender),
+            sampler: exporter.as_ref().map(SpanExporter::sampler).unwrap_or_default(),
             ..FederationConfig::new(keypair.clone(), incarnation)
         };
         let federation = start_federation(&config, federation_config, &network, &around)?;

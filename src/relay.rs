@@ -256,6 +256,7 @@ impl Relay {
             policy: config.policy.clone(),
             audit: Some(audit_sender),
             spans: exporter.as_ref().map(SpanExporter::sender),
+            sampler: exporter.as_ref().map(SpanExporter::sampler).unwrap_or_default(),
             hops_max: config.hops_max,
             balancing: config.balancing.clone(),
             ..FederationConfig::new(keypair.clone(), epoch)

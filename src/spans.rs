@@ -8,7 +8,7 @@ mod otlp;
 use std::time::Duration;
 
 use lapwing_base::{PeerId, chain};
-use lapwing_federation::Span;
+use lapwing_federation::{Sampler, Span};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use percent_encoding::percent_decode_str;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -31,6 +31,10 @@ const PROTOCOL: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
 ];
+
+/// Which traces are exported, and for those that go by a share, which.
+const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+const SAMPLER_ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
 
 /// What this node is called there.
 const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
@@ -57,6 +61,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct SpanExporter {
     collector: Collector,
     pace: Pace,
+    sampler: Sampler,
     queue: mpsc::Receiver<Span>,
     to_queue: mpsc::Sender<Span>,
 }
@@ -84,6 +89,21 @@ pub enum SpanExporterError {
     Headers {
         /// Which setting.
         variable: &'static str,
+    },
+    /// A way to choose traces that there is not here.
+    #[error(
+        "{SAMPLER} is `{sampler}`; there are `always_on`, `always_off`, `traceidratio`, and `parentbased_` in front of each, of \
+         which `parentbased_always_on` is the default"
+    )]
+    Sampler {
+        /// As given.
+        sampler: String,
+    },
+    /// No share of them.
+    #[error("{SAMPLER_ARGUMENT} is `{argument}`; it is the share of traces that are exported, from 0 to 1")]
+    SamplerArgument {
+        /// As given.
+        argument: String,
     },
     /// There is no client for it.
     #[error("HTTP cannot be spoken here")]
@@ -138,6 +158,7 @@ impl SpanExporter {
                 state: State::Reached,
             },
             pace: Pace::DEFAULT,
+            sampler: sampler(get)?,
             queue,
             to_queue,
         }))
@@ -148,6 +169,11 @@ impl SpanExporter {
         self.to_queue.clone()
     }
 
+    /// Which traces it wants spans of.
+    pub(crate) const fn sampler(&self) -> Sampler {
+        self.sampler
+    }
+
     /// Exports what it is given, until nobody can give it more, or `stop` and a last try. Stop it after those who give.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let Self {
@@ -155,6 +181,7 @@ impl SpanExporter {
             pace,
             mut queue,
             to_queue,
+            ..
         } = self;
         drop(to_queue);
         let exporting = async {
@@ -338,6 +365,41 @@ fn check_protocol(get: impl Fn(&'static str) -> Option<String>) -> Result<(), Sp
     }
 }
 
+fn sampler(get: impl Fn(&'static str) -> Option<String>) -> Result<Sampler, SpanExporterError> {
+    let Some(text) = get(SAMPLER) else {
+        return Ok(Sampler::default());
+    };
+    let unknown = || SpanExporterError::Sampler {
+        sampler: text.clone(),
+    };
+    let name = text.trim();
+    let (name, is_by_parent) = match name.strip_prefix("parentbased_") {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
+    let sampler = match name {
+        "always_on" => Sampler::share(1.0),
+        "always_off" => Sampler::share(0.0),
+        "traceidratio" => Sampler::share(share(get)?),
+        _ => return Err(unknown()),
+    };
+    Ok(if is_by_parent {
+        sampler.by_parent()
+    } else {
+        sampler
+    })
+}
+
+fn share(get: impl Fn(&'static str) -> Option<String>) -> Result<f64, SpanExporterError> {
+    let Some(argument) = get(SAMPLER_ARGUMENT) else {
+        return Ok(1.0);
+    };
+    let share = argument.trim().parse().ok();
+    share
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or(SpanExporterError::SamplerArgument { argument })
+}
+
 fn headers(get: impl Fn(&'static str) -> Option<String>) -> Result<HeaderMap, SpanExporterError> {
     let given = HEADERS.into_iter().find_map(|name| Some((name, get(name)?)));
     let mut headers = HeaderMap::new();
@@ -424,6 +486,42 @@ mod tests {
         assert_eq!(url(&[base]).as_str(), "https://collector.example/otlp/v1/traces");
         let own = (TRACES_ENDPOINT, "https://traces.example/in");
         assert_eq!(url(&[base, own]).as_str(), "https://traces.example/in");
+    }
+
+    #[test]
+    fn which_traces_are_exported_is_said_by_the_names_that_opentelemetry_has() {
+        let sampler = |more: &[(&str, &str)]| {
+            let variables = [&[(ENDPOINT, "http://127.0.0.1:4318")], more].concat();
+            exporter(&variables).map(|exporter| exporter.unwrap().sampler())
+        };
+        let half = (SAMPLER_ARGUMENT, "0.5");
+        for (more, expected) in [
+            (vec![], Sampler::default()),
+            (vec![half], Sampler::default()),
+            (vec![(SAMPLER, "parentbased_always_on")], Sampler::default()),
+            (vec![(SAMPLER, "always_on")], Sampler::share(1.0)),
+            (vec![(SAMPLER, "always_off")], Sampler::share(0.0)),
+            (vec![(SAMPLER, "traceidratio")], Sampler::share(1.0)),
+            (vec![(SAMPLER, "traceidratio"), half], Sampler::share(0.5)),
+            (
+                vec![(SAMPLER, "parentbased_traceidratio"), half],
+                Sampler::share(0.5).by_parent(),
+            ),
+            (
+                vec![(SAMPLER, " parentbased_always_off ")],
+                Sampler::share(0.0).by_parent(),
+            ),
+        ] {
+            assert_eq!(sampler(&more).unwrap(), expected, "{more:?}");
+        }
+        for wrong in ["jaeger_remote", "parentbased_", "ALWAYS_ON"] {
+            let error = sampler(&[(SAMPLER, wrong)]).unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("traceidratio"), "{error}");
+        }
+        for wrong in ["half", "-0.1", "1.1", "NaN"] {
+            let error = sampler(&[(SAMPLER, "traceidratio"), (SAMPLER_ARGUMENT, wrong)]);
+            assert!(error.unwrap_err().to_string().contains(wrong));
+        }
     }
 
     #[test]

@@ -44,7 +44,7 @@ use crate::policy::{Admitted, Around, AuditEvent, Claim, Policy};
 use crate::retries::Retries;
 use crate::{
     Announcement, AnnouncementError, Balancing, Call, CallAnswer, Departure, HearError, Message, NodeName,
-    Registry, Service, ServiceName, Span, ToSend,
+    Registry, Sampler, Service, ServiceName, Span, ToSend,
 };
 use audit::Audit;
 use backend::Offer;
@@ -100,8 +100,10 @@ pub struct FederationConfig {
     /// Where it is written down who was let in and what was refused; what finds no place there is lost. Default: nowhere.
     pub audit: Option<mpsc::Sender<AuditEvent>>,
     /// Where the spans of calls go whose trace is sampled. What finds no place there is lost and counted, since no call waits
-    /// for it. With it, traces that begin at this node's edge are sampled. Default: nowhere, which costs nothing.
+    /// for it. Default: nowhere, which costs nothing.
     pub spans: Option<mpsc::Sender<Span>>,
+    /// Which traces are, where spans go somewhere. Default: all that begin at this node's edge, and others as they say.
+    pub sampler: Sampler,
     /// How many links away its services are known: 1 to [`Announcement::HOPS_MAX`]. Default
     /// [`Announcement::HOPS_DEFAULT`]: home, main, main, home.
     pub hops_max: u8,
@@ -120,6 +122,7 @@ impl FederationConfig {
             policy: Policy::default(),
             audit: None,
             spans: None,
+            sampler: Sampler::default(),
             hops_max: Announcement::HOPS_DEFAULT,
             balancing: Balancing::default(),
             epoch,
@@ -248,7 +251,7 @@ impl Federation {
             around,
             policy: config.policy,
             audit: Audit::new(config.audit),
-            spans: Spans::new(config.spans),
+            spans: Spans::new(config.spans, config.sampler),
             tells: watch::Sender::new(false),
             state: Mutex::new(State {
                 registry: Registry::new(me, said.role),

@@ -53,7 +53,7 @@ pub use remote_call::{Arguments, RemoteCall};
 pub use retries::Retries;
 pub use service::{Fit, Service, ServiceError, Unfit, Wanted};
 pub use span::{Span, SpanKind, SpanStatus};
-pub use trace::{ParseTraceParentError, TraceParent};
+pub use trace::{ParseTraceParentError, Sampler, TraceParent};
 pub use versions::{Constraint, ParseVersionError, Version};
 
 #[cfg(feature = "driver")]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use lapwing_base::PeerId;
 
-use crate::{Call, ErrorCode, TraceContext, TraceParent};
+use crate::{Call, ErrorCode, Sampler, TraceContext, TraceParent};
 
 /// One hop of a call, as one node has seen it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -138,9 +138,9 @@ impl Span {
 
 impl TraceContext {
     /// Under which span a node makes its own; `None` where none is wanted.
-    pub fn sampled(&self) -> Option<TraceParent> {
-        let parent: TraceParent = self.parent.as_deref()?.parse().ok()?;
-        parent.is_sampled().then_some(parent)
+    pub fn sampled(&self, sampler: Sampler) -> Option<TraceParent> {
+        let parent = self.parent.as_deref()?.parse().ok()?;
+        sampler.samples(parent).then_some(parent)
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_hop_is_a_child_of_what_came_and_the_parent_of_what_goes_on() {
-        let came = context(PARENT).sampled().unwrap();
+        let came = context(PARENT).sampled(Sampler::default()).unwrap();
         let taken = came.child(2);
         let server = Span::of_call(SpanKind::Server, taken, Some(came), &call("echo"), at(1));
         let passed_on = taken.child(3);
@@ -169,12 +169,22 @@ mod tests {
 
     #[test]
     fn a_trace_that_is_not_sampled_gives_no_spans_and_neither_does_what_is_no_trace() {
-        assert_eq!(context(&PARENT.replace("-01", "-00")).sampled(), None);
-        assert_eq!(context("nonsense").sampled(), None);
-        assert_eq!(TraceContext::default().sampled(), None);
+        assert_eq!(
+            context(&PARENT.replace("-01", "-00")).sampled(Sampler::default()),
+            None
+        );
+        assert_eq!(context("nonsense").sampled(Sampler::default()), None);
+        assert_eq!(TraceContext::default().sampled(Sampler::default()), None);
         // The other flags mean something else.
-        assert!(context(&PARENT.replace("-01", "-03")).sampled().is_some());
-        assert_eq!(context(&PARENT.replace("-01", "-02")).sampled(), None);
+        assert!(
+            context(&PARENT.replace("-01", "-03"))
+                .sampled(Sampler::default())
+                .is_some()
+        );
+        assert_eq!(
+            context(&PARENT.replace("-01", "-02")).sampled(Sampler::default()),
+            None
+        );
     }
 
     #[test]

@@ -70,6 +70,60 @@ impl TraceParent {
     }
 }
 
+/// Of which traces a node collects spans. Default: of all that begin here, and of others as whoever calls says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sampler {
+    /// Whether a trace that has begun elsewhere is sampled as it says, whatever its id is.
+    follows_parent: bool,
+    /// Those whose id ends in a number below this: 0 <= below <= [`Sampler::ALL`].
+    below: u64,
+}
+
+impl Sampler {
+    /// The last seven bytes of an id are random (W3C Trace Context Level 2, section 2.2.2): 2^56 numbers.
+    const ALL: u64 = 1 << 56;
+
+    /// A share of all traces, from 0 to 1; the same traces at every node that has the same share. What is no share is the
+    /// nearest.
+    pub fn share(share: f64) -> Self {
+        // Of what is no number there is nothing, and 2^56 is a number that both types have.
+        let below = share.clamp(0.0, 1.0) * Self::ALL as f64;
+        Self {
+            follows_parent: false,
+            below: below as u64,
+        }
+    }
+
+    /// The same of traces that begin here alone, and of others what whoever calls says.
+    #[must_use]
+    pub const fn by_parent(self) -> Self {
+        Self {
+            follows_parent: true,
+            ..self
+        }
+    }
+
+    /// Whether a trace is sampled that begins here.
+    pub fn samples_root(&self, root: TraceParent) -> bool {
+        let end = root.trace() % u128::from(Self::ALL);
+        end < u128::from(self.below)
+    }
+
+    /// Whether one is that has come with a call.
+    pub fn samples(&self, parent: TraceParent) -> bool {
+        match self.follows_parent {
+            true => parent.is_sampled(),
+            false => self.samples_root(parent),
+        }
+    }
+}
+
+impl Default for Sampler {
+    fn default() -> Self {
+        Self::share(1.0).by_parent()
+    }
+}
+
 impl FromStr for TraceParent {
     type Err = ParseTraceParentError;
 
@@ -136,6 +190,26 @@ mod tests {
             child.to_string(),
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01"
         );
+    }
+
+    #[test]
+    fn a_share_of_traces_is_sampled_and_those_that_come_so_as_they_say_where_that_is_followed() {
+        let sampled: TraceParent = TEXT.parse().unwrap();
+        let unsampled: TraceParent = TEXT.replace("-01", "-00").parse().unwrap();
+        let both = |sampler: Sampler| [sampled, unsampled].map(|parent| sampler.samples(parent));
+        assert_eq!(both(Sampler::default()), [true, false]);
+        assert_eq!(both(Sampler::share(1.0)), [true, true]);
+        assert_eq!(both(Sampler::share(0.0)), [false, false]);
+        assert_eq!(both(Sampler::share(0.0).by_parent()), [true, false]);
+        assert_eq!(both(Sampler::share(f64::NAN)), [false, false]);
+        let roots = |sampler: Sampler| {
+            let last = u128::from(Sampler::ALL - 1);
+            [1, last / 4, last / 4 * 3, last].map(|end| sampler.samples_root(TraceParent::root(end, 1)))
+        };
+        assert_eq!(roots(Sampler::default()), [true; 4]);
+        assert_eq!(roots(Sampler::share(0.5)), [true, true, false, false]);
+        assert_eq!(roots(Sampler::share(0.5).by_parent()), [true, true, false, false]);
+        assert_eq!(roots(Sampler::share(0.0).by_parent()), [false; 4]);
     }
 
     #[test]

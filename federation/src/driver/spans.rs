@@ -8,12 +8,13 @@ use rand::RngExt as _;
 use tokio::sync::mpsc;
 
 use super::{Inner, now, wall_clock};
-use crate::{Call, CallAnswer, CallError, ErrorCode, Span, SpanKind, TraceParent};
+use crate::{Call, CallAnswer, CallError, ErrorCode, Sampler, Span, SpanKind, TraceParent};
 
 /// Where spans go, and how many could not.
 #[derive(Debug)]
 pub(super) struct Spans {
     queue: Option<mpsc::Sender<Span>>,
+    sampler: Sampler,
     lost: AtomicU64,
 }
 
@@ -31,9 +32,10 @@ struct Open {
 }
 
 impl Spans {
-    pub(super) const fn new(queue: Option<mpsc::Sender<Span>>) -> Self {
+    pub(super) const fn new(queue: Option<mpsc::Sender<Span>>, sampler: Sampler) -> Self {
         Self {
             queue,
+            sampler,
             lost: AtomicU64::new(0),
         }
     }
@@ -64,7 +66,7 @@ impl Inner {
             let mut state = self.lock();
             TraceParent::root(state.rng.random(), state.rng.random())
         };
-        if self.spans.are_wanted() {
+        if self.spans.are_wanted() && self.spans.sampler.samples_root(root) {
             root.with_sampled()
         } else {
             root
@@ -74,7 +76,8 @@ impl Inner {
     /// Begins the span of a hop under what the call has come with, and has the call go on under that span.
     pub(super) fn begin_hop(&self, kind: SpanKind, call: &mut Call, peer: PeerId) -> OpenSpan<'_> {
         // Nothing is even read where nobody wants to know.
-        let wanted = self.spans.are_wanted().then(|| call.trace.sampled());
+        let sampler = self.spans.sampler;
+        let wanted = self.spans.are_wanted().then(|| call.trace.sampled(sampler));
         let span = self.begin_span(wanted.flatten(), |own, parent, at| {
             Span::of_call(kind, own, Some(parent), call, at).with_peer(peer)
         });
@@ -84,15 +87,16 @@ impl Inner {
         span
     }
 
-    /// Begins a span with an id of its own in the trace of `parent`, which is sampled.
+    /// Begins a span with an id of its own in the trace of `parent`, where that is sampled here. Whatever has come, what goes on
+    /// under it says so.
     pub(super) fn begin_span(
         &self,
         parent: Option<TraceParent>,
         span: impl FnOnce(TraceParent, TraceParent, SystemTime) -> Span,
     ) -> OpenSpan<'_> {
-        let parent = parent.filter(|parent| self.spans.are_wanted() && parent.is_sampled());
+        let parent = parent.filter(|parent| self.spans.are_wanted() && self.spans.sampler.samples(*parent));
         let open = parent.map(|parent| {
-            let own = parent.child(self.lock().rng.random());
+            let own = parent.child(self.lock().rng.random()).with_sampled();
             Open {
                 own,
                 span: span(own, parent, wall_clock()),
