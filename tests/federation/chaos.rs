@@ -1,5 +1,5 @@
-//! Everything goes wrong at once, for minutes: nodes are killed and started again, links are cut, services fail, and callers
-//! at all nodes go on calling.
+//! Everything goes wrong at once, for minutes: nodes are killed and started again, links are cut, clocks jump, services fail,
+//! and callers at all nodes go on calling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use futures::future::{join, join_all};
 use futures::stream::FuturesUnordered;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
+use rand::seq::{IndexedRandom as _, IteratorRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::backend::Backend;
 use crate::calls::{Done, Edge, Ended, tally};
+use crate::faults::{Clocks, Links};
 use crate::nine::MAINS;
 use crate::world::{PATIENCE, World, eventually, free_port, within};
 
@@ -38,6 +39,12 @@ const AWAY: std::ops::Range<u64> = 200..8_000;
 
 /// Of nine; with more there is nobody left to disturb.
 const AWAY_MAX: usize = 4;
+
+/// Links that are cut at a time, of two nodes that run.
+const CUTS_MAX: usize = 3;
+
+/// Seconds by which clocks are wrong.
+const CLOCKS: [i64; 4] = [0, 3_600, -3_600, -86_400];
 
 /// Seconds that callers wait: less than the longest cut, so that some see its end and others do not.
 const TIMEOUT: u64 = 5;
@@ -92,6 +99,23 @@ struct Away {
     until: Instant,
 }
 
+/// A link that is cut now.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    ports: (u16, u16),
+    until: Instant,
+}
+
+/// Nine nodes, and what can be done to them.
+struct Stage {
+    world: World,
+    backends: Vec<Backend>,
+    /// Each node's port for QUIC.
+    ports: BTreeMap<&'static str, u16>,
+    links: Links,
+    clocks: Option<Clocks>,
+}
+
 /// When nodes could not be asked.
 type Outages = BTreeMap<&'static str, Vec<(Instant, Instant)>>;
 
@@ -109,22 +133,24 @@ async fn calls_are_answered_and_registries_converge_whatever_goes_wrong() {
     let seconds = from_environment("LAPWING_CHAOS_SECONDS").unwrap_or(SECONDS);
     println!("LAPWING_CHAOS_SEED={seed} LAPWING_CHAOS_SECONDS={seconds}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (mut world, backends) = start().await;
+    let mut stage = start().await;
+    let world = &stage.world;
     let edges: BTreeMap<&str, Edge> = nodes().map(|node| (node, world.edge(node))).collect();
 
     let warmed_at = Instant::now() + WARM_UP;
     let calling = nodes().map(|node| call_until(&edges[node], place(node) * 1_000_000, warmed_at));
     let warm: Vec<Done> = join_all(calling).await.concat();
     println!("warm: {:?}", tally(&warm));
-    let before = SURVIVORS.map(|node| held(&world, node));
+    let before = SURVIVORS.map(|node| held(world, node));
 
-    for backend in &backends {
+    for backend in &stage.backends {
         backend.fail_one_in(FAILS_ONE_IN);
     }
     let end = Instant::now() + Duration::from_secs(seconds);
     let calling = nodes().map(|node| call_until(&edges[node], place(node) * 1_000_000 + 500_000, end));
-    let (outages, done) = join(disturb(&mut world, &mut random, end), join_all(calling)).await;
-    for backend in &backends {
+    let (outages, done) = join(disturb(&mut stage, &mut random, end), join_all(calling)).await;
+    let Stage { world, backends, .. } = &stage;
+    for backend in backends {
         backend.fail_one_in(0);
     }
 
@@ -145,7 +171,7 @@ async fn calls_are_answered_and_registries_converge_whatever_goes_wrong() {
     assert_eq!(twice, None, "what may not be carried out twice was not");
 
     let begun = Instant::now();
-    converge(&world).await;
+    converge(world).await;
     println!("the registries agree after {:.2?}", begun.elapsed());
     for node in nodes() {
         eventually(&format!("{node} to be answered"), async || {
@@ -171,7 +197,7 @@ async fn calls_are_answered_and_registries_converge_whatever_goes_wrong() {
             IDLE + PATIENCE,
             &format!("{node} to have closed what it opened"),
             async || {
-                let now = held(&world, node);
+                let now = held(world, node);
                 if now.files <= most {
                     Ok(())
                 } else {
@@ -180,7 +206,7 @@ async fn calls_are_answered_and_registries_converge_whatever_goes_wrong() {
             },
         )
         .await;
-        let now = held(&world, node);
+        let now = held(world, node);
         println!("{node}: {before:?} before, {now:?} now");
         let growth = now.pages as f64 / before.pages as f64;
         assert!(
@@ -191,24 +217,33 @@ async fn calls_are_answered_and_registries_converge_whatever_goes_wrong() {
 }
 
 /// Three mains that know each other; each home prefers its own and falls back to the others.
-async fn start() -> (World, Vec<Backend>) {
+async fn start() -> Stage {
     let mut world = World::new();
+    let clocks = world.with_clocks();
     let ports = MAINS.map(|_| free_port());
-    let mut backends = Vec::new();
+    let (mut backends, mut ports_of) = (Vec::new(), BTreeMap::new());
     for (place, (main, homes)) in MAINS.into_iter().enumerate() {
         let mut in_order = ports;
         in_order.rotate_left(place);
         let [own, others @ ..] = in_order;
         world.main(main, own, &others, &[]);
+        ports_of.insert(main, own);
         for home in homes {
-            let backend = Backend::start(home);
-            world.home_at(home, free_port(), &in_order, &[&backend.as_service("diary")]);
+            let (backend, port) = (Backend::start(home), free_port());
+            world.home_at(home, port, &in_order, &[&backend.as_service("diary")]);
+            ports_of.insert(home, port);
             backends.push(backend);
         }
     }
     world.up().await;
     converge(&world).await;
-    (world, backends)
+    Stage {
+        world,
+        backends,
+        ports: ports_of,
+        links: Links::new(),
+        clocks,
+    }
 }
 
 /// Waits until every main knows of what is offered, and of nothing else.
@@ -260,30 +295,36 @@ fn is_idempotent(number: u64) -> bool {
 }
 
 /// Disturbs nodes until an instant, and then waits until none is any more.
-async fn disturb(world: &mut World, random: &mut StdRng, end: Instant) -> Outages {
+async fn disturb(stage: &mut Stage, random: &mut StdRng, end: Instant) -> Outages {
     let mut outages = Outages::new();
     let mut away: Vec<Away> = Vec::new();
+    let mut cuts: Vec<Cut> = Vec::new();
     let mut next = Instant::now();
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     let [mut slowest_stop, mut slowest_start] = [Duration::ZERO; 2];
     loop {
-        let returns = away.iter().map(|away| away.until).min();
+        let returns = away.iter().map(|away| away.until);
+        let mends = cuts.iter().map(|cut| cut.until);
         let disturbs = (next < end).then_some(next);
-        let Some(at) = returns.into_iter().chain(disturbs).min() else {
+        let Some(at) = returns.chain(mends).chain(disturbs).min() else {
             println!("disturbances: {counts:?}");
             println!("the slowest stop took {slowest_stop:.1?}, the slowest start {slowest_start:.1?}");
             assert!(slowest_stop < STOP_MAX, "a stop took {slowest_stop:.1?}");
             return outages;
         };
         thawing(&mut away, &mut outages, sleep_until(at.into())).await;
+        for cut in cuts.extract_if(.., |cut| cut.until <= at) {
+            let (one, other) = cut.ports;
+            stage.links.mend(one, other);
+        }
         let back = away
             .iter()
             .position(|away| away.until <= at && away.by != Disturbance::CutOff);
         if let Some(place) = back {
             let Away { node, since, .. } = away.swap_remove(place);
             let begun = Instant::now();
-            world.launch(node);
-            thawing(&mut away, &mut outages, world.up_one(node)).await;
+            stage.world.launch(node);
+            thawing(&mut away, &mut outages, stage.world.up_one(node)).await;
             slowest_start = slowest_start.max(begun.elapsed());
             outages.entry(node).or_default().push((since, Instant::now()));
             continue;
@@ -292,6 +333,21 @@ async fn disturb(world: &mut World, random: &mut StdRng, end: Instant) -> Outage
             continue;
         }
         next = at + Duration::from_millis(random.random_range(PEACE));
+        if let Some(clocks) = stage.clocks.as_ref().filter(|_| random.random_ratio(1, 4)) {
+            let node = nodes().choose(random).unwrap();
+            clocks.set(node, *CLOCKS.choose(random).unwrap());
+            *counts.entry("a clock was set".to_owned()).or_default() += 1;
+        }
+        if stage.links.can_cut() && cuts.len() < CUTS_MAX && random.random_ratio(1, 3) {
+            // Whether these two have a link or not: whoever loses its main may take another one.
+            let main = MAINS.map(|(main, _)| main).into_iter().choose(random).unwrap();
+            let other = nodes().filter(|node| *node != main).choose(random).unwrap();
+            let ports = (stage.ports[main], stage.ports[other]);
+            stage.links.cut(ports.0, ports.1);
+            let until = Instant::now() + Duration::from_millis(random.random_range(AWAY));
+            cuts.push(Cut { ports, until });
+            *counts.entry("a link was cut".to_owned()).or_default() += 1;
+        }
         let left: Vec<&str> = nodes()
             .filter(|node| away.iter().all(|away| away.node != *node))
             .collect();
@@ -306,11 +362,11 @@ async fn disturb(world: &mut World, random: &mut StdRng, end: Instant) -> Outage
             _ => Disturbance::Killed,
         };
         *counts.entry(format!("{by:?}")).or_default() += 1;
-        let (since, pid) = (Instant::now(), world.pid(node));
+        let (since, pid) = (Instant::now(), stage.world.pid(node));
         match by {
-            Disturbance::Killed => world.kill(node),
+            Disturbance::Killed => stage.world.kill(node),
             Disturbance::Stopped => {
-                thawing(&mut away, &mut outages, world.stop(node)).await;
+                thawing(&mut away, &mut outages, stage.world.stop(node)).await;
                 slowest_stop = slowest_stop.max(since.elapsed());
             }
             Disturbance::CutOff => kill_process(pid, Signal::STOP).unwrap(),

@@ -8,6 +8,7 @@
 
 mod backend;
 mod calls;
+mod faults;
 mod nine;
 mod world;
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::calls::Edge;
+use crate::faults::Clocks;
 
 pub(crate) const LAPWING: &str = env!("CARGO_BIN_EXE_lapwing");
 
@@ -24,6 +25,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     folder: Option<TempDir>,
     relays: BTreeMap<String, Relay>,
+    /// Where their clocks can be set.
+    clocks: Option<Clocks>,
 }
 
 /// A main or a home, running or not.
@@ -47,7 +50,14 @@ impl World {
         Self {
             folder: Some(tempfile::tempdir().unwrap()),
             relays: BTreeMap::new(),
+            clocks: None,
         }
+    }
+
+    /// Whoever is started from now on has a clock that can be set; `None` where that cannot be done here.
+    pub(crate) fn with_clocks(&mut self) -> Option<Clocks> {
+        self.clocks = Clocks::new(self.folder());
+        self.clocks.clone()
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -83,7 +93,7 @@ impl World {
     pub(crate) fn home_at(&mut self, name: &str, port: u16, mains: &[u16], more: &[&str]) {
         let mut arguments: Vec<OsString> = vec![
             format!("--port={port}").into(),
-            "--listen=/ip4/127.0.0.1/udp/0/quic-v1".into(),
+            format!("--listen=/ip4/127.0.0.1/udp/{port}/quic-v1").into(),
         ];
         let mut flags = std::iter::once("--connect").chain(std::iter::repeat("--fallback"));
         arguments.extend(mains.iter().map(|main| {
@@ -119,17 +129,19 @@ impl World {
         relay.starts += 1;
         relay.said = None;
         let file = |kind: &str| File::create(folder.join(format!("{name}-{}.{kind}", relay.starts))).unwrap();
-        let child = Command::new(LAPWING)
+        let mut command = Command::new(LAPWING);
+        command
             .args(["relay", "--json", "--log-level=debug"])
             .args(&relay.arguments)
             .env("HOME", &folder)
             .env("XDG_RUNTIME_DIR", &folder)
             .stdin(Stdio::null())
             .stdout(file("out"))
-            .stderr(file("log"))
-            .spawn()
-            .unwrap();
-        relay.child = Some(child);
+            .stderr(file("log"));
+        if let Some(clocks) = &self.clocks {
+            clocks.give(name, &mut command);
+        }
+        relay.child = Some(command.spawn().unwrap());
     }
 
     /// Waits until all that run answer over HTTP.
