@@ -65,8 +65,8 @@ fn is_alone() -> bool {
 /// Replaces all rules by these.
 fn load(rules: &str) -> Result<(), String> {
     const TABLE: &str = "table inet lapwing_faults";
-    let chain = format!("chain input {{ type filter hook input priority 0;\n{rules}}}");
-    let all = format!("{TABLE}\ndelete {TABLE}\n{TABLE} {{ {chain} }}\n");
+    let chain = format!("chain input {{\ntype filter hook input priority 0;\n{rules}}}");
+    let all = format!("{TABLE}\ndelete {TABLE}\n{TABLE} {{\n{chain}\n}}\n");
     let nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
