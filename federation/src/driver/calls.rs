@@ -679,7 +679,7 @@ async fn forward(
         return (failed(inner, error), false);
     }
     let waiting_since = now();
-    let turn = tokio::time::timeout(patience, inner.turns(to).take(call.priority)).await;
+    let turn = tokio::time::timeout(patience, inner.turns(to).take(&call.service, call.priority)).await;
     let begun = now();
     let refused = match &turn {
         Ok(Ok(_)) => None,

@@ -1,66 +1,95 @@
 //! Who goes next over a link that has as many calls under way as it takes: the most urgent, and of two as urgent the first
-//! that came.
+//! that came. One service does not take all places, since it may hang, and others are called over the same link.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+
+use crate::ServiceName;
 
 /// The turns of one link.
 #[derive(Debug)]
 pub(super) struct Turns {
     state: Mutex<State>,
     waiting_max: usize,
+    /// As many of one service.
+    share: usize,
+    hasher: RandomState,
 }
 
 #[derive(Debug)]
 struct State {
     free: usize,
+    /// Of each service that has or wants any.
+    services: BTreeMap<Mark, Places>,
+    waiting: usize,
+    came: u64,
+}
+
+/// Stands for a service: two that have the same by chance share their places.
+type Mark = u64;
+
+/// What one service has of a link.
+#[derive(Debug, Default)]
+struct Places {
+    under_way: usize,
     /// The most urgent in front, then by when they came.
     waiting: BTreeMap<(Reverse<i8>, u64), oneshot::Sender<Turn>>,
-    came: u64,
 }
 
 /// The right to have a call under way; the next one has it when this is dropped.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Turn(Option<Arc<Turns>>);
+pub(super) struct Turn(Option<(Arc<Turns>, Mark)>);
 
 /// As many wait as may.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Full;
 
 impl Turns {
-    /// So many at a time, and so many that wait.
+    /// So many at a time, three quarters of them of one service, and so many that wait.
     pub(super) fn new(at_a_time: usize, waiting_max: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 free: at_a_time,
-                waiting: BTreeMap::new(),
+                services: BTreeMap::new(),
+                waiting: 0,
                 came: 0,
             }),
             waiting_max,
+            share: (at_a_time * 3).div_ceil(4),
+            hasher: RandomState::new(),
         })
     }
 
-    /// Waits until it is the turn of a call of this priority. May be cancelled.
-    pub(super) async fn take(self: &Arc<Self>, priority: i8) -> Result<Turn, Full> {
+    /// Waits until it is the turn of a call of this service and priority. May be cancelled.
+    pub(super) async fn take(self: &Arc<Self>, service: &ServiceName, priority: i8) -> Result<Turn, Full> {
+        let mark = self.hasher.hash_one(service);
         let next = {
-            let mut state = self.lock();
-            // Whoever waits no longer makes room.
-            state.waiting.retain(|_, waiter| !waiter.is_closed());
-            if state.free > 0 {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            let under_way = state.services.get(&mark).map_or(0, |places| places.under_way);
+            if state.free > 0 && under_way < self.share {
                 state.free -= 1;
-                return Ok(Turn(Some(Arc::clone(self))));
+                state.services.entry(mark).or_default().under_way += 1;
+                return Ok(Turn(Some((Arc::clone(self), mark))));
             }
-            if state.waiting.len() >= self.waiting_max {
+            if state.waiting >= self.waiting_max {
+                // Whoever waits no longer makes room.
+                state.forget_gone();
+            }
+            if state.waiting >= self.waiting_max {
                 return Err(Full);
             }
             let (turn, next) = oneshot::channel();
             state.came += 1;
+            state.waiting += 1;
             let place = (Reverse(priority), state.came);
-            state.waiting.insert(place, turn);
+            let places = state.services.entry(mark).or_default();
+            places.waiting.insert(place, turn);
             next
         };
         // Its other end stays where it is until it is used.
@@ -72,21 +101,26 @@ impl Turns {
         Arc::strong_count(self) == 1
     }
 
-    fn pass_on(self: &Arc<Self>) {
+    /// A call of a service is over: its place is the next one's.
+    fn pass_on(self: &Arc<Self>, mark: Mark) {
+        let mut left = Some(mark);
         loop {
-            let first = {
+            let (next, waiter) = {
                 let mut state = self.lock();
-                let first = state.waiting.pop_first();
-                if first.is_none() {
+                if let Some(mark) = left.take() {
                     state.free += 1;
+                    state.leave(mark);
                 }
-                first
+                let Some(next) = state.next(self.share) else {
+                    return;
+                };
+                state.free -= 1;
+                next
             };
-            let Some((_, waiter)) = first else { return };
-            match waiter.send(Turn(Some(Arc::clone(self)))) {
+            match waiter.send(Turn(Some((Arc::clone(self), next)))) {
                 Ok(()) => return,
                 // It waits no longer: the next one.
-                Err(mut turn) => drop(turn.0.take()),
+                Err(mut turn) => left = turn.0.take().map(|(_, mark)| mark),
             }
         }
     }
@@ -96,10 +130,48 @@ impl Turns {
     }
 }
 
+impl State {
+    /// Whoever is the next, and counts as under way from now on. Few services have anybody waiting at a time.
+    fn next(&mut self, share: usize) -> Option<(Mark, oneshot::Sender<Turn>)> {
+        if self.free == 0 || self.waiting == 0 {
+            return None;
+        }
+        let may = self
+            .services
+            .iter()
+            .filter(|(_, places)| places.under_way < share);
+        let first = may.filter_map(|(mark, places)| Some((*places.waiting.first_key_value()?.0, *mark)));
+        let (_, mark) = first.min()?;
+        let places = self.services.get_mut(&mark)?;
+        let (_, waiter) = places.waiting.pop_first()?;
+        places.under_way += 1;
+        self.waiting -= 1;
+        Some((mark, waiter))
+    }
+
+    fn leave(&mut self, mark: Mark) {
+        if let Some(places) = self.services.get_mut(&mark) {
+            places.under_way -= 1;
+            if places.under_way == 0 && places.waiting.is_empty() {
+                self.services.remove(&mark);
+            }
+        }
+    }
+
+    fn forget_gone(&mut self) {
+        for places in self.services.values_mut() {
+            places.waiting.retain(|_, waiter| !waiter.is_closed());
+        }
+        self.services
+            .retain(|_, places| places.under_way > 0 || !places.waiting.is_empty());
+        self.waiting = self.services.values().map(|places| places.waiting.len()).sum();
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(turns) = self.0.take() {
-            turns.pass_on();
+        if let Some((turns, mark)) = self.0.take() {
+            turns.pass_on(mark);
         }
     }
 }
@@ -109,13 +181,21 @@ mod tests {
     use super::*;
     use futures::FutureExt as _;
 
+    async fn take(turns: &Arc<Turns>, priority: i8) -> Result<Turn, Full> {
+        take_for(turns, "echo", priority).await
+    }
+
+    async fn take_for(turns: &Arc<Turns>, service: &str, priority: i8) -> Result<Turn, Full> {
+        turns.take(&service.parse().unwrap(), priority).await
+    }
+
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_of_two_the_one_that_came_first() {
         let turns = Turns::new(1, 10);
-        let mut now = Some(turns.take(0).await.unwrap());
+        let mut now = Some(take(&turns, 0).await.unwrap());
         let mut waiting: Vec<_> = [0, 5, 5, -3]
             .into_iter()
-            .map(|priority| Box::pin(turns.take(priority)))
+            .map(|priority| Box::pin(take(&turns, priority)))
             .collect();
         assert!(
             waiting
@@ -141,30 +221,53 @@ mod tests {
     #[tokio::test]
     async fn who_waits_no_longer_is_passed_over_and_makes_room() {
         let turns = Turns::new(1, 1);
-        let first = turns.take(0).await.unwrap();
-        let mut gone = Box::pin(turns.take(9));
+        let first = take(&turns, 0).await.unwrap();
+        let mut gone = Box::pin(take(&turns, 9));
         assert!(gone.as_mut().now_or_never().is_none());
-        assert_eq!(turns.take(9).now_or_never().unwrap().unwrap_err(), Full);
+        assert_eq!(take(&turns, 9).now_or_never().unwrap().unwrap_err(), Full);
         drop(gone);
-        let mut next = Box::pin(turns.take(0));
+        let mut next = Box::pin(take(&turns, 0));
         assert!(next.as_mut().now_or_never().is_none());
         drop(first);
         let second = next.await.unwrap();
         assert!(!turns.is_idle());
         drop(second);
         assert!(turns.is_idle());
-        assert!(turns.take(0).now_or_never().is_some());
+        assert!(take(&turns, 0).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn a_turn_that_comes_to_one_who_has_just_gone_is_not_lost() {
         let turns = Turns::new(1, 10);
-        let first = turns.take(0).await.unwrap();
-        let mut gone = Box::pin(turns.take(0));
+        let first = take(&turns, 0).await.unwrap();
+        let mut gone = Box::pin(take(&turns, 0));
         assert!(gone.as_mut().now_or_never().is_none());
         drop(first);
         // It has its turn, and never looks.
         drop(gone);
-        assert!(turns.take(0).now_or_never().is_some());
+        assert!(take(&turns, 0).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_service_that_hangs_leaves_places_for_others() {
+        let turns = Turns::new(4, 10);
+        let mut hanging = Vec::new();
+        for _ in 0..3 {
+            hanging.push(take_for(&turns, "hangs", 0).await.unwrap());
+        }
+        let mut fourth = Box::pin(take_for(&turns, "hangs", 9));
+        assert!(fourth.as_mut().now_or_never().is_none(), "it has its share");
+        let other = take(&turns, 0).now_or_never().unwrap().unwrap();
+        let mut second = Box::pin(take(&turns, 0));
+        assert!(second.as_mut().now_or_never().is_none(), "all places are taken");
+        drop(other);
+        let other = second.as_mut().now_or_never().unwrap().unwrap();
+        drop(hanging.pop());
+        drop(fourth.await.unwrap());
+        drop((hanging, other));
+        assert!(
+            turns.lock().services.is_empty(),
+            "nothing is kept of what is over"
+        );
     }
 }
