@@ -210,7 +210,7 @@ pub(crate) struct WantedMains {
 /// Changes of mains that wait to be made; a person makes one at a time.
 const CHANGES_MAX: usize = 16;
 
-/// Open requests may take so long to end when a relay stops.
+/// What a relay was asked over HTTP may take so long to end after the last call has.
 const HTTP_DRAIN: Duration = Duration::from_secs(5);
 
 /// Connections may take so long to be closed: one with a peer that is cut off would take half a minute to end by itself.
@@ -361,15 +361,17 @@ impl RelayHandle {
         self.network.ended().await;
     }
 
-    /// Stops the relay: open requests end, others hear that its services go, and everything is closed.
+    /// Stops the relay: others hear that its services go, calls that are under way have half a minute to end, and everything is
+    /// closed.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
+        // Calls that came over HTTP too have until their end.
+        self.federation.clone().shutdown().await;
         let drained = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(HTTP_DRAIN, drained).await.is_err() {
             warn!("open requests are cut off");
             self.tasks.shutdown().await;
         }
-        self.federation.clone().shutdown().await;
         if tokio::time::timeout(NETWORK_CLOSE, self.network.shutdown())
             .await
             .is_err()

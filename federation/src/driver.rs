@@ -406,6 +406,7 @@ impl Federation {
             // Whoever does not answer is told by the end of the connection.
             let _ = tokio::time::timeout(GOODBYE_MAX, heard).await;
         }
+        self.inner.let_calls_end().await;
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
@@ -414,6 +415,9 @@ impl Federation {
 
 /// A node that goes waits so long for its last word to be heard.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// And so long for the calls to end that it has in hand; new ones are refused.
+const CALLS_END_MAX: Duration = Duration::from_secs(30);
 
 async fn tick(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(TICK);
@@ -520,6 +524,23 @@ impl Inner {
             }
         });
         answers.collect()
+    }
+
+    async fn let_calls_end(&self) {
+        let in_hand = calls::IN_HAND_MAX.saturating_sub(self.room.available_permits());
+        if in_hand == 0 {
+            return;
+        }
+        info!(
+            in_hand,
+            "calls that are under way have up to {CALLS_END_MAX:?} to end"
+        );
+        // When nobody has a seat all of them are free. Nobody closes them.
+        let seats = u32::try_from(calls::IN_HAND_MAX).unwrap_or(u32::MAX);
+        let ended = tokio::time::timeout(CALLS_END_MAX, self.room.acquire_many(seats));
+        if ended.await.is_err() {
+            warn!("calls that have not ended are cut off");
+        }
     }
 
     fn turns(&self, to: PeerId) -> Arc<Turns> {

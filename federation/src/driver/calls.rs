@@ -253,7 +253,14 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
     let Ok(_seat) = inner.room.try_acquire() else {
         return busy(inner, IN_HAND_MAX);
     };
-    inner.lock().retries.on_request(now());
+    {
+        let mut state = inner.lock();
+        if state.said.departure.is_some() {
+            let said = format!("node {} is about to end", inner.me);
+            return failed(inner, CallError::new(ErrorCode::NodeOffline, said));
+        }
+        state.retries.on_request(now());
+    }
     let mut before: Option<CallAnswer> = None;
     // Another attempt is for another instance, where there is one.
     let mut tried: Option<PeerId> = None;

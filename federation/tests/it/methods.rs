@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use lapwing_federation::{CallContext, ErrorCode, Methods, RemoteError, Service};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
-use crate::nodes::{Houses, call};
+use crate::nodes::{Houses, call, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_are_called_from_another_home_and_one_that_panics_fails_alone() {
@@ -84,5 +85,39 @@ async fn a_function_is_told_who_calls_for_how_long_and_in_which_trace() {
     assert_eq!(own["caller"], houses.bob.id().to_string());
     assert_eq!(own["address"], format!("bob.home@{}", houses.main_b.id()));
     assert_eq!(own["trace_id"], Value::Null);
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_ends_before_its_node_does_and_nothing_new_begins() {
+    let houses = Houses::start().await;
+    let (begun, may_end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let [begins, ends] = [&begun, &may_end].map(Arc::clone);
+    let methods = Methods::new().method("work", move |()| {
+        let (begins, ends) = (Arc::clone(&begins), Arc::clone(&ends));
+        async move {
+            begins.add_permits(1);
+            let _may_end = ends.acquire().await;
+            Ok("done")
+        }
+    });
+    let mut service = Service::new("works".parse().unwrap());
+    service.methods = methods.names();
+    houses.bob.federation.offer(service, Arc::new(methods)).unwrap();
+    houses.until_known("works", 2).await;
+    let alice = houses.alice.federation.clone();
+    let under_way = tokio::spawn(async move { alice.call(call("works", "work", "[]")).await });
+    begun.acquire().await.unwrap().forget();
+    let ending = tokio::spawn(houses.bob.federation.clone().shutdown());
+    eventually("the others to know that it goes", || {
+        houses.alice.offers("works").is_empty()
+    })
+    .await;
+    let refused = houses.bob.call(call("works", "work", "[]")).await;
+    assert_eq!(refused.outcome.unwrap_err().code, ErrorCode::NodeOffline);
+    assert!(!ending.is_finished() && !under_way.is_finished());
+    may_end.add_permits(1);
+    assert_eq!(under_way.await.unwrap().outcome, Ok("\"done\"".to_owned()));
+    ending.await.unwrap();
     houses.stop().await;
 }
