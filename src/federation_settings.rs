@@ -54,7 +54,7 @@ pub(crate) struct FederationFlags {
     )]
     pub(crate) bridge: Vec<BridgeSetting>,
 
-    /// Service that other clusters may call, or `!SERVICE` for one that they may not; repeatable [default: all]
+    /// Of a main: service that other clusters may call, or `!SERVICE` for one that they may not; repeatable [default: all]
     #[arg(
         long,
         env = "LAPWING_LET_OUT",
@@ -63,7 +63,7 @@ pub(crate) struct FederationFlags {
     )]
     pub(crate) let_out: Vec<RuleSetting>,
 
-    /// Service of other clusters that is called from here, or `!SERVICE` for one that is not; repeatable [default: all]
+    /// Of a main: service of other clusters that is called from here, or `!SERVICE` for one that is not; repeatable [default: all]
     #[arg(
         long,
         env = "LAPWING_LET_IN",
@@ -72,7 +72,7 @@ pub(crate) struct FederationFlags {
     )]
     pub(crate) let_in: Vec<RuleSetting>,
 
-    /// Calls a minute that a neighbour of another cluster may make [default: any number where --bridge names the cluster,
+    /// Of a main: calls a minute that a neighbour of another cluster may make [default: any number where --bridge names the cluster,
     /// else 100]
     #[arg(long, env = "LAPWING_FOREIGN_CALLS", value_name = "N")]
     pub(crate) foreign_calls: Option<u32>,
@@ -243,6 +243,11 @@ pub(crate) fn exposed(
 }
 
 impl FederationFlags {
+    /// Whether anything is set that is asked where a call crosses from one cluster to another, which is between mains.
+    pub(crate) fn says_what_crosses_clusters(&self) -> bool {
+        !self.let_out.is_empty() || !self.let_in.is_empty() || self.foreign_calls.is_some()
+    }
+
     /// What the flags say of whom a node has to do with.
     ///
     /// # Errors

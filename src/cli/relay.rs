@@ -211,6 +211,9 @@ impl RelayFlags {
             Role::Home if !self.federation.balance.is_empty() => Err(Failure::usage(
                 "--balance is for mains, and this relay is a home: its main chooses who is called",
             )),
+            Role::Home if self.federation.says_what_crosses_clusters() => Err(Failure::usage(
+                "--let-out, --let-in and --foreign-calls are for mains, and this relay is a home: what it offers to nobody else is said by --keep",
+            )),
             Role::Main if !self.fallback.is_empty() => Err(Failure::usage(
                 "--fallback is for homes, and this relay is a main: other mains are named by --peers",
             )),
@@ -341,6 +344,7 @@ mod tests {
             ("--connect ws://a:1 --peers ws://b:1", ["--peers", "--connect"]),
             ("--node-type home", ["--node-type home", "--connect"]),
             ("--connect ws://a:1 --balance random", ["--balance", "a home"]),
+            ("--connect ws://a:1 --let-out blog", ["--let-out", "--keep"]),
             ("--server --fallback ws://b:1", ["--fallback", "--peers"]),
             (
                 "--node-type main --connect ws://b:1",
