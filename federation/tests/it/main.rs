@@ -4,9 +4,11 @@
 
 mod balancing;
 mod catalog;
+mod chain;
 mod child_backend;
 mod executed;
 mod http;
+mod matching;
 mod methods;
 mod names;
 mod nodes;
