@@ -127,7 +127,15 @@ async fn nodes_at_the_ends_of_a_line_of_three_mains_reach_each_other_and_those_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clusters_in_a_line_that_are_bridged_reach_each_other() {
+async fn clusters_in_a_line_that_are_bridged_reach_each_other_whichever_was_started_first() {
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        clusters_in_a_line(order).await;
+    }
+}
+
+/// The nodes of each cluster are there before those of the next of this order are started.
+async fn clusters_in_a_line(order: [usize; 3]) {
+    const NAMES: [[&str; 2]; 3] = [["relay-a", "alice"], ["relay-b", "bob"], ["relay-c", "charlie"]];
     const CLUSTERS: [&str; 3] = [
         "000000000000000000000000000000a1",
         "000000000000000000000000000000b2",
@@ -137,10 +145,8 @@ async fn clusters_in_a_line_that_are_bridged_reach_each_other() {
     let named = Named::of(&NODES);
     let mut world = World::new();
     let ports = [(); 3].map(|()| free_port());
-    for (place, (main, home)) in [("relay-a", "alice"), ("relay-b", "bob"), ("relay-c", "charlie")]
-        .into_iter()
-        .enumerate()
-    {
+    for place in order {
+        let [main, home] = NAMES[place];
         let cluster = format!("--cluster={}", CLUSTERS[place]);
         let besides = |all: &[usize]| {
             all.iter()
@@ -162,7 +168,7 @@ async fn clusters_in_a_line_that_are_bridged_reach_each_other() {
             .collect();
         world.main(main, ports[place], &peers, &more);
         world.home(home, &[ports[place]], &[&cluster, &named.flag(home)]);
+        world.up().await;
     }
-    world.up().await;
     all_reach_all(&world, &NODES, &NODES).await;
 }

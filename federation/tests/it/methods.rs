@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lapwing_federation::{CallContext, ErrorCode, Methods, RemoteError, Service};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::nodes::{Houses, call, eventually};
 
@@ -106,18 +107,21 @@ async fn what_is_under_way_ends_before_its_node_does_and_nothing_new_begins() {
     houses.bob.federation.offer(service, Arc::new(methods)).unwrap();
     houses.until_known("works", 2).await;
     let alice = houses.alice.federation.clone();
-    let under_way = tokio::spawn(async move { alice.call(call("works", "work", "[]")).await });
+    let mut under_way = JoinSet::new();
+    under_way.spawn(async move { alice.call(call("works", "work", "[]")).await });
     begun.acquire().await.unwrap().forget();
-    let ending = tokio::spawn(houses.bob.federation.clone().shutdown());
+    let mut ending = JoinSet::new();
+    ending.spawn(houses.bob.federation.clone().shutdown());
     eventually("the others to know that it goes", || {
         houses.alice.offers("works").is_empty()
     })
     .await;
     let refused = houses.bob.call(call("works", "work", "[]")).await;
     assert_eq!(refused.outcome.unwrap_err().code, ErrorCode::NodeOffline);
-    assert!(!ending.is_finished() && !under_way.is_finished());
+    assert!(ending.try_join_next().is_none() && under_way.try_join_next().is_none());
     may_end.add_permits(1);
-    assert_eq!(under_way.await.unwrap().outcome, Ok("\"done\"".to_owned()));
-    ending.await.unwrap();
+    let answers = under_way.join_all().await;
+    assert_eq!(answers[0].outcome, Ok("\"done\"".to_owned()));
+    ending.join_all().await;
     houses.stop().await;
 }
