@@ -32,7 +32,7 @@ use lapwing_base::{Keypair, PeerId, Role};
 use lapwing_net::Network;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -161,6 +161,10 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Calls that are on their way through this node.
     room: Semaphore,
+    /// Until when this node, which has just started, may not have heard of what is there.
+    settled_at: Instant,
+    /// Something was heard of others.
+    heard: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -272,6 +276,8 @@ impl Federation {
                 rng: StdRng::seed_from_u64(draw()),
             }),
             room: Semaphore::new(calls::IN_HAND_MAX),
+            settled_at: now() + SETTLES_IN,
+            heard: Notify::new(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
             network,
@@ -412,6 +418,9 @@ impl Federation {
         self.inner.tasks.wait().await;
     }
 }
+
+/// Neighbours come back to a main that was away, and have said everything, within this.
+const SETTLES_IN: Duration = Duration::from_secs(2);
 
 /// A node that goes waits so long for its last word to be heard.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
@@ -664,6 +673,8 @@ impl Inner {
         if is_home && state.registry.has_services(from) {
             self.has_news();
         }
+        drop(state);
+        self.heard.notify_waiters();
         wrong.map_or(Ok(()), Err)
     }
 }

@@ -265,9 +265,8 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
     // Another attempt is for another instance, where there is one.
     let mut tried: Option<PeerId> = None;
     loop {
+        let planned = planned(inner, &call, tried, arrived).await;
         let begun = now();
-        let waited = begun.saturating_duration_since(arrived);
-        let planned = inner.lock().plan(inner.me, &call, tried, waited, begun);
         let (step, chosen) = match planned {
             Ok(planned) => planned,
             // Where nobody else can be asked, what the first has said tells more.
@@ -325,6 +324,32 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         tried = has_chosen;
         debug!(service = %next.service, %error, "a call is tried again");
         call = next;
+    }
+}
+
+/// Where a call goes now. A node that has just started may not have heard of what is there, and waits a moment for it.
+async fn planned(
+    inner: &Inner,
+    call: &Call,
+    tried: Option<PeerId>,
+    arrived: Instant,
+) -> Result<(Step, Option<Chosen<PeerId>>), CallError> {
+    loop {
+        // From before it is looked, so that nothing is missed.
+        let heard = inner.heard.notified();
+        let now = now();
+        let waited = now.saturating_duration_since(arrived);
+        let planned = inner.lock().plan(inner.me, call, tried, waited, now);
+        let unheard = |error: &CallError| {
+            matches!(error.code, ErrorCode::ServiceNotFound | ErrorCode::NodeNotFound) && tried.is_none()
+        };
+        let patience = Duration::from_millis(call.remaining_ms.into());
+        let until = inner.settled_at.min(arrived + patience);
+        if now >= until || !planned.as_ref().is_err_and(unheard) {
+            return planned;
+        }
+        // What comes then is looked at as what has come.
+        let _late = tokio::time::timeout_at(until.into(), heard).await;
     }
 }
 

@@ -113,7 +113,7 @@ async fn what_is_under_way_ends_before_its_node_does_and_nothing_new_begins() {
     let mut ending = JoinSet::new();
     ending.spawn(houses.bob.federation.clone().shutdown());
     eventually("the others to know that it goes", || {
-        houses.alice.offers("works").is_empty()
+        houses.main_a.offers("works").is_empty()
     })
     .await;
     let refused = houses.bob.call(call("works", "work", "[]")).await;
