@@ -250,9 +250,6 @@ impl Drop for CountOnDrop<'_> {
 
 /// The same without the count. Where it failed and may be tried again, it is, once.
 async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAnswer {
-    let Ok(_seat) = inner.room.try_acquire() else {
-        return busy(inner, IN_HAND_MAX);
-    };
     {
         let mut state = inner.lock();
         if state.said.departure.is_some() {
@@ -261,6 +258,9 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         }
         state.retries.on_request(now());
     }
+    let Ok(_seat) = inner.room.try_acquire() else {
+        return busy(inner, IN_HAND_MAX);
+    };
     let mut before: Option<CallAnswer> = None;
     // Another attempt is for another instance, where there is one.
     let mut tried: Option<PeerId> = None;
