@@ -161,6 +161,8 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Calls that are on their way through this node.
     room: Semaphore,
+    /// What neighbours have asked and are not told yet.
+    answering: TaskTracker,
     /// Until when this node, which has just started, may not have heard of what is there.
     settled_at: Instant,
     /// Something was heard of others.
@@ -276,6 +278,7 @@ impl Federation {
                 rng: StdRng::seed_from_u64(draw()),
             }),
             room: Semaphore::new(calls::IN_HAND_MAX),
+            answering: TaskTracker::new(),
             settled_at: now() + SETTLES_IN,
             heard: Notify::new(),
             tasks: TaskTracker::new(),
@@ -408,11 +411,15 @@ impl Federation {
     pub async fn shutdown(self) {
         self.inner.lock().said.departure = Some(Departure::Shutdown);
         if self.inner.announce().is_ok() {
-            let heard = join_all(self.inner.last_probes());
+            let heard = join_all(self.inner.probed(neighbours::LAST_WORD_PROBE));
             // Whoever does not answer is told by the end of the connection.
             let _ = tokio::time::timeout(GOODBYE_MAX, heard).await;
         }
-        self.inner.let_calls_end().await;
+        if self.inner.let_calls_end().await {
+            let heard = join_all(self.inner.probed(neighbours::LAST_PROBE));
+            // What they were answered is on its way since before.
+            let _ = tokio::time::timeout(GOODBYE_MAX, heard).await;
+        }
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
@@ -517,39 +524,43 @@ impl Inner {
     }
 
     /// Asks all neighbours for an answer; each is waited for by one of what is returned.
-    fn last_probes(&self) -> Vec<impl Future<Output = ()> + use<>> {
+    fn probed(&self, number: u32) -> Vec<impl Future<Output = ()> + use<>> {
         let state = self.lock();
         let asked = state.sessions.values().filter(|session| {
-            let probe = ToSay::Probe(neighbours::LAST_PROBE);
+            let probe = ToSay::Probe(number);
             session.outbox.try_send(probe).is_ok()
         });
         let answers = asked.map(|session| {
             let mut answered = session.answered.clone();
             async move {
                 // An error means that the session has ended.
-                let _ = answered
-                    .wait_for(|answered| *answered == neighbours::LAST_PROBE)
-                    .await;
+                let _ = answered.wait_for(|answered| *answered == number).await;
             }
         });
         answers.collect()
     }
 
-    async fn let_calls_end(&self) {
+    /// Waits for the calls that this node has in hand, and until their answers were written; says whether there were any.
+    async fn let_calls_end(&self) -> bool {
         let in_hand = calls::IN_HAND_MAX.saturating_sub(self.room.available_permits());
-        if in_hand == 0 {
-            return;
+        self.answering.close();
+        if in_hand == 0 && self.answering.is_empty() {
+            return false;
         }
         info!(
             in_hand,
             "calls that are under way have up to {CALLS_END_MAX:?} to end"
         );
-        // When nobody has a seat all of them are free. Nobody closes them.
-        let seats = u32::try_from(calls::IN_HAND_MAX).unwrap_or(u32::MAX);
-        let ended = tokio::time::timeout(CALLS_END_MAX, self.room.acquire_many(seats));
-        if ended.await.is_err() {
+        let ended = async {
+            // When nobody has a seat all of them are free. Nobody closes them.
+            let seats = u32::try_from(calls::IN_HAND_MAX).unwrap_or(u32::MAX);
+            drop(self.room.acquire_many(seats).await);
+            self.answering.wait().await;
+        };
+        if tokio::time::timeout(CALLS_END_MAX, ended).await.is_err() {
             warn!("calls that have not ended are cut off");
         }
+        true
     }
 
     fn turns(&self, to: PeerId) -> Arc<Turns> {

@@ -93,6 +93,7 @@ async fn answer_one(inner: &Arc<Inner>, channel: Channel) -> Result<(), ChannelE
         return Ok(());
     };
     let arrived = now();
+    let _in_hand = inner.answering.token();
     let answer = match decode::<Call>(&frame) {
         Ok(call) => tokio::select! {
             answer = answer_to(inner, peer, call, arrived) => answer,

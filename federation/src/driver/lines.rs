@@ -13,6 +13,7 @@ use lapwing_base::{ByteSize, Class, PeerId};
 use lapwing_net::{Access, Channel, ChannelError, Kind, RequestError, SendHalf, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::debug;
 
 use super::calls::{self, TELL_TIMEOUT, UNDER_WAY_MAX};
@@ -209,7 +210,10 @@ async fn carry(
 }
 
 /// Sends what is to be sent until nothing follows.
-async fn send_all(send: &mut SendHalf, frames: &mut mpsc::Receiver<Vec<u8>>) -> Result<(), ChannelError> {
+async fn send_all<F: AsRef<[u8]>>(
+    send: &mut SendHalf,
+    frames: &mut mpsc::Receiver<F>,
+) -> Result<(), ChannelError> {
     let mut batch = Vec::new();
     while let Some(first) = frames.recv().await {
         batch.push(first);
@@ -220,7 +224,7 @@ async fn send_all(send: &mut SendHalf, frames: &mut mpsc::Receiver<Vec<u8>>) -> 
             batch.push(frame);
         }
         for frame in batch.drain(..) {
-            send.send(&frame).await?;
+            send.send(frame.as_ref()).await?;
         }
     }
     send.finish().await
@@ -258,7 +262,7 @@ pub(super) async fn answer(inner: Arc<Inner>, mut queue: mpsc::Receiver<Channel>
 async fn answer_line(inner: Arc<Inner>, channel: Channel) -> Result<(), ChannelError> {
     let peer = channel.peer();
     let (mut send, mut receive) = channel.split();
-    let (answers, mut to_tell) = mpsc::channel::<Vec<u8>>(AT_ONCE_MAX);
+    let (answers, mut to_tell) = mpsc::channel::<Answer>(AT_ONCE_MAX);
     let telling = send_all(&mut send, &mut to_tell);
     let carrying = async {
         let mut calls = JoinSet::new();
@@ -277,7 +281,10 @@ async fn answer_line(inner: Arc<Inner>, channel: Channel) -> Result<(), ChannelE
                             under_way.insert(number, calls.spawn(one));
                         }
                         Some(_) => {
-                            let busy = encode(&(number, &calls::busy(&inner, AT_ONCE_MAX)));
+                            let busy = Answer {
+                                frame: encode(&(number, &calls::busy(&inner, AT_ONCE_MAX))),
+                                _in_hand: inner.answering.token(),
+                            };
                             if answers.try_send(busy).is_err() {
                                 // It does not read its answers either.
                                 return Ok(());
@@ -303,13 +310,26 @@ async fn answer_line(inner: Arc<Inner>, channel: Channel) -> Result<(), ChannelE
     }
 }
 
+/// An answer on its way into the line: a node that ends waits until it was written.
+struct Answer {
+    frame: Vec<u8>,
+    _in_hand: TaskTrackerToken,
+}
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
 async fn answer_one(
     inner: Arc<Inner>,
     peer: PeerId,
     number: Number,
     call: Call,
-    answers: mpsc::Sender<Vec<u8>>,
+    answers: mpsc::Sender<Answer>,
 ) -> Number {
+    let in_hand = inner.answering.token();
     // Apart, so that a task is moved to where it stays before it is long.
     let answer = Box::pin(calls::answer_to(&inner, peer, call, now())).await;
     let mut frame = encode(&(number, &answer));
@@ -327,7 +347,11 @@ async fn answer_one(
         }
     }
     // Where nobody takes it, the line has ended.
-    let _ended = answers.send(frame).await;
+    let answer = Answer {
+        frame,
+        _in_hand: in_hand,
+    };
+    let _ended = answers.send(answer).await;
     number
 }
 

@@ -65,7 +65,8 @@ pub(super) enum ToSay {
 /// How often a main is asked whether it does its part: its link may stand while the program behind it does not go on.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a node that goes asks behind its last word: who answers has heard that.
+/// What a node that goes asks behind its last word, and behind the last answers that it gives: whoever answers has heard that.
+pub(super) const LAST_WORD_PROBE: u32 = u32::MAX - 1;
 pub(super) const LAST_PROBE: u32 = u32::MAX;
 
 /// In which it answers.
@@ -717,7 +718,7 @@ async fn probe(
     outbox: &mpsc::Sender<ToSay>,
     mut answered: watch::Receiver<u32>,
 ) -> Result<(), SessionError> {
-    for number in 1..LAST_PROBE {
+    for number in 1..LAST_WORD_PROBE {
         let asked_at = now();
         let answer = async {
             // Both go on for as long as the session does.
