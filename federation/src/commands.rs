@@ -7,7 +7,7 @@
 mod argument;
 mod request;
 
-use crate::{Arguments, CallError, ErrorCode, ServiceName};
+use crate::{Arguments, CallError, ErrorCode, NodeAddress, ServiceName};
 use argument::{Room, measure};
 use request::{Command, Request};
 use serde::Serialize;
@@ -59,6 +59,11 @@ impl Commands {
             state,
             request,
         })
+    }
+
+    /// How long whoever asks waits for all of it: each command has what the ones before have left of that.
+    pub fn timeout(&self) -> Duration {
+        self.request.timeout
     }
 
     /// The commands that may be called now, all at the same time; each is handed out once. There are none while some
@@ -114,6 +119,17 @@ impl Commands {
         }
     }
 
+    /// The time is over, and what is not finished is not begun any more.
+    pub fn on_timeout(&mut self) {
+        if matches!(self.state, State::Over(_)) {
+            return;
+        }
+        let (done, all) = (self.times.len(), self.request.levels.len());
+        let within = self.request.timeout.as_secs_f64();
+        let message = format!("the request was not finished within {within} s: {done} of {all} levels were");
+        self.state = State::Over(Some(Err(CallError::new(ErrorCode::Timeout, message))));
+    }
+
     /// The answer, once, when there is one: the results by name, or why there are none.
     pub fn finished(&mut self) -> Option<Result<Value, CallError>> {
         match &mut self.state {
@@ -132,6 +148,10 @@ impl Commands {
     /// Why the request has failed when the command `index` has.
     fn blame(&self, index: usize, error: CallError) -> CallError {
         let commands = &self.request.commands;
+        if error.code == ErrorCode::Timeout {
+            // Who has asked is to wait longer, whoever needed the result.
+            return error;
+        }
         let Some(dependent) = commands.iter().find(|other| other.needs.contains(&index)) else {
             return error;
         };
@@ -225,6 +245,8 @@ impl Commands {
 pub struct ReadyCommand {
     /// By which its result is reported.
     pub name: String,
+    /// Which node is to answer; `None` where any may that offers the service.
+    pub target: Option<NodeAddress>,
     /// What is called.
     pub service: ServiceName,
     /// `None` where the only method of the service is meant.
@@ -234,6 +256,12 @@ pub struct ReadyCommand {
     pub arguments: Arguments,
     /// The resources that the instance has to have.
     pub locs: BTreeSet<String>,
+    /// Which versions will do: a constraint.
+    pub version: Option<String>,
+    /// What it may overtake in the queue of a main: -10 to 10, the highest first.
+    pub priority: i8,
+    /// Whether it may be carried out twice.
+    pub is_idempotent: bool,
     /// The commands whose results are in its arguments.
     pub needs: Vec<String>,
 }
@@ -257,10 +285,14 @@ impl ReadyCommand {
         };
         Ok(Self {
             name: name.clone(),
+            target: command.target.clone(),
             service: command.service.clone(),
             method: command.method.clone(),
             arguments: join(args.into(), kwargs).map_err(in_command)?,
             locs: command.locs.clone(),
+            version: command.version.clone(),
+            priority: command.priority,
+            is_idempotent: command.is_idempotent,
             needs,
         })
     }
@@ -476,6 +508,55 @@ mod tests {
     }
 
     #[test]
+    fn a_command_says_what_a_remote_call_says() {
+        let mut commands = parse(json!([
+            {"name": "a", "fun": "s.m"},
+            {"name": "b", "fun": "s.m", "node_id": "bob.home", "version": ">=1,<2", "priority": -10, "idempotent": true},
+        ]));
+        let ready = commands.ready();
+        let said = |n: usize| {
+            (
+                ready[n].version.as_deref(),
+                ready[n].priority,
+                ready[n].is_idempotent,
+            )
+        };
+        assert_eq!((&ready[0].target, said(0)), (&None, (None, 0, false)));
+        assert_eq!(ready[1].target, Some("bob.home".parse().unwrap()));
+        assert_eq!(said(1), (Some(">=1,<2"), -10, true));
+    }
+
+    #[test]
+    fn a_request_has_half_a_minute_or_as_long_as_it_says() {
+        for (timeout, seconds) in [(json!(null), 30.0), (json!(0.5), 0.5), (json!(3600), 3600.0)] {
+            let commands = Commands::parse(json!({"commands": [], "timeout": timeout})).unwrap();
+            assert_eq!(commands.timeout().as_secs_f64().to_string(), seconds.to_string());
+        }
+    }
+
+    #[test]
+    fn what_is_not_finished_in_time_fails_as_such_whoever_needs_it() {
+        let all = json!([{"name": "a", "fun": "s.m"}, {"name": "b", "fun": "s.m", "args": ["a"]}]);
+        let mut commands = parse(all.clone());
+        let _ = commands.ready();
+        let late = CallError::new(ErrorCode::Timeout, "the time is over");
+        let _ = commands.on_result("a", Err(late), MS);
+        let error = commands.finished().unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::Timeout);
+
+        let mut commands = parse(all);
+        let _ = commands.ready();
+        let _ = commands.on_result("a", Ok(json!(1)), MS);
+        commands.on_timeout();
+        assert_eq!(commands.ready(), []);
+        let error = commands.finished().unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::Timeout);
+        assert!(error.message.contains("within 30 s: 1 of 2 levels"), "{error}");
+        commands.on_timeout();
+        assert_eq!(commands.finished(), None, "it was over");
+    }
+
+    #[test]
     fn what_is_returned_is_what_nobody_needed_or_what_was_asked_for() {
         // On two levels: `c` is needed by nobody, and finished with the first.
         let commands = json!([
@@ -562,6 +643,19 @@ mod tests {
                 "`kwargs` is an object",
             ),
             (json!({"name": "b", "fun": "s.m", "locs": "db"}), "command 2: "),
+            (
+                json!({"name": "b", "fun": "s.m", "node_id": ""}),
+                "invalid `node_id`",
+            ),
+            (
+                json!({"name": "b", "fun": "s.m", "version": "1.x"}),
+                "`version`: ",
+            ),
+            (
+                json!({"name": "b", "fun": "s.m", "priority": 11}),
+                "between -10 and 10",
+            ),
+            (json!({"name": "b", "fun": "s.m", "idempotent": 1}), "command 2: "),
             (json!({"name": "b", "fun": "s.m", "locs": [""]}), "a resource has"),
             (
                 json!({"name": "b", "fun": "s.m", "locs": vec!["db"; 65]}),
@@ -604,6 +698,8 @@ mod tests {
                 json!({"commands": [], "return_intermediate_results": 1}),
                 "a boolean",
             ),
+            (json!({"commands": [], "timeout": "1"}), "timeout is"),
+            (json!({"commands": [], "timeout": 0}), "timeout is"),
         ] {
             let error = Commands::parse(params).unwrap_err();
             assert_eq!(error.code, ErrorCode::InvalidParams);

@@ -222,20 +222,10 @@ impl Members {
     }
 
     fn timeout(&mut self) -> Result<Duration, CallError> {
-        let Some(value) = self.take("timeout") else {
-            return Ok(RemoteCall::TIMEOUT_DEFAULT);
-        };
-        let (min, max) = (RemoteCall::TIMEOUT_MIN, RemoteCall::TIMEOUT_MAX);
-        value
-            .as_f64()
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-            .filter(|timeout| (min..=max).contains(timeout))
-            .ok_or_else(|| {
-                let (min, max) = (min.as_secs_f64(), max.as_secs());
-                invalid(format!(
-                    "timeout is to be a number of seconds between {min} and {max}"
-                ))
-            })
+        match self.take("timeout") {
+            None => Ok(RemoteCall::TIMEOUT_DEFAULT),
+            Some(value) => read_timeout(&value),
+        }
     }
 
     fn resources(&mut self) -> Result<BTreeSet<String>, CallError> {
@@ -258,18 +248,10 @@ impl Members {
     }
 
     fn priority(&mut self) -> Result<i8, CallError> {
-        let Some(value) = self.take("priority") else {
-            return Ok(0);
-        };
-        value
-            .as_i64()
-            .and_then(|number| i8::try_from(number).ok())
-            .filter(|priority| (-PRIORITY_MAX..=PRIORITY_MAX).contains(priority))
-            .ok_or_else(|| {
-                invalid(format!(
-                    "priority is to be an integer between -{PRIORITY_MAX} and {PRIORITY_MAX}"
-                ))
-            })
+        match self.take("priority") {
+            None => Ok(0),
+            Some(value) => read_priority(&value),
+        }
     }
 
     fn message_id(&mut self) -> Result<Option<String>, CallError> {
@@ -280,6 +262,33 @@ impl Members {
             id => Ok(id),
         }
     }
+}
+
+/// A number of seconds.
+pub(crate) fn read_timeout(value: &Value) -> Result<Duration, CallError> {
+    let (min, max) = (RemoteCall::TIMEOUT_MIN, RemoteCall::TIMEOUT_MAX);
+    value
+        .as_f64()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|timeout| (min..=max).contains(timeout))
+        .ok_or_else(|| {
+            let (min, max) = (min.as_secs_f64(), max.as_secs());
+            invalid(format!(
+                "timeout is to be a number of seconds between {min} and {max}"
+            ))
+        })
+}
+
+pub(crate) fn read_priority(value: &Value) -> Result<i8, CallError> {
+    value
+        .as_i64()
+        .and_then(|number| i8::try_from(number).ok())
+        .filter(|priority| (-PRIORITY_MAX..=PRIORITY_MAX).contains(priority))
+        .ok_or_else(|| {
+            invalid(format!(
+                "priority is to be an integer between -{PRIORITY_MAX} and {PRIORITY_MAX}"
+            ))
+        })
 }
 
 /// It goes back in a header of HTTP, which has room for no others.

@@ -1,11 +1,13 @@
 //! The parameters of a `request`, read and checked, with its commands put into levels. Runs nothing.
 
 use super::argument::{Argument, Scope};
+use crate::remote_call::{read_priority, read_timeout};
 use crate::service::NAME_MAX;
-use crate::{CallError, ErrorCode, ServiceName};
+use crate::{CallError, Constraint, ErrorCode, NodeAddress, ServiceName};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// As many as a batch of JSON-RPC holds.
 const COMMANDS_MAX: usize = 100;
@@ -16,6 +18,10 @@ const COMMAND_NAME_MAX: usize = 64;
 /// No service announces more resources, so none has more than these.
 const LOCS_MAX: usize = 64;
 
+/// How long whoever asks waits for all commands, where that is not said: MPREG's clients, whose form of asking this is, wait no
+/// longer.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
 /// A `request` that may be run.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -25,6 +31,8 @@ pub(super) struct Request {
     pub(super) levels: Vec<Vec<usize>>,
     /// Whose results make up the answer.
     pub(super) returned: BTreeSet<usize>,
+    /// For all commands together.
+    pub(super) timeout: Duration,
     pub(super) wants_intermediate: bool,
     pub(super) wants_summary: bool,
 }
@@ -33,11 +41,16 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) name: String,
+    pub(super) target: Option<NodeAddress>,
     pub(super) service: ServiceName,
     pub(super) method: Option<String>,
     pub(super) args: Argument,
     pub(super) kwargs: Argument,
     pub(super) locs: BTreeSet<String>,
+    /// A constraint, as given.
+    pub(super) version: Option<String>,
+    pub(super) priority: i8,
+    pub(super) is_idempotent: bool,
     /// The commands whose results are in its arguments.
     pub(super) needs: BTreeSet<usize>,
 }
@@ -72,11 +85,16 @@ impl Request {
         });
         let commands: Vec<Command> = commands.collect::<Result<_, _>>()?;
         let levels = levels(&commands)?;
+        let timeout = match &given.timeout {
+            Value::Null => TIMEOUT_DEFAULT,
+            value => read_timeout(value)?,
+        };
         let returned = returned(given.returned.as_ref(), &commands, &levels, &names)?;
         Ok(Self {
             commands,
             levels,
             returned,
+            timeout,
             wants_intermediate: given.return_intermediate_results.unwrap_or(false),
             wants_summary: given.include_execution_summary.unwrap_or(false),
         })
@@ -89,6 +107,8 @@ struct GivenRequest {
     commands: Vec<Map<String, Value>>,
     #[serde(rename = "return")]
     returned: Option<Value>,
+    #[serde(default)]
+    timeout: Value,
     return_intermediate_results: Option<bool>,
     include_execution_summary: Option<bool>,
 }
@@ -104,6 +124,11 @@ struct GivenCommand {
     #[serde(default)]
     kwargs: Value,
     locs: Option<Vec<String>>,
+    node_id: Option<String>,
+    version: Option<String>,
+    #[serde(default)]
+    priority: Value,
+    idempotent: Option<bool>,
 }
 
 impl GivenCommand {
@@ -126,6 +151,20 @@ impl GivenCommand {
         for loc in &locs {
             check_length("a resource", loc, NAME_MAX)?;
         }
+        // An empty one is refused, as in a `remote_call`: its caller had a node in mind.
+        let target = self.node_id.map(|text| text.parse::<NodeAddress>());
+        let target = target
+            .transpose()
+            .map_err(|error| format!("invalid `node_id`: {error}"))?;
+        if let Some(version) = &self.version {
+            version
+                .parse::<Constraint>()
+                .map_err(|error| format!("`version`: {error}"))?;
+        }
+        let priority = match &self.priority {
+            Value::Null => 0,
+            value => read_priority(value).map_err(|error| error.message)?,
+        };
         let args = match self.args {
             // A text is one argument, also where it refers to a result that is an array.
             text @ Value::String(_) => Value::Array(vec![text]),
@@ -147,11 +186,15 @@ impl GivenCommand {
         kwargs.collect_needs(&mut needs);
         Ok(Command {
             name: self.name,
+            target,
             service,
             method,
             args,
             kwargs,
             locs: locs.into_iter().collect(),
+            version: self.version,
+            priority,
+            is_idempotent: self.idempotent.unwrap_or(false),
             needs,
         })
     }

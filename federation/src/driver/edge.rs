@@ -240,14 +240,20 @@ impl Federation {
     async fn run_commands(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, CallError> {
         let begun = now();
         let mut commands = Commands::parse(params.into_params().unwrap_or_else(|| json!({})))?;
+        let ends_at = begun + commands.timeout();
         let mut levels = Vec::new();
         let mut spans: BTreeMap<String, u64> = BTreeMap::new();
         let mut running: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
         loop {
+            // Calls end by themselves when their time is over. What is less than they count is none.
+            let left = ends_at.saturating_duration_since(now());
+            if running.is_empty() && left < LEFT_MIN {
+                commands.on_timeout();
+            }
             for command in commands.ready() {
                 let links = command.needs.iter().filter_map(|name| spans.get(name));
                 let links = links.copied().collect();
-                running.push(Box::pin(self.run_command(command, tracing, links)));
+                running.push(Box::pin(self.run_command(command, left, tracing, links)));
             }
             if let Some(answer) = commands.finished() {
                 // What is still under way is dropped, and given up by everybody.
@@ -279,20 +285,26 @@ impl Federation {
         }
     }
 
-    async fn run_command(&self, command: ReadyCommand, tracing: Tracing<'_>, links: Vec<u64>) -> Ended {
+    async fn run_command(
+        &self,
+        command: ReadyCommand,
+        timeout: Duration,
+        tracing: Tracing<'_>,
+        links: Vec<u64>,
+    ) -> Ended {
         let begun = now();
         let asked = RemoteCall {
-            target: None,
+            target: command.target,
             service: command.service,
             // The only one that the service has.
             method: command.method.unwrap_or_default(),
             arguments: command.arguments,
-            timeout: RemoteCall::TIMEOUT_DEFAULT,
+            timeout,
             trace: false,
-            version: None,
+            version: command.version,
             resources: command.locs,
-            priority: 0,
-            idempotent: false,
+            priority: command.priority,
+            idempotent: command.is_idempotent,
             message_id: None,
         };
         let mut span_id = None;
@@ -350,6 +362,9 @@ struct Ended {
     result: Result<Value, CallError>,
     took: Duration,
 }
+
+/// What calls count their time in.
+const LEFT_MIN: Duration = Duration::from_millis(1);
 
 /// Of a method that there is not.
 const METHOD_SHOWN: usize = 64;

@@ -323,6 +323,47 @@ async fn commands_of_one_request_get_the_results_of_others_from_wherever_those_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_as_long_as_it_says_and_its_commands_go_where_they_say() {
+    let houses = Houses::start().await;
+    houses.bob.offer("name", Arc::new(Says("bob")));
+    houses.carol.offer("name", Arc::new(Says("carol")));
+    houses.alice.offer("slow", Arc::new(Never::default()));
+    houses.until_known("name", 2).await;
+    eventually("both are known", || houses.main_a.offers("name").len() == 2).await;
+    let answer = houses
+        .ask(
+            r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"commands":[
+                 {"name":"b","fun":"name.say","node_id":"bob.home@main-b"},
+                 {"name":"c","fun":"name.say","node_id":"carol.home"},
+                 {"name":"v","fun":"name.say","version":">=1","locs":[],"idempotent":true,"priority":3}]}}"#,
+        )
+        .await;
+    let said = &answer["result"];
+    assert_eq!(
+        (&said["b"], &said["c"]),
+        (&"bob".into(), &"carol".into()),
+        "{answer}"
+    );
+    assert!(said["v"].is_string(), "{answer}");
+    let answer = houses
+        .ask(
+            r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"timeout":0.2,"commands":[
+                 {"name":"late","fun":"slow.wait"},{"name":"later","fun":"name.say","args":["late"]}]}}"#,
+        )
+        .await;
+    assert_eq!(answer["error"]["data"]["name"], "timeout", "{answer}");
+    assert_eq!(answer["error"]["data"]["mpreg_code"], 1004, "{answer}");
+    let answer = houses
+        .ask(
+            r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"commands":[
+                 {"name":"v","fun":"name.say","version":">=2"}]}}"#,
+        )
+        .await;
+    assert_eq!(answer["error"]["data"]["name"], "version_unsatisfied", "{answer}");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_offered_once_by_a_node() {
     let houses = Houses::start().await;
     houses.bob.offer("blog", Arc::new(Echo));
