@@ -495,7 +495,8 @@ mod tests {
             {"name": "a", "fun": "blog.list", "locs": ["db", "db"]},
             {"name": "b", "fun": "echo"},
             {"name": "c", "service": "acme.blog", "method": "v1.list"},
-            {"name": "d", "fun": "acme.blog.list", "args": null, "kwargs": null, "locs": null, "later": 1},
+            {"name": "d", "fun": "acme.blog.list", "args": null, "kwargs": null, "locs": null, "later": null},
+            {"name": "e", "service_name": "blog", "method": "list", "resources": ["db"], "version_constraint": ">=2"},
         ]));
         let ready = commands.ready();
         let whom = |n: usize| (ready[n].service.as_str(), ready[n].method.as_deref());
@@ -505,6 +506,10 @@ mod tests {
         assert_eq!(whom(3), ("acme.blog", Some("list")));
         assert_eq!(ready[0].locs, BTreeSet::from(["db".to_owned()]));
         assert_eq!(ready[3].arguments, Arguments::None);
+        assert_eq!(
+            (whom(4), &ready[4].locs, ready[4].version.as_deref()),
+            (whom(0), &ready[0].locs, Some(">=2"))
+        );
     }
 
     #[test]
@@ -644,6 +649,14 @@ mod tests {
             ),
             (json!({"name": "b", "fun": "s.m", "locs": "db"}), "command 2: "),
             (
+                json!({"name": "b", "fun": "s.m", "retries": 3}),
+                "command 2: unknown field `retries`, expected one of `name`, `fun`",
+            ),
+            (
+                json!({"name": "b", "fun": "s.m", "locs": [], "resources": []}),
+                "duplicate field",
+            ),
+            (
                 json!({"name": "b", "fun": "s.m", "node_id": ""}),
                 "invalid `node_id`",
             ),
@@ -697,6 +710,10 @@ mod tests {
             (
                 json!({"commands": [], "return_intermediate_results": 1}),
                 "a boolean",
+            ),
+            (
+                json!({"commands": [], "trace": true}),
+                "unknown field `trace`, expected one of `commands`, `return`",
             ),
             (json!({"commands": [], "timeout": "1"}), "timeout is"),
             (json!({"commands": [], "timeout": 0}), "timeout is"),

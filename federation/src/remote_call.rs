@@ -78,19 +78,21 @@ impl RemoteCall {
             ),
             _ => return Err(invalid("node_id is required as a text that is not empty")),
         };
-        Ok(Self {
+        let call = Self {
             target,
             service: members.service()?,
             method: members.method()?,
             arguments: members.take("args").map(Arguments::from).unwrap_or_default(),
             timeout: members.timeout()?,
             trace: members.flag("trace")?,
-            version: members.text("version")?,
+            version: members.version()?,
             resources: members.resources()?,
             priority: members.priority()?,
             idempotent: members.flag("idempotent")?,
             message_id: members.message_id()?,
-        })
+        };
+        members.end()?;
+        Ok(call)
     }
 
     /// The call that `service.method` is, of any instance; the name is split at its last `.`, since services have some too.
@@ -149,6 +151,27 @@ struct Members(Map<String, Value>);
 /// The names of what is given by position.
 const POSITIONS: [&str; 5] = ["node_id", "server_name", "method", "args", "timeout"];
 
+/// All names of members.
+const KNOWN: [&str; 14] = [
+    "node_id",
+    "server_name",
+    "service_name",
+    "method",
+    "args",
+    "timeout",
+    "trace",
+    "version",
+    "version_constraint",
+    "locs",
+    "resources",
+    "priority",
+    "idempotent",
+    "message_id",
+];
+
+/// Of a name that is not known.
+const NAME_SHOWN: usize = 64;
+
 /// Of nothing else that a caller says is kept as much: it stands in logs, and in tables of calls.
 const MESSAGE_ID_MAX: usize = 128;
 
@@ -176,6 +199,29 @@ impl Members {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
+    /// A member that has two names.
+    fn either(&mut self, name: &str, other: &str) -> Result<Option<Value>, CallError> {
+        match (self.take(name), self.take(other)) {
+            (Some(one), Some(two)) if one != two => Err(invalid(format!(
+                "{name} and {other} mean the same, and are given as two"
+            ))),
+            (one, two) => Ok(one.or(two)),
+        }
+    }
+
+    /// Nothing is left. What is not known may be a mistake in writing, and its caller would wait in vain for what it asks.
+    fn end(self) -> Result<(), CallError> {
+        let left = self.0.iter().find(|(_, value)| !value.is_null());
+        match left {
+            None => Ok(()),
+            Some((name, _)) => {
+                let shown: String = name.chars().take(NAME_SHOWN).collect();
+                let known = KNOWN.join(", ");
+                Err(invalid(format!("unknown member `{shown}`; there are {known}")))
+            }
+        }
+    }
+
     fn text(&mut self, name: &str) -> Result<Option<String>, CallError> {
         match self.take(name) {
             None => Ok(None),
@@ -193,15 +239,7 @@ impl Members {
     }
 
     fn service(&mut self) -> Result<ServiceName, CallError> {
-        let name = match (self.take("server_name"), self.take("service_name")) {
-            (Some(server), Some(service)) if server != service => {
-                return Err(invalid(
-                    "server_name and service_name mean the same, and are given as two",
-                ));
-            }
-            (Some(name), _) | (None, Some(name)) => name,
-            (None, None) => Value::Null,
-        };
+        let name = self.either("server_name", "service_name")?.unwrap_or_default();
         match name.as_str() {
             None | Some("") => Err(invalid("server_name is required")),
             Some(text) => text
@@ -221,6 +259,14 @@ impl Members {
         }
     }
 
+    fn version(&mut self) -> Result<Option<String>, CallError> {
+        match self.either("version", "version_constraint")? {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(invalid("version is to be a text")),
+        }
+    }
+
     fn timeout(&mut self) -> Result<Duration, CallError> {
         match self.take("timeout") {
             None => Ok(RemoteCall::TIMEOUT_DEFAULT),
@@ -235,7 +281,7 @@ impl Members {
                 "locs is to be an array of at most {count} texts of 1 to {NAME_MAX} bytes"
             ))
         };
-        let values = match self.take("locs") {
+        let values = match self.either("locs", "resources")? {
             None => Vec::new(),
             Some(Value::Array(values)) if values.len() <= RemoteCall::RESOURCES_MAX => values,
             Some(_) => return Err(wrong()),
@@ -320,7 +366,6 @@ mod tests {
             "priority": -10,
             "idempotent": true,
             "message_id": "m-1",
-            "flavour": "unknown members are for whoever knows them",
         }));
         let expected = RemoteCall {
             target: Some("bob.home@relay-a.com".parse().unwrap()),
@@ -360,6 +405,44 @@ mod tests {
             }
         }
         assert!(parse(json!({"server_name": "blog", "service_name": "blog", "method": "get"})).is_ok());
+    }
+
+    #[test]
+    fn version_and_resources_have_other_names() {
+        let call = |members: Value| {
+            let mut params = json!({"server_name": "blog", "method": "get"});
+            for (name, value) in members.as_object().unwrap() {
+                params[name] = value.clone();
+            }
+            parse(params)
+        };
+        assert_eq!(
+            call(json!({"version_constraint": ">=2", "resources": ["model-a"]})),
+            call(json!({"version": ">=2", "locs": ["model-a"]}))
+        );
+        let error = call(json!({"version_constraint": ">=2", "version": ">=1"})).unwrap_err();
+        assert!(
+            error.message.starts_with("version and version_constraint mean"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_member_that_nobody_knows_is_refused_by_its_name_with_those_that_are_known() {
+        let mut params = json!({"server_name": "blog", "method": "get", "time_out": 5});
+        let error = parse(params.clone()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidParams);
+        assert!(
+            error
+                .message
+                .starts_with("unknown member `time_out`; there are node_id, "),
+            "{error}"
+        );
+        for known in KNOWN {
+            assert!(error.message.contains(known), "{error}");
+        }
+        params["time_out"] = Value::Null;
+        assert!(parse(params).is_ok());
     }
 
     #[test]

@@ -58,12 +58,12 @@ pub(super) struct Command {
 impl Request {
     /// Reads the parameters of the JSON-RPC method `request`.
     pub(super) fn parse(params: Value) -> Result<Self, CallError> {
-        if !params.is_object() {
+        let Value::Object(params) = params else {
             return Err(invalid(
                 "the parameters of `request` are an object with `commands`",
             ));
-        }
-        let given: GivenRequest = serde_json::from_value(params).map_err(invalid)?;
+        };
+        let given: GivenRequest = serde_json::from_value(without_nulls(params)).map_err(invalid)?;
         if given.commands.len() > COMMANDS_MAX {
             let count = given.commands.len();
             return Err(invalid(format!(
@@ -71,7 +71,7 @@ impl Request {
             )));
         }
         let given_commands = given.commands.into_iter().enumerate().map(|(index, fields)| {
-            serde_json::from_value(Value::Object(fields))
+            serde_json::from_value(without_nulls(fields))
                 .map_err(|error| invalid(format!("command {}: {error}", index + 1)))
         });
         let given_commands: Vec<GivenCommand> = given_commands.collect::<Result<_, _>>()?;
@@ -101,8 +101,15 @@ impl Request {
     }
 }
 
-/// A request as it is written; what else is in it belongs to other versions.
+/// `null` is as good as absent, as in a `remote_call`.
+fn without_nulls(mut fields: Map<String, Value>) -> Value {
+    fields.retain(|_, value| !value.is_null());
+    Value::Object(fields)
+}
+
+/// A request as it is written. What is not known may be a mistake in writing, and is refused.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GivenRequest {
     commands: Vec<Map<String, Value>>,
     #[serde(rename = "return")]
@@ -114,17 +121,21 @@ struct GivenRequest {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GivenCommand {
     name: String,
     fun: Option<String>,
+    #[serde(alias = "service_name", alias = "server_name")]
     service: Option<ServiceName>,
     method: Option<String>,
     #[serde(default)]
     args: Value,
     #[serde(default)]
     kwargs: Value,
+    #[serde(alias = "resources")]
     locs: Option<Vec<String>>,
     node_id: Option<String>,
+    #[serde(alias = "version_constraint")]
     version: Option<String>,
     #[serde(default)]
     priority: Value,
