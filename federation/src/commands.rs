@@ -26,6 +26,8 @@ pub struct Commands {
     room: Room,
     /// One for each finished level, in order.
     times: Vec<Duration>,
+    /// The command that has failed, or could not be called.
+    failed: Option<usize>,
     state: State,
 }
 
@@ -56,6 +58,7 @@ impl Commands {
             results: vec![None; request.commands.len()],
             room: Room::new("the results of the request"),
             times: Vec::new(),
+            failed: None,
             state,
             request,
         })
@@ -73,11 +76,11 @@ impl Commands {
             return Vec::new();
         };
         let mut room = Room::new("the arguments of a level");
-        let commands = level.iter().map(|index| &self.request.commands[*index]);
         let name = |index: &usize| self.request.commands[*index].name.clone();
-        let resolved = commands.map(|command| {
+        let resolved = level.iter().map(|index| {
+            let command = &self.request.commands[*index];
             let needs = command.needs.iter().map(name).collect();
-            ReadyCommand::new(command, needs, &self.results, &mut room)
+            ReadyCommand::new(command, needs, &self.results, &mut room).map_err(|error| (*index, error))
         });
         match resolved.collect() {
             Ok(ready) => {
@@ -87,7 +90,8 @@ impl Commands {
                 };
                 ready
             }
-            Err(error) => {
+            Err((index, error)) => {
+                self.failed = Some(index);
                 self.state = State::Over(Some(Err(error)));
                 Vec::new()
             }
@@ -113,7 +117,10 @@ impl Commands {
             .map_err(|error| self.blame(index, error))
             .and_then(|value| self.keep(index, value));
         match (kept, finished) {
-            (Err(error), _) => self.fail(error),
+            (Err(error), _) => {
+                self.failed = Some(index);
+                self.fail(error)
+            }
             (Ok(()), None) => Progress::Nothing,
             (Ok(()), Some(time)) => self.finish_level(time),
         }
@@ -138,6 +145,12 @@ impl Commands {
         }
     }
 
+    /// The command with which the request has failed: its call, or what it was to be given.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed
+            .map(|index| self.request.commands[index].name.as_str())
+    }
+
     /// How long the levels have taken that are finished, if that was asked for.
     pub fn summary(&self) -> Option<ExecutionSummary> {
         self.request
@@ -145,25 +158,30 @@ impl Commands {
             .then(|| ExecutionSummary::new(&self.request.levels, &self.times))
     }
 
+    /// Whether the answer is to have the intermediate results, however many there are.
+    pub fn wants_intermediate(&self) -> bool {
+        self.request.wants_intermediate
+    }
+
     /// Why the request has failed when the command `index` has.
     fn blame(&self, index: usize, error: CallError) -> CallError {
         let commands = &self.request.commands;
-        if error.code == ErrorCode::Timeout {
-            // Who has asked is to wait longer, whoever needed the result.
-            return error;
-        }
-        let Some(dependent) = commands.iter().find(|other| other.needs.contains(&index)) else {
-            return error;
-        };
-        let (dependent, failed) = (&dependent.name, &commands[index].name);
-        let message = format!("`{dependent}` needs the result of `{failed}`, which has failed: {error}");
-        CallError {
-            code: ErrorCode::DependencyFailed,
-            message,
-            failed_at: error.failed_at,
-            // Nobody is told to try again what may have been carried out in part.
-            retry_after: None,
-            remote: error.remote,
+        let failed = &commands[index].name;
+        let dependent = commands.iter().find(|other| other.needs.contains(&index));
+        match dependent {
+            // Whoever has asked for too little time is to know that, whoever needed the result.
+            Some(Command { name, .. }) if error.code != ErrorCode::Timeout => CallError {
+                code: ErrorCode::DependencyFailed,
+                message: format!("`{name}` needs the result of `{failed}`, which has failed: {error}"),
+                failed_at: error.failed_at,
+                // Nobody is told to try again what may have been carried out in part.
+                retry_after: None,
+                remote: error.remote,
+            },
+            _ => CallError {
+                message: format!("command `{failed}` has failed: {error}"),
+                ..error
+            },
         }
     }
 
@@ -750,6 +768,7 @@ mod tests {
             let _ = commands.on_result("a", Ok(json!({"x": {"y": 1}, "n": 1})), MS);
             assert_eq!(commands.ready(), []);
             let error = commands.finished().unwrap().unwrap_err();
+            assert_eq!(commands.failed(), Some("b"));
             assert_eq!(error.code, ErrorCode::DependencyFailed);
             assert!(
                 error
@@ -804,6 +823,7 @@ mod tests {
             "`b` needs the result of `a`, which has failed: no such post"
         );
         assert_eq!((error.remote, error.retry_after), (Some(remote), None));
+        assert_eq!(commands.failed(), Some("a"));
         assert_eq!(
             commands.on_result("c", Ok(json!(1)), MS),
             Progress::Nothing,
@@ -813,13 +833,15 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_command_that_nobody_needs_fails_the_request_with_its_own_error() {
+    fn a_failed_command_that_nobody_needs_fails_the_request_with_its_own_error_and_its_name() {
         let mut commands = parse(json!([{"name": "a", "fun": "s.m"}]));
         let _ = commands.ready();
         let failure = CallError::new(ErrorCode::Overloaded, "the queue is full").with_retry_after(MS);
         let progress = commands.on_result("a", Err(failure.clone()), MS);
         assert_eq!(progress, Progress::Failed { cancel: vec![] });
-        assert_eq!(commands.finished(), Some(Err(failure)));
+        let message = "command `a` has failed: the queue is full".to_owned();
+        assert_eq!(commands.finished(), Some(Err(CallError { message, ..failure })));
+        assert_eq!(commands.failed(), Some("a"));
     }
 
     #[test]

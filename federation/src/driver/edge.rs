@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use lapwing_base::PeerId;
 use rand::RngExt as _;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tracing::{Instrument as _, debug_span};
 
 use super::spans::OpenSpan;
@@ -73,9 +73,7 @@ impl Federation {
         };
         let failed = came.as_ref().err().map(|failed| failed.error.code);
         self.inner.lock().counts.on_request(failed);
-        came.map_err(|Failed { error, path }| {
-            error.document(self.inner.me, &path, &tracing.parent.trace_id())
-        })
+        came.map_err(|failed| failed.document(self.inner.me, &tracing.parent.trace_id()))
     }
 
     fn tracing<'a>(&self, headers: &'a Headers) -> Tracing<'a> {
@@ -107,19 +105,15 @@ impl Federation {
 
     async fn answer_one(&self, parsed: Parsed, tracing: Tracing<'_>) -> Option<Answer> {
         let trace_id = tracing.parent.trace_id();
-        let document = |error: &CallError, path: &[PeerId]| error.document(self.inner.me, path, &trace_id);
         let Request { id, method, params } = match parsed {
             Parsed::Invalid(invalid) => {
                 self.inner.lock().counts.on_request(Some(invalid.error.code));
-                return Some(invalid.answer(|error| document(error, &[])));
+                return Some(invalid.answer(|error| error.document(self.inner.me, &[], &trace_id)));
             }
             Parsed::Request(request) => request,
         };
         let came = match method.as_str() {
-            "request" => match self.run(params, tracing).await {
-                Ok(result) => Ok((result, None)),
-                Err(error) => Err(error.into()),
-            },
+            "request" => self.run(params, tracing).await.map(|result| (result, None)),
             "remote_call" => match RemoteCall::parse(params) {
                 Ok(call) => self.make(call, Call::LINKS_MAX, tracing).await,
                 Err(error) => Err(error.into()),
@@ -142,7 +136,7 @@ impl Federation {
         Some(match came {
             Ok((result, None)) => Answer::result(id, result),
             Ok((result, Some(trace))) => Answer::result(id, result).with_trace(trace),
-            Err(Failed { error, path }) => Answer::error(id, document(&error, &path)),
+            Err(failed) => Answer::error(id, failed.document(self.inner.me, &trace_id)),
         })
     }
 
@@ -160,8 +154,8 @@ impl Federation {
         let answer = self.call(call).await;
         span.end(&answer);
         let trace = wants_trace.then(|| shown(&answer, tracing.parent));
-        let path = path(&answer);
-        let result = result_of(answer).map_err(|error| Failed { error, path })?;
+        let path = way(&answer);
+        let result = result_of(answer).map_err(|error| Failed { path, ..error.into() })?;
         Ok((result, trace))
     }
 
@@ -221,7 +215,7 @@ impl Federation {
     }
 
     /// Runs the commands of a request under a span of its own.
-    async fn run(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, CallError> {
+    async fn run(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, Failed> {
         let span = self.inner.begin_span(Some(tracing.parent), |own, parent, at| {
             let parent = tracing.is_continued.then_some(parent);
             Span::begin(SpanKind::Server, own, parent, "request".to_owned(), at)
@@ -232,16 +226,17 @@ impl Federation {
             ..tracing
         });
         let result = self.run_commands(params, below).await;
-        span.end_with(&result);
+        span.end_with(&result.as_ref().map_err(|failed| failed.error.clone()));
         result
     }
 
     /// Runs the commands of a request, those that need no results of each other at the same time.
-    async fn run_commands(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, CallError> {
+    async fn run_commands(&self, params: Arguments, tracing: Tracing<'_>) -> Result<Value, Failed> {
         let begun = now();
         let mut commands = Commands::parse(params.into_params().unwrap_or_else(|| json!({})))?;
         let ends_at = begun + commands.timeout();
         let mut levels = Vec::new();
+        let mut path = Vec::new();
         let mut spans: BTreeMap<String, u64> = BTreeMap::new();
         let mut running: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
         loop {
@@ -257,26 +252,38 @@ impl Federation {
             }
             if let Some(answer) = commands.finished() {
                 // What is still under way is dropped, and given up by everybody.
-                let results = answer?;
-                return Ok(match (commands.summary(), levels.is_empty()) {
-                    (None, true) => results,
-                    (summary, _) => {
-                        let summary = summary.map(|summary| {
-                            let mut shown = json!(summary);
-                            shown["total_execution_time_ms"] =
-                                millis(now().saturating_duration_since(begun)).into();
-                            shown
-                        });
-                        json!({ "results": results, "execution_summary": summary, "intermediate_results": levels })
+                let mut more = Map::new();
+                if let Some(summary) = commands.summary() {
+                    let mut shown = json!(summary);
+                    shown["total_execution_time_ms"] = millis(now().saturating_duration_since(begun)).into();
+                    more.insert("execution_summary".to_owned(), shown);
+                }
+                if commands.wants_intermediate() {
+                    more.insert("intermediate_results".to_owned(), levels.into());
+                }
+                return match answer {
+                    Ok(results) if more.is_empty() => Ok(results),
+                    Ok(results) => {
+                        more.insert("results".to_owned(), results);
+                        Ok(more.into())
                     }
-                });
+                    Err(error) => {
+                        if let Some(name) = commands.failed() {
+                            more.insert("command".to_owned(), name.into());
+                        }
+                        Err(Failed { error, path, more })
+                    }
+                };
             }
             let Some(ended) = running.next().await else {
                 let said = "the commands of the request wait for each other";
-                return Err(CallError::new(ErrorCode::Internal, said));
+                return Err(CallError::new(ErrorCode::Internal, said).into());
             };
             if let Some(span) = ended.span {
                 spans.insert(ended.name.clone(), span);
+            }
+            if ended.result.is_err() {
+                path = ended.path;
             }
             match commands.on_result(&ended.name, ended.result, ended.took) {
                 Progress::LevelDone(Some(level)) => levels.push(json!(level)),
@@ -307,13 +314,14 @@ impl Federation {
             idempotent: command.is_idempotent,
             message_id: None,
         };
-        let mut span_id = None;
+        let (mut span_id, mut path) = (None, Vec::new());
         let result = match self.call_of(asked, tracing) {
             Ok(mut call) => {
                 let span = self.begin_call(SpanKind::Internal, &mut call, tracing, links);
                 span_id = span.own().map(|own| own.span());
                 let answer = self.call(call).await;
                 span.end(&answer);
+                path = way(&answer);
                 result_of(answer)
             }
             Err(error) => Err(error),
@@ -321,6 +329,7 @@ impl Federation {
         Ended {
             name: command.name,
             span: span_id,
+            path,
             result,
             took: now().saturating_duration_since(begun),
         }
@@ -331,6 +340,19 @@ impl Federation {
 struct Failed {
     error: CallError,
     path: Vec<PeerId>,
+    /// What its caller is told besides.
+    more: Map<String, Value>,
+}
+
+impl Failed {
+    /// The `error` that its caller is told.
+    fn document(self, me: PeerId, trace_id: &str) -> Value {
+        let mut document = self.error.document(me, &self.path, trace_id);
+        if let Some(data) = document["data"].as_object_mut() {
+            data.extend(self.more);
+        }
+        document
+    }
 }
 
 impl From<CallError> for Failed {
@@ -338,6 +360,7 @@ impl From<CallError> for Failed {
         Self {
             error,
             path: Vec::new(),
+            more: Map::new(),
         }
     }
 }
@@ -359,6 +382,8 @@ struct Ended {
     name: String,
     /// Its span, for those that are given its result.
     span: Option<u64>,
+    /// By which nodes it has come.
+    path: Vec<PeerId>,
     result: Result<Value, CallError>,
     took: Duration,
 }
@@ -378,7 +403,7 @@ fn result_of(answer: CallAnswer) -> Result<Value, CallError> {
 }
 
 /// The nodes by which a call has come, from the caller's to where it was carried out or has failed.
-fn path(answer: &CallAnswer) -> Vec<PeerId> {
+fn way(answer: &CallAnswer) -> Vec<PeerId> {
     let mut path: Vec<PeerId> = answer.hops.iter().rev().map(|hop| hop.node).collect();
     // Only nodes that have carried it out or passed it on have said how long that took.
     let failed_at = answer.outcome.as_ref().err().map(|failure| failure.failed_at);

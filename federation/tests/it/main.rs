@@ -364,6 +364,32 @@ async fn a_request_has_as_long_as_it_says_and_its_commands_go_where_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_fails_says_with_which_command_on_which_way_and_what_it_took() {
+    let houses = Houses::start().await;
+    houses.bob.offer("shop", Arc::new(Fails { fault: false }));
+    houses.until_known("shop", 2).await;
+    let answer = houses
+        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"include_execution_summary":true,"commands":[
+                 {"name":"bought","fun":"shop.buy"}]}}"#)
+        .await;
+    let error = &answer["error"];
+    assert_eq!(
+        error["message"],
+        "command `bought` has failed: the service has answered with an error"
+    );
+    let data = &error["data"];
+    assert_eq!(
+        (&data["name"], &data["command"]),
+        (&"remote_error".into(), &"bought".into())
+    );
+    let way = [&houses.alice, &houses.main_a, &houses.main_b, &houses.bob].map(|node| node.id().to_string());
+    assert_eq!(data["path"], serde_json::json!(way), "{answer}");
+    assert_eq!(data["failed_at"], houses.bob.id().to_string());
+    assert_eq!(data["execution_summary"]["total_levels"], 1, "{answer}");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_offered_once_by_a_node() {
     let houses = Houses::start().await;
     houses.bob.offer("blog", Arc::new(Echo));
