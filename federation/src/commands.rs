@@ -240,6 +240,7 @@ impl Commands {
             accumulated_results,
             total_levels: total,
             completed_levels: done,
+            execution_time_ms: self.times.last().map_or(0.0, |time| time.as_secs_f64() * 1000.0),
             is_final_level: done == total,
             progress_percentage: 100.0 * done as f64 / total as f64,
         }))
@@ -366,6 +367,8 @@ pub struct IntermediateResult {
     pub total_levels: usize,
     /// How many are finished: `level_index + 1`.
     pub completed_levels: usize,
+    /// How long it has taken: as long as the slowest of its commands.
+    pub execution_time_ms: f64,
     /// Whether the answer follows.
     pub is_final_level: bool,
     /// The share of finished levels.
@@ -377,8 +380,8 @@ pub struct IntermediateResult {
 pub struct ExecutionSummary {
     /// How many levels the request has, whether they came to be executed or not.
     pub total_levels: usize,
-    /// How long each finished level has taken: as long as the slowest of its commands.
-    pub level_execution_times_ms: Vec<f64>,
+    /// How long each finished level has taken, in milliseconds: as long as the slowest of its commands.
+    pub level_execution_times: Vec<f64>,
     /// The level that has taken longest; `None` before one is finished.
     pub bottleneck_level_index: Option<usize>,
     /// 0 before one is finished.
@@ -397,7 +400,7 @@ impl ExecutionSummary {
             total_levels: levels.len(),
             bottleneck_level_index: bottleneck.map(|(index, _)| index),
             average_level_time_ms: milliseconds.iter().sum::<f64>() / times.len().max(1) as f64,
-            level_execution_times_ms: milliseconds,
+            level_execution_times: milliseconds,
             parallel_commands_executed: finished.map(Vec::len).filter(|count| *count > 1).sum(),
         }
     }
@@ -601,8 +604,12 @@ mod tests {
 
     #[test]
     fn no_commands_have_no_results() {
-        let mut commands =
-            Commands::parse(json!({"commands": [], "include_execution_summary": true})).unwrap();
+        // As MPREG's clients send what they do not set.
+        let params = json!({
+            "commands": [], "include_execution_summary": true, "debug_mode": false,
+            "intermediate_result_callback_topic": null,
+        });
+        let mut commands = Commands::parse(params).unwrap();
         assert_eq!(commands.ready(), []);
         assert_eq!(commands.finished(), Some(Ok(json!({}))));
         assert_eq!(commands.finished(), None, "the answer is there once");
@@ -732,6 +739,11 @@ mod tests {
             (
                 json!({"commands": [], "trace": true}),
                 "unknown field `trace`, expected one of `commands`, `return`",
+            ),
+            (json!({"commands": [], "debug_mode": true}), "`debug_mode` is"),
+            (
+                json!({"commands": [], "intermediate_result_callback_topic": "t"}),
+                "there are no topics",
             ),
             (json!({"commands": [], "timeout": "1"}), "timeout is"),
             (json!({"commands": [], "timeout": 0}), "timeout is"),
@@ -881,7 +893,7 @@ mod tests {
             told(progress),
             json!({
                 "level_index": 0, "level_results": {"a": 1, "b": 2}, "accumulated_results": {"a": 1, "b": 2},
-                "total_levels": 2, "completed_levels": 1, "is_final_level": false, "progress_percentage": 50.0,
+                "total_levels": 2, "completed_levels": 1, "execution_time_ms": 30.0, "is_final_level": false, "progress_percentage": 50.0,
             })
         );
         let _ = commands.ready();
@@ -890,14 +902,14 @@ mod tests {
             told(progress),
             json!({
                 "level_index": 1, "level_results": {"c": 3}, "accumulated_results": {"a": 1, "b": 2, "c": 3},
-                "total_levels": 2, "completed_levels": 2, "is_final_level": true, "progress_percentage": 100.0,
+                "total_levels": 2, "completed_levels": 2, "execution_time_ms": 10.0, "is_final_level": true, "progress_percentage": 100.0,
             })
         );
         assert_eq!(commands.finished(), Some(Ok(json!({"b": 2, "c": 3}))));
         assert_eq!(
             serde_json::to_value(commands.summary()).unwrap(),
             json!({
-                "total_levels": 2, "level_execution_times_ms": [30.0, 10.0], "bottleneck_level_index": 0,
+                "total_levels": 2, "level_execution_times": [30.0, 10.0], "bottleneck_level_index": 0,
                 "average_level_time_ms": 20.0, "parallel_commands_executed": 2,
             })
         );

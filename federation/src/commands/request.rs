@@ -64,6 +64,7 @@ impl Request {
             ));
         };
         let given: GivenRequest = serde_json::from_value(without_nulls(params)).map_err(invalid)?;
+        given.check()?;
         if given.commands.len() > COMMANDS_MAX {
             let count = given.commands.len();
             return Err(invalid(format!(
@@ -118,6 +119,25 @@ struct GivenRequest {
     timeout: Value,
     return_intermediate_results: Option<bool>,
     include_execution_summary: Option<bool>,
+    debug_mode: Option<bool>,
+    intermediate_result_callback_topic: Option<String>,
+}
+
+impl GivenRequest {
+    /// What MPREG has and this has not is not passed over in silence.
+    fn check(&self) -> Result<(), CallError> {
+        if self.debug_mode == Some(true) {
+            let said = "`debug_mode` is not there: `include_execution_summary` says what took the time, and a `traceparent` finds \
+                        the request in logs and traces";
+            return Err(invalid(said));
+        }
+        if self.intermediate_result_callback_topic.is_some() {
+            let said = "`intermediate_result_callback_topic`: there are no topics; `return_intermediate_results` puts these results \
+                        into the answer";
+            return Err(invalid(said));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]

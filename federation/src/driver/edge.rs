@@ -11,6 +11,7 @@ use rand::RngExt as _;
 use serde_json::{Map, Value, json};
 use tracing::{Instrument as _, debug_span};
 
+use super::documents::time_text;
 use super::spans::OpenSpan;
 use super::{Federation, Inner, now};
 use crate::call::TRACE_STATE_MAX;
@@ -44,6 +45,8 @@ struct Tracing<'a> {
     state: Option<&'a str>,
     /// What the caller knows, where a service asks.
     token: Option<&'a Token>,
+    /// What the caller calls the request.
+    request_id: Option<&'a str>,
 }
 
 impl Federation {
@@ -90,6 +93,7 @@ impl Federation {
             is_continued,
             state,
             token: headers.token.as_ref(),
+            request_id: headers.request_id.as_deref(),
         }
     }
 
@@ -236,7 +240,10 @@ impl Federation {
         let mut commands = Commands::parse(params.into_params().unwrap_or_else(|| json!({})))?;
         let ends_at = begun + commands.timeout();
         let mut levels = Vec::new();
-        let mut path = Vec::new();
+        let (mut path, mut links_crossed) = (Vec::new(), 0);
+        let request_id = tracing
+            .request_id
+            .map_or_else(|| tracing.parent.trace_id(), str::to_owned);
         let mut spans: BTreeMap<String, u64> = BTreeMap::new();
         let mut running: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
         loop {
@@ -255,7 +262,11 @@ impl Federation {
                 let mut more = Map::new();
                 if let Some(summary) = commands.summary() {
                     let mut shown = json!(summary);
-                    shown["total_execution_time_ms"] = millis(now().saturating_duration_since(begun)).into();
+                    let took = now().saturating_duration_since(begun);
+                    shown["request_id"] = request_id.into();
+                    shown["total_execution_time_ms"] = (took.as_secs_f64() * 1e3).into();
+                    // By all calls that have ended. Which of them led into another cluster nobody says.
+                    shown["links_crossed"] = links_crossed.into();
                     more.insert("execution_summary".to_owned(), shown);
                 }
                 if commands.wants_intermediate() {
@@ -282,11 +293,17 @@ impl Federation {
             if let Some(span) = ended.span {
                 spans.insert(ended.name.clone(), span);
             }
+            links_crossed += ended.links;
             if ended.result.is_err() {
                 path = ended.path;
             }
             match commands.on_result(&ended.name, ended.result, ended.took) {
-                Progress::LevelDone(Some(level)) => levels.push(json!(level)),
+                Progress::LevelDone(Some(level)) => {
+                    let mut shown = json!(level);
+                    shown["request_id"] = request_id.as_str().into();
+                    shown["timestamp"] = time_text().into();
+                    levels.push(shown);
+                }
                 Progress::LevelDone(None) | Progress::Nothing | Progress::Failed { .. } => {}
             }
         }
@@ -297,7 +314,7 @@ impl Federation {
         command: ReadyCommand,
         timeout: Duration,
         tracing: Tracing<'_>,
-        links: Vec<u64>,
+        span_links: Vec<u64>,
     ) -> Ended {
         let begun = now();
         let asked = RemoteCall {
@@ -314,14 +331,15 @@ impl Federation {
             idempotent: command.is_idempotent,
             message_id: None,
         };
-        let (mut span_id, mut path) = (None, Vec::new());
+        let (mut span_id, mut path, mut links) = (None, Vec::new(), 0);
         let result = match self.call_of(asked, tracing) {
             Ok(mut call) => {
-                let span = self.begin_call(SpanKind::Internal, &mut call, tracing, links);
+                let span = self.begin_call(SpanKind::Internal, &mut call, tracing, span_links);
                 span_id = span.own().map(|own| own.span());
                 let answer = self.call(call).await;
                 span.end(&answer);
                 path = way(&answer);
+                links = answer.hops.len().saturating_sub(1);
                 result_of(answer)
             }
             Err(error) => Err(error),
@@ -330,6 +348,7 @@ impl Federation {
             name: command.name,
             span: span_id,
             path,
+            links,
             result,
             took: now().saturating_duration_since(begun),
         }
@@ -384,6 +403,8 @@ struct Ended {
     span: Option<u64>,
     /// By which nodes it has come.
     path: Vec<PeerId>,
+    /// How many links its answer has crossed.
+    links: usize,
     result: Result<Value, CallError>,
     took: Duration,
 }
@@ -433,8 +454,4 @@ fn shown(answer: &CallAnswer, parent: TraceParent) -> Value {
         "hops": answer.hops.len().saturating_sub(1),
         "path": path,
     })
-}
-
-fn millis(took: Duration) -> u64 {
-    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }

@@ -308,7 +308,8 @@ async fn commands_of_one_request_get_the_results_of_others_from_wherever_those_a
     houses.until_known("blog", 2).await;
     houses.until_known("shop", 2).await;
     let answer = houses
-        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"include_execution_summary":true,"return":"all","commands":[
+        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{
+                 "include_execution_summary":true,"return_intermediate_results":true,"return":"all","commands":[
                  {"name":"both","fun":"shop.echos","args":[{"$ref":"post.title"},{"$ref":"price"}]},
                  {"name":"post","fun":"blog.echo","args":[{"title":"hello"}]},
                  {"name":"price","fun":"shop.echo","args":[12]}]}}"#)
@@ -318,7 +319,22 @@ async fn commands_of_one_request_get_the_results_of_others_from_wherever_those_a
         serde_json::json!(["hello", 12]),
         "{answer}"
     );
-    assert_eq!(answer["result"]["execution_summary"]["total_levels"], 2);
+    let summary = &answer["result"]["execution_summary"];
+    assert_eq!(summary["total_levels"], 2);
+    assert_eq!(summary["level_execution_times"].as_array().map(Vec::len), Some(2));
+    // Two commands at carol's, two links away from alice, and one at bob's.
+    assert_eq!(summary["links_crossed"], 2 + 2 + 3, "{answer}");
+    let levels = answer["result"]["intermediate_results"].as_array().unwrap();
+    assert_eq!(levels.len(), 2, "{answer}");
+    for level in levels {
+        assert!(level["timestamp"].is_string() && level["execution_time_ms"].is_number());
+        assert_eq!(level["request_id"], summary["request_id"]);
+    }
+    let answer = houses
+        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"request","params":{"commands":[],"return_intermediate_results":true}}"#)
+        .await;
+    let nothing = serde_json::json!({"results": {}, "intermediate_results": []});
+    assert_eq!(answer["result"], nothing, "{answer}");
     houses.stop().await;
 }
 
