@@ -514,15 +514,17 @@ mod tests {
     fn a_command_says_whom_it_calls() {
         let mut commands = parse(json!([
             {"name": "a", "fun": "blog.list", "locs": ["db", "db"]},
-            {"name": "b", "fun": "echo"},
+            {"name": "b", "fun": "clock"},
             {"name": "c", "service": "acme.blog", "method": "v1.list"},
             {"name": "d", "fun": "acme.blog.list", "args": null, "kwargs": null, "locs": null, "later": null},
             {"name": "e", "service_name": "blog", "method": "list", "resources": ["db"], "version_constraint": ">=2"},
+            {"name": "f", "fun": "echos"},
         ]));
         let ready = commands.ready();
         let whom = |n: usize| (ready[n].service.as_str(), ready[n].method.as_deref());
         assert_eq!(whom(0), ("blog", Some("list")));
-        assert_eq!(whom(1), ("echo", None));
+        assert_eq!(whom(1), ("clock", None));
+        assert_eq!(whom(5), ("echo", Some("echos")));
         assert_eq!(whom(2), ("acme.blog", Some("v1.list")));
         assert_eq!(whom(3), ("acme.blog", Some("list")));
         assert_eq!(ready[0].locs, BTreeSet::from(["db".to_owned()]));

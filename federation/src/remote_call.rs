@@ -96,13 +96,14 @@ impl RemoteCall {
     }
 
     /// The call that `service.method` is, of any instance; the name is split at its last `.`, since services have some too.
-    /// `None` where the name is not of that form, or one that JSON-RPC keeps for itself.
+    /// `echo` and `echos` alone are the built-in ones. `None` where the name is not of that form, or one that JSON-RPC keeps for itself.
     pub fn direct(method: &str, params: Arguments) -> Option<Self> {
         // JSON-RPC 2.0, section 4: names that begin so must not be used for anything else.
         if method.starts_with("rpc.") {
             return None;
         }
-        let (service, method) = method.rsplit_once('.')?;
+        let built_in = || BUILT_IN.contains(&method).then_some((ECHO, method));
+        let (service, method) = method.rsplit_once('.').or_else(built_in)?;
         if !(1..=NAME_MAX).contains(&method.len()) {
             return None;
         }
@@ -144,6 +145,11 @@ impl From<Value> for Arguments {
         }
     }
 }
+
+/// The service that nodes have anyway, and what in it is called without its name too: by MPREG's clients, to whom these are
+/// functions of every server.
+pub(crate) const ECHO: &str = "echo";
+pub(crate) const BUILT_IN: [&str; 2] = ["echo", "echos"];
 
 /// What of the parameters has not been read yet.
 struct Members(Map<String, Value>);
@@ -573,6 +579,8 @@ mod tests {
             ("blog.get", "blog", "get"),
             ("blog.posts.get", "blog.posts", "get"),
             ("blog.get post", "blog", "get post"),
+            ("echo", "echo", "echo"),
+            ("echos", "echo", "echos"),
         ] {
             let call = RemoteCall::direct(name, params.clone()).unwrap();
             assert_eq!((call.service.as_str(), call.method.as_str()), (service, method));

@@ -74,6 +74,12 @@ impl Unfit {
                 );
                 (ErrorCode::VersionUnsatisfied, said)
             }
+            Self::Method if wanted.method.is_empty() => {
+                let said = format!(
+                    "service `{name}` does not announce that it has exactly one method: say which, as in `{name}.METHOD`"
+                );
+                (ErrorCode::MethodNotFound, said)
+            }
             Self::Method => {
                 let said = format!("service `{name}` has no method `{}`", wanted.method);
                 (ErrorCode::MethodNotFound, said)
@@ -255,7 +261,16 @@ mod tests {
     fn the_only_method_of_a_service_needs_no_name() {
         assert_eq!(process(&["run"], &[]).method(""), Some("run"));
         assert_eq!(process(&["run", "stop"], &[]).method(""), None);
-        assert_eq!(process(&[], &[]).fit(&wanted("", &[])), Err(Unfit::Method));
+        let unnamed = wanted("", &[]);
+        for methods in [&[][..], &["run", "stop"]] {
+            let unfit = process(methods, &[]).fit(&unnamed).unwrap_err();
+            let error = unfit.error(&unnamed);
+            assert_eq!((unfit, error.code), (Unfit::Method, ErrorCode::MethodNotFound));
+            assert!(
+                error.message.ends_with("say which, as in `process.METHOD`"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

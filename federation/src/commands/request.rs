@@ -1,7 +1,7 @@
 //! The parameters of a `request`, read and checked, with its commands put into levels. Runs nothing.
 
 use super::argument::{Argument, Scope};
-use crate::remote_call::{read_priority, read_timeout};
+use crate::remote_call::{BUILT_IN, ECHO, read_priority, read_timeout};
 use crate::service::NAME_MAX;
 use crate::{CallError, Constraint, ErrorCode, NodeAddress, ServiceName};
 use serde::Deserialize;
@@ -231,10 +231,11 @@ impl GivenCommand {
     }
 }
 
-/// `service.method`, or a service alone. Names of services may have dots, so the last one divides.
+/// `service.method`, a service alone, or what every node has. Names of services may have dots, so the last one divides.
 fn split_fun(fun: &str) -> Result<(ServiceName, Option<String>), String> {
     let (service, method) = match fun.rsplit_once('.') {
         Some((service, method)) => (service, Some(method.to_owned())),
+        None if BUILT_IN.contains(&fun) => (ECHO, Some(fun.to_owned())),
         None => (fun, None),
     };
     let service = service.parse().map_err(|error| format!("`fun`: {error}"))?;

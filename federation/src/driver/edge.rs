@@ -126,7 +126,7 @@ impl Federation {
                 Some(call) => self.make(call, Call::LINKS_MAX, tracing).await,
                 None => {
                     let said = format!(
-                        "there is no method `{}`; there are `remote_call`, `request`, and `SERVICE.METHOD` for any instance",
+                        "there is no method `{}`; there are `remote_call`, `request`, `echo`, `echos`, and `SERVICE.METHOD` for any instance",
                         direct.chars().take(METHOD_SHOWN).collect::<String>()
                     );
                     Err(CallError::new(ErrorCode::MethodNotFound, said).into())

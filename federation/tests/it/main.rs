@@ -406,6 +406,39 @@ async fn a_request_that_fails_says_with_which_command_on_which_way_and_what_it_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_every_node_has_and_the_only_method_of_a_service_are_called_without_the_other_name() {
+    let houses = Houses::start().await;
+    let methods = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    for (name, announced) in [
+        ("echo", &["echo", "echos"][..]),
+        ("clock", &["echo"]),
+        ("quiet", &[]),
+    ] {
+        let mut service = Service::new(name.parse().unwrap());
+        service.methods = methods(announced);
+        houses.bob.federation.offer(service, Arc::new(Echo)).unwrap();
+        houses.until_known(name, 2).await;
+    }
+    let answers = houses
+        .ask(r#"[{"jsonrpc":"2.0","id":1,"method":"echo","params":["a","b"]},
+                 {"jsonrpc":"2.0","id":2,"method":"echos","params":["a","b"]},
+                 {"jsonrpc":"2.0","id":3,"method":"request","params":{"commands":[
+                     {"name":"x","fun":"echo","args":[1,2]},{"name":"y","fun":"echos","args":[1,2]},
+                     {"name":"z","fun":"clock","args":[1,2]}]}},
+                 {"jsonrpc":"2.0","id":4,"method":"request","params":{"commands":[{"name":"q","fun":"quiet"}]}}]"#)
+        .await;
+    assert_eq!(answers[0]["result"], "a", "{answers}");
+    assert_eq!(answers[1]["result"], serde_json::json!(["a", "b"]), "{answers}");
+    let expected = serde_json::json!({"x": 1, "y": [1, 2], "z": 1});
+    assert_eq!(answers[2]["result"], expected, "{answers}");
+    let error = &answers[3]["error"];
+    assert_eq!(error["data"]["name"], "method_not_found", "{answers}");
+    let said = error["message"].as_str().unwrap();
+    assert!(said.ends_with("as in `quiet.METHOD`"), "{said}");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_offered_once_by_a_node() {
     let houses = Houses::start().await;
     houses.bob.offer("blog", Arc::new(Echo));
