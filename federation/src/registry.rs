@@ -11,7 +11,6 @@ use crate::{
 use lapwing_base::{PeerId, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 /// What one node knows of the services of all.
@@ -457,15 +456,21 @@ impl Registry {
             .is_some_and(|known| !known.announcement.services.is_empty())
     }
 
+    /// What another node offers, as far as that is known.
+    pub fn services_of(&self, origin: PeerId) -> &[Service] {
+        let known = self.origins.get(&origin);
+        known.map_or(&[], |known| known.announcement.services.as_slice())
+    }
+
     /// What is known of others: their announcements, and how many links away they are; `None` for those out of reach.
     pub fn known(&self) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
         let origins = self.origins.values();
         origins.map(|origin| (&origin.announcement, origin.hops()))
     }
 
-    /// The same of those behind a node, in the order of their ids.
-    pub fn known_after(&self, node: PeerId) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
-        let origins = self.origins.range((Bound::Excluded(node), Bound::Unbounded));
+    /// The same of a node and those behind it, in the order of their ids.
+    pub fn known_from(&self, node: PeerId) -> impl Iterator<Item = (&Announcement, Option<usize>)> {
+        let origins = self.origins.range(node..);
         origins.map(|(_, origin)| (&origin.announcement, origin.hops()))
     }
 

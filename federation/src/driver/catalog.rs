@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use lapwing_base::{PeerId, Role};
+use lapwing_base::Role;
 use rand::RngExt as _;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::backend::{Backend, Invocation};
@@ -25,14 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Answers from a node's own tables: `services` with `limit` and `page_token`, and `list_peers`.
 pub(super) struct Catalog(Weak<Inner>);
 
-/// What `services` is asked.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Asked {
-    limit: Option<usize>,
-    page_token: Option<PeerId>,
-}
-
 impl Catalog {
     pub(super) fn new(inner: &Arc<Inner>) -> Self {
         Self(Arc::downgrade(inner))
@@ -48,8 +39,8 @@ impl Catalog {
                     let said = format!("`services` takes `limit` and `page_token` by name: {error}");
                     CallError::new(ErrorCode::InvalidParams, said)
                 };
-                let Asked { limit, page_token } = serde_json::from_str(text).map_err(wrong)?;
-                inner.catalog_document(Page::new(limit, page_token))
+                let page: Page = serde_json::from_str(text).map_err(wrong)?;
+                inner.catalog_document(&page)
             }
             "list_peers" | "cluster_map" => inner.peers_document(),
             other => {
@@ -68,26 +59,19 @@ impl Backend for Catalog {
 }
 
 impl Federation {
-    /// Everything that is callable from here: a home asks its main, which knows more. A page at a time, of up to `limit`
-    /// instances behind the one that `page_token` names.
+    /// Everything that is callable from here: a home asks its main, which knows more. A page at a time.
     ///
     /// # Errors
     /// When the main does not answer.
-    pub async fn catalog(
-        &self,
-        limit: Option<usize>,
-        page_token: Option<PeerId>,
-    ) -> Result<Value, CallError> {
+    pub(super) async fn catalog(&self, page: &Page) -> Result<Value, CallError> {
         let inner = &self.inner;
         let (uplink, id) = {
             let mut state = inner.lock();
             (state.uplink, CallId(state.rng.random()))
         };
         let Some(main) = uplink.filter(|_| inner.role() == Role::Home) else {
-            return Ok(inner.catalog_document(Page::new(limit, page_token)));
+            return Ok(inner.catalog_document(page));
         };
-        let arguments =
-            serde_json::json!({ "limit": limit, "page_token": page_token.map(|peer| peer.to_string()) });
         let unnamed = || CallError::new(ErrorCode::Internal, "the catalog has no name");
         let call = Call {
             id,
@@ -97,7 +81,7 @@ impl Federation {
             method: "services".to_owned(),
             versions: "".parse().map_err(|_| unnamed())?,
             resources: [].into(),
-            arguments: Some(arguments.to_string()),
+            arguments: Some(page.document().to_string()),
             path: Vec::new(),
             links_max: Call::LINKS_MAX,
             remaining_ms: u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX),

@@ -16,7 +16,6 @@ use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use rand::RngExt as _;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -319,20 +318,13 @@ impl Conversation<'_> {
 
     /// What `/federation/registry` has, of which a message may want a part.
     fn registry(&self, data: &Map<String, Value>) -> Map<String, Value> {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Asked {
-            limit: Option<usize>,
-            page_token: Option<lapwing_base::PeerId>,
-        }
         // Older programs send what they know themselves, in whatever form.
-        let asked: Asked = serde_json::from_value(data.clone().into()).unwrap_or_default();
-        let page = Page::new(asked.limit, asked.page_token);
+        let page: Page = serde_json::from_value(data.clone().into()).unwrap_or_default();
         let document = self
             .edge
             .federation
             .inner
-            .registry_document(Scope::Federated, page);
+            .registry_document(Scope::Federated, &page);
         match document {
             Value::Object(members) => members,
             other => Map::from_iter([("registry".to_owned(), other)]),

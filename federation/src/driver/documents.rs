@@ -1,11 +1,15 @@
 //! What a node says of itself, of its mains and of the services that it knows: the documents of its HTTP edge. Serves none.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::num::NonZeroUsize;
+use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
-use lapwing_base::{Multiaddr, PeerId, Protocol, Role};
+use lapwing_base::{ClusterId, Multiaddr, PeerId, Protocol, Role};
 use lapwing_net::PeerStatus;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::counts::MainRecord;
@@ -22,23 +26,76 @@ pub(super) enum Scope {
 }
 
 /// Which part of a long document is wanted.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize)]
+#[serde(default)]
 pub(super) struct Page {
-    /// Instances of other nodes: a page ends with the node that reaches this.
-    limit: usize,
-    /// Only nodes behind this one.
-    after: Option<PeerId>,
+    /// How many instances it has at most.
+    limit: Option<NonZeroUsize>,
+    /// Only what comes behind this one; an empty text is the first page, as `null` is.
+    #[serde(deserialize_with = "read_token")]
+    page_token: Option<PageToken>,
+}
+
+/// The last instance of a page. The node's own come first, then those of other nodes, in the order of their ids.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct PageToken {
+    node: PeerId,
+    /// `None` where all of the node's were there.
+    service: Option<ServiceName>,
 }
 
 impl Page {
     /// Half a megabyte of JSON, and milliseconds for which calls wait for the tables.
     pub(super) const LIMIT_MAX: usize = 1_000;
 
-    /// The part behind a node, or the first.
-    pub(super) fn new(limit: Option<usize>, after: Option<PeerId>) -> Self {
-        let limit = limit.unwrap_or(Self::LIMIT_MAX).clamp(1, Self::LIMIT_MAX);
-        Self { limit, after }
+    /// As a member of what a main is asked.
+    pub(super) fn document(&self) -> Value {
+        let token = self.page_token.as_ref().map(ToString::to_string);
+        json!({ "limit": self.limit, "page_token": token })
     }
+
+    fn limit(&self) -> usize {
+        self.limit
+            .map_or(Self::LIMIT_MAX, |limit| limit.get().min(Self::LIMIT_MAX))
+    }
+
+    /// Whether this page has what a node offers by a name: one of the node with which it begins.
+    fn has(&self, node: PeerId, service: &ServiceName) -> bool {
+        match &self.page_token {
+            Some(token) if token.node == node => token.service.as_ref().is_some_and(|last| service > last),
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for PageToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.service {
+            Some(service) => write!(f, "{}/{service}", self.node),
+            None => write!(f, "{}", self.node),
+        }
+    }
+}
+
+impl FromStr for PageToken {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "`page_token` is what `next_page_token` was";
+        let (node, service) = match text.split_once('/') {
+            Some((node, service)) => (node, Some(service.parse().map_err(|_| wrong)?)),
+            None => (text, None),
+        };
+        let node = node.parse().map_err(|_| wrong)?;
+        Ok(Self { node, service })
+    }
+}
+
+fn read_token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PageToken>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    let text = text.filter(|text| !text.is_empty());
+    text.map(|text| text.parse().map_err(D::Error::custom))
+        .transpose()
 }
 
 /// How well a node can do its part.
@@ -77,6 +134,10 @@ pub(super) struct MainView {
     is_uplink: bool,
     /// Who has the name that this node wants, where the main says that another node does.
     name_holder: Option<PeerId>,
+    /// Whom it says to belong to, while there is a session.
+    cluster: Option<ClusterId>,
+    /// What it offers itself, as it has announced it.
+    services: Vec<Service>,
     pub(super) record: MainRecord,
     pub(super) rtt: Option<Duration>,
 }
@@ -147,7 +208,7 @@ pub(super) fn time_text() -> String {
 impl Inner {
     /// Services by name, in the shape of the peer-to-peer edge before: one instance for each name, the nearest, and beneath
     /// it all of them.
-    pub(super) fn registry_document(&self, scope: Scope, page: Page) -> Value {
+    pub(super) fn registry_document(&self, scope: Scope, page: &Page) -> Value {
         let moment = Moment::read();
         let peers: Map<String, Value> = self
             .mains()
@@ -156,14 +217,36 @@ impl Inner {
             .collect();
         let me = self.me;
         let state = self.lock();
-        let own = state.registry.own().filter(|_| page.after.is_none());
+        let first = page.page_token.as_ref().map(|token| token.node);
+        let own = state
+            .registry
+            .own()
+            .filter(|_| first.is_none_or(|node| node == me));
+        let others: Box<dyn Iterator<Item = _>> = match first.filter(|node| *node != me) {
+            Some(node) => Box::new(state.registry.known_from(node)),
+            None => Box::new(state.registry.known()),
+        };
+        let others =
+            others.filter(|(announcement, hops)| scope == Scope::Federated || is_local(announcement, *hops));
         let mut services: BTreeMap<String, Vec<(Option<usize>, Value)>> = BTreeMap::new();
-        let mut show = |announcement: &Announcement, hops: Option<usize>| {
-            let node_address = state.registry.address(announcement.origin).to_string();
-            let heard_at = state.registry.heard_at(announcement.origin);
-            for service in &announcement.services {
+        let (mut left, mut last, mut next) = (page.limit(), None, None);
+        'nodes: for (announcement, hops) in own.map(|own| (own, Some(0))).into_iter().chain(others) {
+            let origin = announcement.origin;
+            let mut offered: Vec<&Service> = announcement.services.iter().collect();
+            offered.retain(|service| page.has(origin, &service.name));
+            if offered.is_empty() {
+                continue;
+            }
+            offered.sort_by_key(|service| &service.name);
+            let node_address = state.registry.address(origin).to_string();
+            let heard_at = state.registry.heard_at(origin);
+            for service in offered {
+                if left == 0 {
+                    next = last.map(|token: PageToken| token.to_string());
+                    break 'nodes;
+                }
                 let mut shown = service_document(service);
-                shown["node_id"] = announcement.origin.to_string().into();
+                shown["node_id"] = origin.to_string().into();
                 shown["node_address"] = node_address.clone().into();
                 shown["is_local"] = is_local(announcement, hops).into();
                 shown["hops"] = hops.into();
@@ -171,29 +254,13 @@ impl Inner {
                 shown["last_seen"] = moment.text_of(heard_at.unwrap_or(moment.instant)).into();
                 let instances = services.entry(service.name.to_string()).or_default();
                 instances.push((hops, shown));
-            }
-        };
-        if let Some(own) = own {
-            show(own, Some(0));
-        }
-        let others: Box<dyn Iterator<Item = _>> = match page.after {
-            Some(after) => Box::new(state.registry.known_after(after)),
-            None => Box::new(state.registry.known()),
-        };
-        let mut others = others
-            .filter(|(announcement, hops)| scope == Scope::Federated || is_local(announcement, *hops))
-            .filter(|(announcement, _)| !announcement.services.is_empty())
-            .peekable();
-        let (mut count, mut next) = (0, None);
-        while let Some((announcement, hops)) = others.next() {
-            show(announcement, hops);
-            count += announcement.services.len();
-            if count >= page.limit {
-                next = others.peek().map(|_| announcement.origin.to_string());
-                break;
+                left -= 1;
+                last = Some(PageToken {
+                    node: origin,
+                    service: Some(service.name.clone()),
+                });
             }
         }
-        drop(others);
         let node_address = state.registry.address(me).to_string();
         drop(state);
         let servers: Map<String, Value> = services
@@ -211,7 +278,7 @@ impl Inner {
     }
 
     /// Everything that is callable from here, an instance a row.
-    pub(super) fn catalog_document(&self, page: Page) -> Value {
+    pub(super) fn catalog_document(&self, page: &Page) -> Value {
         let registry = self.registry_document(Scope::Federated, page);
         let servers = registry["servers"].as_object();
         let rows: Vec<&Value> = servers
@@ -355,6 +422,11 @@ impl Inner {
                     is_up: state.sessions.contains_key(&peer),
                     is_uplink: state.uplink == Some(peer),
                     name_holder: state.sessions.get(&peer).and_then(|session| session.name_holder),
+                    cluster: state
+                        .sessions
+                        .get(&peer)
+                        .and_then(|session| session.claim.cluster),
+                    services: state.registry.services_of(peer).to_vec(),
                     record: state.counts.main(peer),
                     rtt: link.and_then(|link| link.link).and_then(|link| link.rtt),
                 }
@@ -428,6 +500,10 @@ impl MainView {
             "node_address": self.node_address,
             "address": self.address.as_ref().map(ToString::to_string),
             "healthy": self.is_up,
+            "status": if self.is_up { "connected" } else { "disconnected" },
+            "cluster_id": self.cluster.map(|cluster| cluster.to_string()),
+            "funs": funs(&self.services),
+            "locs": self.services.iter().flat_map(|service| &service.resources).collect::<BTreeSet<_>>(),
             "is_uplink": self.is_uplink,
             "last_seen": self.record.heard_at.map(|at| moment.text_of(at)),
             "connected_since": self.record.up_since.map(|at| moment.text_of(at)),
@@ -446,6 +522,20 @@ fn is_local(announcement: &Announcement, hops: Option<usize>) -> bool {
         Some(1) => announcement.role == Role::Home,
         Some(_) | None => false,
     }
+}
+
+/// What can be called, as commands name it: by the service alone where it does not tell its methods.
+fn funs(services: &[Service]) -> BTreeSet<String> {
+    let of = |service: &Service| match service.methods.is_empty() {
+        true => vec![service.name.to_string()],
+        false => {
+            let methods = service.methods.iter();
+            methods
+                .map(|method| format!("{}.{method}", service.name))
+                .collect()
+        }
+    };
+    services.iter().flat_map(of).collect()
 }
 
 fn service_document(service: &Service) -> Value {
@@ -578,10 +668,7 @@ pub(super) mod tests {
         let alone = Alone::start(Role::Main).await;
         alone.offer("blog");
         for scope in [Scope::Local, Scope::Federated] {
-            let document = alone
-                .federation
-                .inner
-                .registry_document(scope, Page::new(None, None));
+            let document = alone.federation.inner.registry_document(scope, &Page::default());
             assert_eq!(document["node_address"], "alone.main");
             let blog = &document["servers"]["blog"];
             assert_eq!(blog["node_id"], alone.network.peer_id().to_string());
@@ -589,9 +676,34 @@ pub(super) mod tests {
             assert_eq!(blog["instances"].as_array().map(Vec::len), Some(1));
             assert_eq!(document["next_page_token"], Value::Null);
         }
-        let behind = Page::new(None, Some(PeerId::random()));
-        let document = alone.federation.inner.registry_document(Scope::Local, behind);
-        assert_eq!(document["servers"], json!({}), "it is on the first page");
+        alone.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_page_has_as_many_instances_as_it_may_also_of_one_node() {
+        let alone = Alone::start(Role::Main).await;
+        for service in ["c", "a", "b"] {
+            alone.offer(service);
+        }
+        let page = |token: &Value| {
+            let page: Page = serde_json::from_value(json!({"limit": 2, "page_token": token})).unwrap();
+            let document = alone.federation.inner.catalog_document(&page);
+            let rows = document["services"].as_array().unwrap().iter();
+            let names: Vec<String> = rows.map(|row| row["name"].as_str().unwrap().to_owned()).collect();
+            (names.concat(), document["next_page_token"].clone())
+        };
+        let (names, next) = page(&json!(""));
+        assert_eq!(names, "ab", "an empty token is the first page");
+        assert_eq!(page(&next), ("c".to_owned(), Value::Null));
+        let node = alone.network.peer_id().to_string();
+        assert_eq!(page(&json!(node)).0, "", "behind all of a node");
+        for wrong in [
+            json!({"limit": 0}),
+            json!({"page_token": "x"}),
+            json!({"page_token": format!("{node}/")}),
+        ] {
+            assert!(serde_json::from_value::<Page>(wrong).is_err());
+        }
         alone.stop().await;
     }
 
@@ -618,6 +730,8 @@ pub(super) mod tests {
         assert_eq!(peers["peers"][0]["node_id"], missing.to_string());
         assert_eq!(peers["peers"][0]["healthy"], false);
         assert_eq!(peers["peers"][0]["last_seen"], Value::Null);
+        assert_eq!(peers["peers"][0]["status"], "disconnected");
+        assert_eq!(peers["peers"][0]["funs"], json!([]));
         alone.stop().await;
     }
 

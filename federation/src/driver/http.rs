@@ -339,45 +339,32 @@ fn replied(reply: Reply, asked: &Asked) -> Response {
 
 // Documents.
 
+type Paged = Result<Query<Page>, QueryRejection>;
+
 /// Which part of a registry is wanted.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct PageQuery {
-    limit: Option<usize>,
-    page_token: Option<PeerId>,
-}
-
-type Paged = Result<Query<PageQuery>, QueryRejection>;
-
-fn page_query(paged: Paged) -> Result<PageQuery, Failure> {
-    let Query(query) = paged.map_err(|rejected| {
-        Failure::new(StatusCode::BAD_REQUEST, rejected.body_text())
-            .hint("`limit` is a number, and `page_token` is what `next_page_token` was")
-    })?;
-    Ok(query)
-}
-
 fn page(paged: Paged) -> Result<Page, Failure> {
-    let query = page_query(paged)?;
-    Ok(Page::new(query.limit, query.page_token))
+    let Query(page) = paged.map_err(|rejected| {
+        Failure::new(StatusCode::BAD_REQUEST, rejected.body_text())
+            .hint("`limit` is a number from 1 on, and `page_token` is what `next_page_token` was")
+    })?;
+    Ok(page)
 }
 
 async fn local_registry(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
     let page = page(paged)?;
-    Ok(Json(edge.federation.inner.registry_document(Scope::Local, page)))
+    Ok(Json(edge.federation.inner.registry_document(Scope::Local, &page)))
 }
 
 async fn federated_registry(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
     let page = page(paged)?;
     Ok(Json(
-        edge.federation.inner.registry_document(Scope::Federated, page),
+        edge.federation.inner.registry_document(Scope::Federated, &page),
     ))
 }
 
 /// All that is callable from here: a home asks its main.
 async fn catalog(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Value>, Failure> {
-    let PageQuery { limit, page_token } = page_query(paged)?;
-    let answered = edge.federation.catalog(limit, page_token).await;
+    let answered = edge.federation.catalog(&page(paged)?).await;
     let failed = |error: CallError| {
         let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::BAD_GATEWAY);
         Failure::new(status, error.message).hint("ask the main itself, or again in a moment")
@@ -390,7 +377,7 @@ async fn servers(State(edge): State<Arc<Edge>>, paged: Paged) -> Result<Json<Val
     let mut document = edge
         .federation
         .inner
-        .registry_document(Scope::Local, page(paged)?);
+        .registry_document(Scope::Local, &page(paged)?);
     if let Some(members) = document.as_object_mut() {
         members.remove("peers");
     }
@@ -655,8 +642,11 @@ mod tests {
         let (status, headers, document) = asked(routes(edge()), Method::PUT, "/registry", None).await;
         assert_eq!((status, &headers["allow"]), (405, &"GET,HEAD".parse().unwrap()));
         assert!(document["error"].is_string());
-        let (status, _, document) = asked(routes(edge()), Method::GET, "/registry?limit=x", None).await;
-        assert_eq!(status, 400, "{document}");
+        for (query, expected) in [("limit=x", 400), ("limit=0", 400), ("limit=1&page_token=", 200)] {
+            let path = format!("/registry?{query}");
+            let (status, _, document) = asked(routes(edge()), Method::GET, &path, None).await;
+            assert_eq!(status, expected, "{document}");
+        }
         alone.stop().await;
     }
 

@@ -24,6 +24,11 @@ async fn every_node_is_asked_by_its_address_what_it_knows_also_from_homes() {
             ))
             .await;
         assert_eq!(answer["result"]["node_id"], node.id().to_string(), "{answer}");
+        // Each of them has a main.
+        let peers = answer["result"]["peers"].as_array().unwrap();
+        let peer = peers.iter().find(|peer| peer["status"] == "connected").unwrap();
+        assert_eq!(peer["funs"], serde_json::json!([]));
+        assert!(peer["last_seen"].is_string(), "{answer}");
     }
     let answer = houses
         .ask(r#"{"jsonrpc":"2.0","id":1,"method":"remote_call","params":{"node_id":"main-b","server_name":"federation","method":"services","args":{"limit":10}}}"#)
