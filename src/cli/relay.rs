@@ -179,15 +179,17 @@ fn not_started(error: RelayError) -> Failure {
 impl RelayFlags {
     /// Main or home: as it says, or as the other flags suggest.
     fn role(&self) -> Result<Role, Failure> {
-        let both =
-            |one: &str, other: &str| Failure::usage(format!("{one} and {other} contradict each other"));
         let role = match (self.node_type, self.server, self.connect.is_some()) {
-            (Some(NodeType::Home), true, _) => return Err(both("--server", "--node-type home")),
+            (Some(NodeType::Home), true, _) => {
+                return Err(Failure::usage(
+                    "--server and --node-type home contradict each other: leave out --server for a home, or --node-type for a main",
+                ));
+            }
             (Some(NodeType::Main), ..) => Role::Main,
             (Some(NodeType::Home), false, _) => Role::Home,
             (None, true, true) => {
                 return Err(Failure::usage(
-                    "--server and --connect contradict each other: a main is told of other mains by --peers, and --node-type says which of the two is meant",
+                    "--server and --connect contradict each other: leave out --connect for a main, which is told of other mains by --peers, or --server for a home",
                 ));
             }
             (None, true, false) => Role::Main,
@@ -218,7 +220,7 @@ impl RelayFlags {
                 "--fallback is for homes, and this relay is a main: other mains are named by --peers",
             )),
             Role::Main if self.connect.is_some() => Err(Failure::usage(
-                "--connect is for homes, and --node-type main makes a main: other mains are named by --peers",
+                "--connect is for homes, and --node-type main makes a main: leave out --connect, and name other mains by --peers; or leave out --node-type for a home",
             )),
             role => Ok(role),
         }
@@ -339,8 +341,14 @@ mod tests {
     #[test]
     fn flags_that_contradict_each_other_are_refused_and_both_named() {
         for (line, flags) in [
-            ("--server --node-type home", ["--server", "--node-type home"]),
-            ("--server --connect ws://a:1", ["--server", "--connect"]),
+            (
+                "--server --node-type home",
+                ["leave out --server", "--node-type home"],
+            ),
+            (
+                "--server --connect ws://a:1",
+                ["leave out --connect", "or --server for a home"],
+            ),
             ("--connect ws://a:1 --peers ws://b:1", ["--peers", "--connect"]),
             ("--node-type home", ["--node-type home", "--connect"]),
             ("--connect ws://a:1 --balance random", ["--balance", "a home"]),
