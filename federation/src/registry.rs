@@ -324,8 +324,20 @@ impl Registry {
     /// # Errors
     /// When nobody is known by it.
     pub fn locate(&self, address: &NodeAddress) -> Result<PeerId, CallError> {
-        self.named(&address.node)
-            .ok_or_else(|| CallError::new(ErrorCode::NodeNotFound, format!("no node `{address}` is known")))
+        let unknown = |said: String| CallError::new(ErrorCode::NodeNotFound, said);
+        let found = self
+            .named(&address.node)
+            .ok_or_else(|| unknown(format!("no node `{address}` is known")))?;
+        let role = match self.origins.get(&found) {
+            Some(origin) => origin.announcement.role,
+            None => self.role,
+        };
+        if address.role.is_some_and(|wanted| wanted != role) {
+            // Whoever names a main means what is behind it, and not the home of that name.
+            let said = format!("no node `{address}` is known: `{}` is a {role}", address.node);
+            return Err(unknown(said));
+        }
+        Ok(found)
     }
 
     /// The main that an address names, where another node is that main: it may know a home that is unknown here.

@@ -350,6 +350,16 @@ fn each_main_knows_its_home_and_the_other_mains() {
     assert_eq!(world.registries[MAIN_B].main_of(&unknown), None);
     let missing = world.registries[MAIN_A].locate(&"nonexistent.home".parse().unwrap());
     assert_eq!(missing.unwrap_err().code, ErrorCode::NodeNotFound);
+    for (text, is) in [
+        ("node-3.main", "`node-3` is a home"),
+        ("node-1.home", "`node-1` is a main"),
+    ] {
+        let error = world.registries[MAIN_A]
+            .locate(&text.parse().unwrap())
+            .unwrap_err();
+        assert_eq!(error.code, ErrorCode::NodeNotFound);
+        assert!(error.message.ends_with(is), "{error}");
+    }
 }
 
 #[test]
