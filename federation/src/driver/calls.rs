@@ -599,7 +599,11 @@ async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer 
         Ok(execution) => {
             let called = tokio::time::timeout(left, execution).await;
             called.unwrap_or_else(|_| {
-                let said = format!("service `{}` has not answered in {left:?}", call.service);
+                let said = format!(
+                    "service `{}` has not answered in {}",
+                    call.service,
+                    span_text(left)
+                );
                 Err(CallError::new(ErrorCode::Timeout, said))
             })
         }
@@ -721,7 +725,8 @@ async fn forward(
             Some(CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR))
         }
         Err(_) => {
-            let said = format!("the call has waited {patience:?} for its turn to go to node {to}");
+            let waited = span_text(patience);
+            let said = format!("the call has waited {waited} for its turn to go to node {to}");
             Some(CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR))
         }
     };
@@ -816,6 +821,9 @@ fn lost(inner: &Inner, to: PeerId, call: &Call, error: &RequestError) -> (CallEr
             refusal: Refusal::NotMember,
             ..
         }) => format!("node {to} takes this node for no neighbour any more; they greet anew"),
+        RequestError::Timeout { waited, .. } => {
+            format!("node {to} has not answered within {}", span_text(*waited))
+        }
         error => lapwing_base::chain(error),
     };
     let mut error = CallError::new(code, said);
@@ -862,6 +870,14 @@ pub(super) fn unreadable(inner: &Inner, peer: PeerId) -> CallAnswer {
     failed(inner, CallError::new(ErrorCode::MalformedMessage, said))
 }
 
+/// A length of time as people write it: `10.8 s`, and of less than one `45 ms`.
+fn span_text(span: Duration) -> String {
+    match span.as_millis() {
+        millis @ 0..1_000 => format!("{millis} ms"),
+        _ => format!("{:.1} s", span.as_secs_f64()),
+    }
+}
+
 fn micros(took: Duration) -> u32 {
     u32::try_from(took.as_micros()).unwrap_or(u32::MAX)
 }
@@ -870,6 +886,13 @@ fn micros(took: Duration) -> u32 {
 mod tests {
     use super::*;
     use crate::Retry;
+
+    #[test]
+    fn a_length_of_time_is_written_as_people_do() {
+        for (micros, text) in [(10_812_345, "10.8 s"), (1_000_000, "1.0 s"), (45_678, "45 ms")] {
+            assert_eq!(span_text(Duration::from_micros(micros)), text);
+        }
+    }
 
     #[test]
     fn a_neighbour_that_has_noticed_a_cut_before_this_node_may_be_asked_again() {
