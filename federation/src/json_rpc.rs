@@ -68,6 +68,8 @@ pub struct Reply {
     pub status: u16,
     /// JSON; `None` where nobody has asked for an answer.
     pub body: Option<String>,
+    /// What its caller calls the one call that was asked for.
+    pub message_id: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -150,8 +152,9 @@ fn read_call(mut members: Map<String, Value>) -> Result<(String, Arguments), &'s
     if members.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
         return Err("`jsonrpc` is to be \"2.0\"");
     }
-    let Some(Value::String(method)) = members.remove("method") else {
-        return Err("`method` is to be a text");
+    let method = match members.remove("method") {
+        Some(Value::String(method)) if !method.is_empty() => method,
+        _ => return Err("`method` is to be a text that is not empty"),
     };
     let params = match members.remove("params") {
         None => Arguments::None,
@@ -304,6 +307,7 @@ impl Reply {
             Some(answer) => Self {
                 status: answer.status,
                 body: Some(answer.to_string()),
+                message_id: None,
             },
             None => Self::EMPTY,
         }
@@ -322,12 +326,14 @@ impl Reply {
         Self {
             status: STATUS_OK,
             body: Some(format!("[{}]", texts.join(","))),
+            message_id: None,
         }
     }
 
     const EMPTY: Self = Self {
         status: STATUS_NO_CONTENT,
         body: None,
+        message_id: None,
     };
 }
 
@@ -420,6 +426,7 @@ mod tests {
             (r#"{"id":"x","jsonrpc":"2.0"}"#, r#""x""#, "method"),
             (r#"{"id":1,"jsonrpc":"2.0","method":1}"#, "1", "method"),
             (r#"{"id":1,"jsonrpc":"2.0","method":null}"#, "1", "method"),
+            (r#"{"id":1,"jsonrpc":"2.0","method":""}"#, "1", "method"),
             (
                 r#"{"id":1,"jsonrpc":"2.0","method":"m","params":null}"#,
                 "1",
@@ -539,6 +546,7 @@ mod tests {
         let nothing = Reply {
             status: 204,
             body: None,
+            message_id: None,
         };
         let notification = r#"{"jsonrpc":"2.0","method":"m"}"#;
         assert_eq!(reply(notification.as_bytes()), nothing);

@@ -95,6 +95,15 @@ impl RemoteCall {
         Ok(call)
     }
 
+    /// What the `params` of a `remote_call` call it, whether they are right otherwise or not.
+    pub(crate) fn message_id_in(params: &Arguments) -> Option<String> {
+        let Arguments::Named(members) = params else {
+            return None;
+        };
+        let id = members.get("message_id")?.as_str()?;
+        is_message_id(id).then(|| id.to_owned())
+    }
+
     /// The call that `service.method` is, of any instance; the name is split at its last `.`, since services have some too.
     /// `echo` and `echos` alone are the built-in ones. `None` where the name is not of that form, or one that JSON-RPC keeps for itself.
     pub fn direct(method: &str, params: Arguments) -> Option<Self> {

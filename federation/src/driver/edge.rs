@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use lapwing_base::PeerId;
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
-use tracing::{Instrument as _, debug_span};
+use tracing::{Instrument as _, debug, debug_span};
 
 use super::documents::time_text;
 use super::spans::OpenSpan;
@@ -99,7 +99,18 @@ impl Federation {
 
     async fn answer_all(&self, incoming: Incoming, tracing: Tracing<'_>) -> Reply {
         match incoming {
-            Incoming::Single(parsed) => Reply::single(self.answer_one(parsed, tracing).await),
+            Incoming::Single(parsed) => {
+                let message_id = match &parsed {
+                    Parsed::Request(request) if request.method == "remote_call" => {
+                        RemoteCall::message_id_in(&request.params)
+                    }
+                    _ => None,
+                };
+                Reply {
+                    message_id,
+                    ..Reply::single(self.answer_one(parsed, tracing).await)
+                }
+            }
             Incoming::Batch(all) => {
                 let answers = all.into_iter().map(|parsed| self.answer_one(parsed, tracing));
                 Reply::batch(join_all(answers).await)
@@ -174,6 +185,10 @@ impl Federation {
             Some(message_id) => self.inner.id_of(message_id),
             None => CallId(self.inner.lock().rng.random()),
         };
+        // By the id of the request, which whoever looks has, others are found: services are told that of the call, nodes the
+        // trace. Both are in the span. A request is no name of a call, since whoever sends it twice may mean two.
+        let message_id = asked.message_id.as_deref();
+        debug!(call = %format_args!("{:032x}", id.0), message_id, service = %asked.service, "a call is made");
         let arguments = asked.arguments.into_params().map(|params| params.to_string());
         let proof = tracing
             .token

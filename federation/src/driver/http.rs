@@ -27,6 +27,7 @@ use super::documents::{Health, Page, Scope};
 use super::edge::Headers;
 use super::metrics::EdgeNumbers;
 use super::{Federation, calls, compat};
+use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Id, Incoming, Reply};
 use crate::{CallError, ErrorCode, NodeAddress, Token, TraceParent};
 
@@ -155,7 +156,7 @@ fn routes(edge: Edge) -> Router {
 const PATHS: &str = "see /info for the paths that there are";
 
 /// Of `/info`.
-const ENDPOINTS: [&str; 17] = [
+const ENDPOINTS: [&str; 23] = [
     "POST /rpc",
     "GET /registry",
     "GET /services",
@@ -170,6 +171,12 @@ const ENDPOINTS: [&str; 17] = [
     "GET /federation/health",
     "GET /federation/identity",
     "POST /federation/peers/add",
+    "DELETE /federation/peers/remove",
+    "GET /registry/servers",
+    "GET /registry/peers",
+    "GET /registry/health",
+    "POST /registry/peers/add",
+    "DELETE /registry/peers/remove",
     "GET /ws/p2p",
     "GET /ws/federation",
     "GET /ws/peers",
@@ -247,7 +254,9 @@ impl Edge {
             is_root: given.is_none(),
             token: token(headers),
             trace,
-            trace_state: trace_state.map(|states| states.join(",")),
+            trace_state: trace_state
+                .map(|states| states.join(","))
+                .filter(|state| state.len() <= TRACE_STATE_MAX),
             request_id: request_id.map_or_else(|| trace.trace_id(), str::to_owned),
         }
     }
@@ -326,11 +335,15 @@ fn replied(reply: Reply, asked: &Asked) -> Response {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
+    let request_id = reply.message_id.unwrap_or_else(|| asked.request_id.clone());
     for (name, text) in [
-        (REQUEST_ID, asked.request_id.clone()),
-        (TRACE_PARENT, asked.trace.to_string()),
+        (REQUEST_ID, Some(request_id)),
+        (TRACE_PARENT, Some(asked.trace.to_string())),
+        (TRACE_STATE, asked.trace_state.clone()),
     ] {
-        if let Ok(value) = HeaderValue::try_from(text) {
+        if let Some(text) = text
+            && let Ok(value) = HeaderValue::try_from(text)
+        {
             response.headers_mut().insert(name, value);
         }
     }
@@ -400,7 +413,7 @@ async fn info(State(edge): State<Arc<Edge>>) -> Json<Value> {
     let mut document = edge.federation.inner.identity_document();
     document["node_id"] = document["peer_id"].clone();
     document["endpoints"] = json!(ENDPOINTS);
-    document["methods"] = json!(["remote_call", "request", "SERVICE.METHOD"]);
+    document["methods"] = json!(["remote_call", "request", "echo", "echos", "SERVICE.METHOD"]);
     Json(document)
 }
 

@@ -324,12 +324,15 @@ async fn a_call_over_http_shows_its_way_and_a_notification_has_no_answer() {
         .client
         .post(format!("{}/rpc", edge.url))
         .header("traceparent", format!("00-{trace_id}-b7ad6b7169203331-01"))
+        .header("tracestate", "a=1")
+        .header("tracestate", "b=2")
         .header("x-request-id", "mine-7")
         .body(call.to_string())
         .send()
         .await
         .unwrap();
     assert_eq!(response.headers()["x-request-id"], "mine-7");
+    assert_eq!(response.headers()["tracestate"], "a=1,b=2");
     assert_eq!(response.headers()["content-type"], "application/json");
     let continued = response.headers()["traceparent"]
         .to_str()
@@ -342,6 +345,15 @@ async fn a_call_over_http_shows_its_way_and_a_notification_has_no_answer() {
         (&answer["trace"]["hops"], &answer["trace"]["trace_id"]),
         (&json!(3), &json!(trace_id))
     );
+    let mut named = call.clone();
+    named["params"]["message_id"] = json!("order-17");
+    let request = edge
+        .client
+        .post(format!("{}/rpc", edge.url))
+        .header("x-request-id", "mine-8");
+    let response = request.body(named.to_string()).send().await.unwrap();
+    assert_eq!(response.headers()["x-request-id"], "order-17");
+    assert!(!response.headers().contains_key("tracestate"));
     let way: Vec<_> = answer["trace"]["path"]
         .as_array()
         .unwrap()
