@@ -80,16 +80,26 @@ impl<K: Ord + Clone> Balancer<K> {
         })
     }
 
-    /// The call of a chosen instance has ended, and took this long.
-    pub fn on_end(&mut self, chosen: Chosen<K>, now: Instant, took: Duration, outcome: Outcome) {
+    /// The call of a chosen instance has ended, and took this long; what that did to its breaker.
+    pub fn on_end(
+        &mut self,
+        chosen: Chosen<K>,
+        now: Instant,
+        took: Duration,
+        outcome: Outcome,
+    ) -> Option<Turned> {
         let Chosen { key, born, ticket } = chosen;
         // One that went and came back is another: it has none of the calls of the first in flight.
-        let Some(record) = self.records.get_mut(&key).filter(|record| record.born == born) else {
-            return;
-        };
+        let record = self.records.get_mut(&key).filter(|record| record.born == born)?;
         record.in_flight = record.in_flight.saturating_sub(1);
         record.observe(now, took, outcome);
+        let was_open = record.breaker.is_open();
         record.breaker.on_end(ticket, now, outcome);
+        match (was_open, record.breaker.retry_after(now)) {
+            (false, Some(wait)) => Some(Turned::Opened { wait }),
+            (true, None) => Some(Turned::Closed),
+            (true, Some(_)) | (false, None) => None,
+        }
     }
 
     /// Forgets the instances that are gone. Until then each that ever was a candidate is known.
@@ -208,6 +218,18 @@ impl<K> Chosen<K> {
     pub fn is_probe(&self) -> bool {
         self.ticket.is_probe()
     }
+}
+
+/// What the end of a call did to a breaker.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Turned {
+    /// It was closed, and is open.
+    Opened {
+        /// Until the first probe.
+        wait: Duration,
+    },
+    /// It was open, and is closed.
+    Closed,
 }
 
 /// Why none was chosen.
@@ -646,6 +668,28 @@ mod tests {
     }
 
     #[test]
+    fn whoever_ends_a_call_is_told_when_that_opens_a_breaker_and_when_it_closes_it() {
+        let mut story = Story::new(Algorithm::RoundRobin);
+        let all = [far("a", 1)];
+        let turns: Vec<_> = (0..5)
+            .map(|_| {
+                let chosen = story.choose(&all).unwrap();
+                story.end(chosen, 1, Outcome::ServersFault)
+            })
+            .collect();
+        assert_eq!(turns[..4], [None; 4]);
+        let Some(Turned::Opened { wait }) = turns[4] else {
+            panic!("it is open after five failures: {turns:?}");
+        };
+        story.now += wait;
+        let probe = story.choose(&all).unwrap();
+        assert_eq!(story.end(probe, 1, Outcome::ServersFault), None, "it stays open");
+        story.now += 2 * BreakerConfig::default().cool_down;
+        let probe = story.choose(&all).unwrap();
+        assert_eq!(story.end(probe, 1, Outcome::Success), Some(Turned::Closed));
+    }
+
+    #[test]
     fn without_instances_there_is_nothing_to_choose() {
         let mut story = Story::new(Algorithm::P2cEwma);
         let refused = story.choose(&[]).unwrap_err();
@@ -858,9 +902,9 @@ mod tests {
             self.balancer.choose(self.now, &mut self.rng, candidates)
         }
 
-        fn end(&mut self, chosen: Chosen<&'static str>, millis: u64, outcome: Outcome) {
+        fn end(&mut self, chosen: Chosen<&'static str>, millis: u64, outcome: Outcome) -> Option<Turned> {
             let took = Duration::from_millis(millis);
-            self.balancer.on_end(chosen, self.now, took, outcome);
+            self.balancer.on_end(chosen, self.now, took, outcome)
         }
 
         /// How many of so many calls, one after the other, went to whom; those that were refused to nobody.

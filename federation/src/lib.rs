@@ -32,7 +32,9 @@ mod driver;
 
 pub use announcement::{Announcement, AnnouncementError, Departure, Forwarded, SignedAnnouncement, Stamp};
 pub use audit_limit::AuditLimit;
-pub use balancer::{Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, ParseAlgorithmError, Refused};
+pub use balancer::{
+    Algorithm, Balancer, Candidate, Chosen, InstanceMetrics, ParseAlgorithmError, Refused, Turned,
+};
 pub use balancing::Balancing;
 pub use breaker::{Breaker, BreakerConfig, Outcome, Ticket, Verdict};
 pub use call::{Call, CallAnswer, CallId, Failure, HopTiming, Onward, Step, TraceContext};

@@ -13,18 +13,21 @@ use lapwing_net::{
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::asked::broken;
 use super::backend::{Backend, CallContext, Invocation, Offer};
 use super::catalog::{self, Catalog};
 use super::turns::Full;
 use super::{Inner, State, now, wall_clock};
-use crate::balancer::{Balancer, Candidate, Chosen};
+use crate::balancer::{Balancer, Candidate, Chosen, Turned};
 use crate::breaker::{BreakerConfig, Outcome};
 use crate::executed::{Attempt, ExecutionId, Found};
 use crate::policy::AuditEvent;
-use crate::{Call, CallAnswer, CallError, ErrorCode, Failure, HopTiming, ServiceName, SpanKind, Step};
+use crate::{
+    Call, CallAnswer, CallError, CallId, ErrorCode, Failure, HopTiming, ServiceName, SpanKind, Step,
+    TraceParent,
+};
 
 /// One call and its answer.
 pub(super) const CALL: Kind = Kind {
@@ -227,6 +230,7 @@ pub(super) async fn tell(
 pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> CallAnswer {
     let mut counted = CountOnDrop {
         inner,
+        id: call.id,
         arrived,
         failed: Some(ErrorCode::Cancelled),
     };
@@ -238,6 +242,7 @@ pub(super) async fn carry(inner: &Arc<Inner>, call: Call, arrived: Instant) -> C
 /// Counts a call, also where nobody waits for its end any more.
 struct CountOnDrop<'a> {
     inner: &'a Inner,
+    id: CallId,
     arrived: Instant,
     failed: Option<ErrorCode>,
 }
@@ -246,21 +251,65 @@ impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
         let took = now().saturating_duration_since(self.arrived);
         self.inner.lock().counts.on_call(self.failed, took);
+        if self.failed == Some(ErrorCode::Cancelled) {
+            debug!(
+                call = format_args!("{:032x}", self.id.0),
+                ?took,
+                "nobody waits for a call any more"
+            );
+        }
     }
+}
+
+impl Inner {
+    /// Says that a call has failed, with what it is found by elsewhere, and nothing of what it asks.
+    fn log_failure(&self, call: &Call, failure: &Failure) {
+        let Failure { code, failed_at, .. } = failure;
+        if *code == ErrorCode::Internal {
+            warn!(
+                call = format_args!("{:032x}", call.id.0), trace_id = trace_id(call), service = %call.service,
+                code = code.name(), %failed_at, error = failure.message, "a call has failed by a defect"
+            );
+        } else {
+            debug!(
+                call = format_args!("{:032x}", call.id.0), trace_id = trace_id(call), service = %call.service,
+                code = code.name(), %failed_at, "a call has failed"
+            );
+        }
+    }
+}
+
+fn trace_id(call: &Call) -> Option<String> {
+    let parent: TraceParent = call.trace.parent.as_ref()?.parse().ok()?;
+    Some(parent.trace_id())
 }
 
 /// The same without the count. Where it failed and may be tried again, it is, once.
 async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAnswer {
+    // Whoever only passes it on has nothing to say of what has failed elsewhere.
+    let is_made_here = call.path.is_empty();
+    let log = |call: &Call, answer: CallAnswer, is_ours: bool| {
+        if let Err(failure) = &answer.outcome
+            && (is_ours || is_made_here || failure.failed_at == inner.me)
+        {
+            inner.log_failure(call, failure);
+        }
+        answer
+    };
     {
         let mut state = inner.lock();
         if state.said.departure.is_some() {
             let said = format!("node {} is about to end", inner.me);
-            return failed(inner, CallError::new(ErrorCode::NodeOffline, said));
+            return log(
+                &call,
+                failed(inner, CallError::new(ErrorCode::NodeOffline, said)),
+                true,
+            );
         }
         state.retries.on_request(now());
     }
     let Ok(_seat) = inner.room.try_acquire() else {
-        return busy(inner, IN_HAND_MAX);
+        return log(&call, busy(inner, IN_HAND_MAX), true);
     };
     let mut before: Option<CallAnswer> = None;
     // Another attempt is for another instance, where there is one.
@@ -271,7 +320,10 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         let (step, chosen) = match planned {
             Ok(planned) => planned,
             // Where nobody else can be asked, what the first has said tells more.
-            Err(error) => return before.unwrap_or_else(|| failed(inner, error)),
+            Err(error) => {
+                let answer = before.unwrap_or_else(|| failed(inner, error));
+                return log(&call, answer, true);
+            }
         };
         let has_chosen = chosen.as_ref().map(|chosen| *chosen.key());
         let call_in_flight = InFlight {
@@ -282,21 +334,22 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         // Only who has chosen the instance may choose another one: where every node on the way tried again, one call would
         // become many.
         let may_choose = has_chosen.is_some() && before.is_none();
-        let (answer, was_sent, again) = match step {
+        let is_ours = has_chosen.is_some() || step == Step::Serve;
+        let (answer, was_sent, made, kept) = match step {
             Step::Serve => {
                 let answer = serve(inner, &call, arrived).await;
-                (answer, true, may_choose.then_some(call))
+                (answer, true, call, None)
             }
             Step::Forward { to, onward } => {
                 let patience = Duration::from_millis(call.remaining_ms.into());
                 let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
                 // Whoever only passes it on needs no copy.
-                let again = may_choose.then(|| call.clone());
+                let kept = may_choose.then(|| call.clone());
                 let mut call = call.onward(onward);
                 let span = inner.begin_hop(SpanKind::Client, &mut call, to);
-                let (answer, was_sent) = forward(inner, to, call, arrived, left).await;
+                let (answer, was_sent) = forward(inner, to, &mut call, arrived, left).await;
                 span.end(&answer);
-                (answer, was_sent, again)
+                (answer, was_sent, call, kept)
             }
         };
         let error: Option<CallError> = answer
@@ -309,18 +362,18 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
                 .as_ref()
                 .map_or(Outcome::Success, |error| of(error, has_chosen)),
         );
-        let (Some(error), Some(next)) = (error, again) else {
-            return answer;
-        };
+        let Some(error) = error else { return answer };
         // What has taken all of its time has none left for another attempt.
-        let may_retry = error.code != ErrorCode::Timeout
+        let may_retry = may_choose
+            && error.code != ErrorCode::Timeout
             && inner
                 .lock()
                 .retries
-                .may_retry(now(), &error, was_sent, next.is_idempotent);
+                .may_retry(now(), &error, was_sent, made.is_idempotent);
         if !may_retry {
-            return answer;
+            return log(&made, answer, is_ours);
         }
+        let next = kept.unwrap_or(made);
         before = Some(answer);
         tried = has_chosen;
         debug!(service = %next.service, %error, "a call is tried again");
@@ -382,10 +435,19 @@ impl InFlight<'_> {
 
     fn tell(&mut self, outcome: Outcome) {
         if let Some((service, chosen)) = self.chosen.take() {
-            let mut state = self.inner.lock();
-            if let Some(balancer) = state.balancers.get_mut(&service) {
-                let now = now();
-                balancer.on_end(chosen, now, now.saturating_duration_since(self.begun), outcome);
+            let instance = *chosen.key();
+            let turned = {
+                let (now, mut state) = (now(), self.inner.lock());
+                let balancer = state.balancers.get_mut(&service);
+                let took = now.saturating_duration_since(self.begun);
+                balancer.and_then(|balancer| balancer.on_end(chosen, now, took, outcome))
+            };
+            match turned {
+                Some(Turned::Opened { wait }) => {
+                    warn!(%service, %instance, ?wait, "an instance keeps failing, and is not called for now");
+                }
+                Some(Turned::Closed) => info!(%service, %instance, "an instance is called again"),
+                None => {}
             }
         }
     }
@@ -708,11 +770,11 @@ impl Drop for Underway {
 async fn forward(
     inner: &Arc<Inner>,
     to: PeerId,
-    mut call: Call,
+    call: &mut Call,
     arrived: Instant,
     patience: Duration,
 ) -> (CallAnswer, bool) {
-    if let Err(error) = inner.lets_in(to, &call) {
+    if let Err(error) = inner.lets_in(to, call) {
         return (failed(inner, error), false);
     }
     let waiting_since = now();
@@ -739,7 +801,7 @@ async fn forward(
     let less = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
     call.remaining_ms = call.remaining_ms.saturating_sub(less).max(1);
     let patience = patience.saturating_sub(waited);
-    let asked = tokio::time::timeout(patience, ask(inner, to, &call, patience)).await;
+    let asked = tokio::time::timeout(patience, ask(inner, to, call, patience)).await;
     let asked = asked.unwrap_or_else(|_| {
         Err(Arc::new(RequestError::Timeout {
             peer: to,
@@ -751,7 +813,7 @@ async fn forward(
     let (mut answer, was_sent) = match asked {
         Ok(answer) => (answer, true),
         Err(error) => {
-            let (error, was_sent) = lost(inner, to, &call, &error);
+            let (error, was_sent) = lost(inner, to, call, &error);
             (failed(inner, error), was_sent)
         }
     };

@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use lapwing_base::PeerId;
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
-use tracing::{Instrument as _, debug, debug_span};
+use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::documents::time_text;
 use super::spans::OpenSpan;
@@ -54,10 +54,8 @@ impl Federation {
     /// commands that may need each other's results, and `service.method` for any instance of a service.
     pub async fn answer(&self, body: &[u8], headers: &Headers) -> Reply {
         let tracing = self.tracing(headers);
-        let request_id = headers.request_id.as_deref();
-        let span = debug_span!("rpc", me = %self.inner.me, request_id, trace_id = tracing.parent.trace_id());
         self.answer_all(Incoming::parse(body), tracing)
-            .instrument(span)
+            .instrument(self.span(headers, tracing))
             .await
     }
 
@@ -70,13 +68,20 @@ impl Federation {
         headers: &Headers,
     ) -> Result<(Value, Option<Value>), Value> {
         let tracing = self.tracing(headers);
+        let span = self.span(headers, tracing);
         let came = match asked {
-            Ok(asked) => self.make(asked, links_max, tracing).await,
-            Err(error) => Err(error.into()),
+            Ok(asked) => self.make(asked, links_max, tracing).instrument(span).await,
+            Err(error) => Err(span.in_scope(|| refused(error, tracing.parent))),
         };
         let failed = came.as_ref().err().map(|failed| failed.error.code);
         self.inner.lock().counts.on_request(failed);
         came.map_err(|failed| failed.document(self.inner.me, &tracing.parent.trace_id()))
+    }
+
+    /// What is logged of a request is found by this.
+    fn span(&self, headers: &Headers, tracing: Tracing<'_>) -> tracing::Span {
+        let request_id = headers.request_id.as_deref();
+        debug_span!("rpc", me = %self.inner.me, request_id, trace_id = tracing.parent.trace_id())
     }
 
     fn tracing<'a>(&self, headers: &'a Headers) -> Tracing<'a> {
@@ -122,16 +127,23 @@ impl Federation {
         let trace_id = tracing.parent.trace_id();
         let Request { id, method, params } = match parsed {
             Parsed::Invalid(invalid) => {
+                log_refusal(&invalid.error, tracing.parent);
                 self.inner.lock().counts.on_request(Some(invalid.error.code));
                 return Some(invalid.answer(|error| error.document(self.inner.me, &[], &trace_id)));
             }
             Parsed::Request(request) => request,
         };
         let came = match method.as_str() {
-            "request" => self.run(params, tracing).await.map(|result| (result, None)),
+            "request" => match self.run(params, tracing).await {
+                Ok(result) => Ok((result, None)),
+                Err(failed) => {
+                    log_refusal(&failed.error, tracing.parent);
+                    Err(failed)
+                }
+            },
             "remote_call" => match RemoteCall::parse(params) {
                 Ok(call) => self.make(call, Call::LINKS_MAX, tracing).await,
-                Err(error) => Err(error.into()),
+                Err(error) => Err(refused(error, tracing.parent)),
             },
             direct => match RemoteCall::direct(direct, params) {
                 Some(call) => self.make(call, Call::LINKS_MAX, tracing).await,
@@ -140,7 +152,10 @@ impl Federation {
                         "there is no method `{}`; there are `remote_call`, `request`, `echo`, `echos`, and `SERVICE.METHOD` for any instance",
                         direct.chars().take(METHOD_SHOWN).collect::<String>()
                     );
-                    Err(CallError::new(ErrorCode::MethodNotFound, said).into())
+                    Err(refused(
+                        CallError::new(ErrorCode::MethodNotFound, said),
+                        tracing.parent,
+                    ))
                 }
             },
         };
@@ -163,7 +178,8 @@ impl Federation {
         tracing: Tracing<'_>,
     ) -> Result<(Value, Option<Value>), Failed> {
         let wants_trace = asked.trace;
-        let mut call = self.call_of(asked, tracing)?;
+        let called = self.call_of(asked, tracing);
+        let mut call = called.map_err(|error| refused(error, tracing.parent))?;
         call.links_max = links_max;
         let span = self.begin_call(SpanKind::Server, &mut call, tracing, Vec::new());
         let answer = self.call(call).await;
@@ -399,6 +415,27 @@ impl From<CallError> for Failed {
     }
 }
 
+/// A request that did not become one call, or the commands of which have failed: it is logged with what it is found by. Of a call
+/// that has failed the log has a line already.
+fn refused(error: CallError, parent: TraceParent) -> Failed {
+    log_refusal(&error, parent);
+    error.into()
+}
+
+fn log_refusal(error: &CallError, parent: TraceParent) {
+    let code = error.code.name();
+    if error.code == ErrorCode::Internal {
+        warn!(
+            trace_id = parent.trace_id(),
+            code,
+            error = error.message,
+            "a request has failed by a defect"
+        );
+    } else {
+        debug!(trace_id = parent.trace_id(), code, "a request has failed");
+    }
+}
+
 impl Inner {
     /// The id of a call to which its caller has given a name: the same name is the same call, which is carried out once.
     fn id_of(&self, message_id: &str) -> CallId {
@@ -469,4 +506,80 @@ fn shown(answer: &CallAnswer, parent: TraceParent) -> Value {
         "hops": answer.hops.len().saturating_sub(1),
         "path": path,
     })
+}
+
+fn millis(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use lapwing_base::Role;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+    use crate::driver::documents::tests::Alone;
+
+    /// What is logged on this thread.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_fails_is_found_in_the_log_by_its_request_id_and_nothing_that_it_asks_is() {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(log.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let alone = Alone::start(Role::Main).await;
+        let headers = Headers {
+            request_id: Some("mine-7".to_owned()),
+            ..Headers::default()
+        };
+        for body in [
+            r#"{"jsonrpc":"2.0","id":1,"method":"nobody.sing","params":["hush"]}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"remote_call","params":["hush"]}"#,
+        ] {
+            let _ = alone.federation.answer(body.as_bytes(), &headers).await;
+        }
+        alone.stop().await;
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let failed: Vec<&str> = text.lines().filter(|line| line.contains(" has failed")).collect();
+        let [call, request] = failed[..] else {
+            panic!("one line each: {text}");
+        };
+        assert!(
+            call.contains("service=nobody code=\"service_not_found\""),
+            "{call}"
+        );
+        assert!(request.contains("code=\"invalid_params\""), "{request}");
+        for line in failed {
+            assert!(line.contains("mine-7") && line.contains("trace_id="), "{line}");
+        }
+        assert!(!text.contains("hush"), "{text}");
+    }
 }

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tracing::debug;
 
 use super::documents::{Health, Page, Scope};
 use super::edge::Headers;
@@ -307,7 +308,9 @@ impl Edge {
     fn failed(&self, error: CallError, status: StatusCode, asked: &Asked) -> Reply {
         let inner = &self.federation.inner;
         inner.lock().counts.on_request(Some(error.code));
-        let document = error.document(inner.me, &[], &asked.trace.trace_id());
+        let (trace_id, code) = (asked.trace.trace_id(), error.code.name());
+        debug!(request_id = asked.request_id, %trace_id, code, "a request was not read");
+        let document = error.document(inner.me, &[], &trace_id);
         Reply {
             status: status.as_u16(),
             ..Reply::single(Some(Answer::error(Id::NULL, document)))
