@@ -35,7 +35,8 @@ use rand::rngs::StdRng;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::field::display;
+use tracing::{debug, info, warn};
 
 use crate::announcement::{SignedAnnouncement, Stamp};
 use crate::balancer::Balancer;
@@ -57,7 +58,7 @@ pub use http_backend::{HttpBackend, HttpBackendError};
 pub use http_server::serve;
 use lines::Line;
 pub use methods::Methods;
-use neighbours::{ForeignCalls, Session, ToSay};
+use neighbours::{ForeignCalls, Session, SessionError, ToSay};
 use spans::Spans;
 use turns::Turns;
 
@@ -603,27 +604,38 @@ impl Inner {
             // What it was told over that one it may not have heard.
             let to_send = state.registry.on_disconnected(peer);
             state.send(to_send);
+        } else if role == Role::Main {
+            let name = state.registry.name(peer).map(display);
+            info!(main = %peer, name, "a session with a main has begun");
         }
         let to_send = state.registry.on_connected(peer, role);
         state.send(to_send);
         number
     }
 
-    fn end_session(&self, peer: PeerId, number: u64) {
+    /// A session has ended, by this node or for a reason; there may be another with the same neighbour already.
+    fn end_session(&self, peer: PeerId, number: u64, why: Option<&SessionError>) {
         let mut state = self.lock();
-        if state
-            .sessions
-            .get(&peer)
-            .is_some_and(|session| session.number == number)
-        {
-            state.sessions.remove(&peer);
-            state.counts.on_session_end(peer);
-            if state.uplink == Some(peer) {
-                state.uplink = None;
-            }
-            let to_send = state.registry.on_disconnected(peer);
-            state.send(to_send);
+        let is_it = |session: &Session| session.number == number;
+        if !state.sessions.get(&peer).is_some_and(is_it) {
+            return;
         }
+        let ended = state.sessions.remove(&peer);
+        state.counts.on_session_end(peer);
+        if state.uplink == Some(peer) {
+            state.uplink = None;
+        }
+        // The thousand homes of a main come and go.
+        let is_main = ended.is_some_and(|session| session.admitted.role == Role::Main);
+        let reason = why.map_or("this node has ended it".to_owned(), ToString::to_string);
+        if is_main {
+            let name = state.registry.name(peer).map(display);
+            info!(main = %peer, name, reason, "a session with a main has ended");
+        } else {
+            debug!(%peer, reason, "a session with a home has ended");
+        }
+        let to_send = state.registry.on_disconnected(peer);
+        state.send(to_send);
     }
 
     /// Ends some sessions; who wants one begins another.

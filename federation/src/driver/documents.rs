@@ -657,6 +657,13 @@ pub(super) mod tests {
             self.federation.offer(service, Arc::new(Echo)).unwrap();
         }
 
+        /// It is told of a main, and where that is.
+        pub(in crate::driver) fn name_main(&self, main: &Self) {
+            let peer = main.network.peer_id();
+            self.network.learn(peer, main.network.listen_addrs());
+            self.around.send_modify(|around| around.mains.push(peer));
+        }
+
         pub(in crate::driver) async fn stop(self) {
             self.federation.shutdown().await;
             self.network.shutdown().await;

@@ -513,7 +513,7 @@ fn millis(took: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
@@ -525,7 +525,21 @@ mod tests {
 
     /// What is logged on this thread.
     #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
+    pub(in crate::driver) struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        pub(in crate::driver) fn subscriber(&self) -> impl tracing::Subscriber + use<> {
+            tracing_subscriber::fmt()
+                .with_env_filter("lapwing_federation=debug")
+                .with_ansi(false)
+                .with_writer(self.clone())
+                .finish()
+        }
+
+        pub(in crate::driver) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
 
     impl io::Write for Log {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -549,12 +563,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_fails_is_found_in_the_log_by_its_request_id_and_nothing_that_it_asks_is() {
         let log = Log::default();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::DEBUG)
-            .with_ansi(false)
-            .with_writer(log.clone())
-            .finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let _guard = tracing::subscriber::set_default(log.subscriber());
         let alone = Alone::start(Role::Main).await;
         let headers = Headers {
             request_id: Some("mine-7".to_owned()),
@@ -567,7 +576,7 @@ mod tests {
             let _ = alone.federation.answer(body.as_bytes(), &headers).await;
         }
         alone.stop().await;
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let text = log.text();
         let failed: Vec<&str> = text.lines().filter(|line| line.contains(" has failed")).collect();
         let [call, request] = failed[..] else {
             panic!("one line each: {text}");

@@ -15,6 +15,7 @@ use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::field::display;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::{Inner, now};
@@ -170,7 +171,7 @@ impl ForeignCalls {
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+pub(super) enum SessionError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -183,6 +184,8 @@ enum SessionError {
     Unhealthy,
     #[error("it has not greeted in time")]
     Silent,
+    #[error("it has ended the session")]
+    Closed,
     #[error("it says something that is no announcement")]
     Malformed,
     #[error(transparent)]
@@ -193,6 +196,16 @@ impl SessionError {
     /// Whether one of both does not want the other, which is so until somebody has done something about it.
     const fn is_refusal(&self) -> bool {
         matches!(self, Self::RefusedBy(_) | Self::NotAdmitted(_))
+    }
+
+    /// What it comes to for whoever was told already: a main that is away is so for another reason at each attempt, as its
+    /// machine, its network and its program come back.
+    fn gist(&self) -> String {
+        if self.is_refusal() {
+            self.to_string()
+        } else {
+            "it does not answer".to_owned()
+        }
     }
 }
 
@@ -310,9 +323,7 @@ async fn keep_uplink(inner: &Arc<Inner>) {
     let mut active: Option<(PeerId, CancellationToken)> = None;
     loop {
         let list = around.borrow_and_update().mains.clone();
-        if let Some((peer, stop)) = active.take_if(|(peer, stop)| stop.is_cancelled() || !list.contains(peer))
-        {
-            debug!(%peer, "the main is gone");
+        if let Some((_, stop)) = active.take_if(|(peer, stop)| stop.is_cancelled() || !list.contains(peer)) {
             stop.cancel();
             backoff.on_down();
             // A thousand homes of the same main do not come at once.
@@ -561,16 +572,24 @@ fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
 }
 
 impl Inner {
-    /// Why there is no session with a main: what somebody has to do something about is told once, until it is something else.
+    /// Why there is no session with a main: it is warned of once, until it comes to something else.
     fn tell_of(&self, main: PeerId, error: &SessionError) {
-        if !error.is_refusal() {
-            debug!(%main, %error, "a main does not answer");
-            return;
-        }
-        let reason = error.to_string();
-        let told = self.lock().told.insert(main, reason.clone());
-        if told.as_ref() != Some(&reason) {
-            warn!(%main, %error, "there is no session with a main");
+        let gist = error.gist();
+        let (name, is_news) = {
+            let mut state = self.lock();
+            // Both may have begun one at the same time, and that of the other stands.
+            let is_down = !state.sessions.contains_key(&main);
+            let is_news = is_down && state.told.get(&main) != Some(&gist);
+            if is_news {
+                state.told.insert(main, gist);
+            }
+            (state.registry.name(main).cloned(), is_news)
+        };
+        let name = name.as_ref().map(display);
+        if is_news {
+            warn!(%main, name, %error, "there is no session with a main");
+        } else {
+            debug!(%main, name, %error, "there is no session with a main yet");
         }
     }
 
@@ -613,16 +632,17 @@ async fn run(
         stop.clone(),
     );
     // Also where the caller drops this.
-    let _end = EndOnDrop {
+    let mut end = EndOnDrop {
         inner,
         peer,
         number,
+        why: None,
         stop: stop.clone(),
     };
     if let Some(first) = first
         && let Err(error) = channel.send(&encode(&first)).await
     {
-        debug!(%peer, %error, "a neighbour that was let in was not told");
+        end.why = Some(error.into());
         return;
     }
     let (send, receive) = channel.split();
@@ -632,25 +652,26 @@ async fn run(
         received = receive_all(inner, number, receive, &outbox, &answered) => received,
         unhealthy = probe(inner, peer, &outbox, answered.subscribe()), if is_main => unhealthy,
     };
-    match ended {
-        Ok(()) => debug!(%peer, "the session has ended"),
-        Err(error) if error.is_refusal() && inner.around.borrow().mains.contains(&peer) => {
-            inner.tell_of(peer, &error);
-        }
-        Err(error) => debug!(%peer, %error, "the session has ended"),
-    }
+    end.why = ended.err();
 }
 
 struct EndOnDrop<'a> {
     inner: &'a Arc<Inner>,
     peer: PeerId,
     number: u64,
+    /// `None` where it is this node that ends it.
+    why: Option<SessionError>,
     stop: CancellationToken,
 }
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.inner.end_session(self.peer, self.number);
+        self.inner.end_session(self.peer, self.number, self.why.as_ref());
+        if let Some(error) = self.why.as_ref().filter(|error| error.is_refusal())
+            && self.inner.around.borrow().mains.contains(&self.peer)
+        {
+            self.inner.tell_of(self.peer, error);
+        }
         // Whoever waits for the end of this session waits for this.
         self.stop.cancel();
     }
@@ -708,7 +729,7 @@ async fn receive_all(
             _ => return Err(SessionError::Malformed),
         }
     }
-    Ok(())
+    Err(SessionError::Closed)
 }
 
 /// Asks a main at once and then from time to time whether it does its part, until it does not.
@@ -737,6 +758,45 @@ async fn probe(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::documents::tests::Alone;
+    use crate::driver::edge::tests::Log;
+
+    #[tokio::test]
+    async fn sessions_between_mains_are_in_the_log_with_why_they_ended_and_one_warning_until_there_is_another()
+     {
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.subscriber());
+        let [one, other] = [Alone::start(Role::Main).await, Alone::start(Role::Main).await];
+        one.name_main(&other);
+        other.name_main(&one);
+        let counts = |said: &str| log.text().matches(said).count();
+        let until = async |said: &str, times| {
+            let there = async {
+                while counts(said) < times {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let came = tokio::time::timeout(Duration::from_secs(30), there).await;
+            assert!(came.is_ok(), "{said} {times} times: {}", log.text());
+        };
+        until("a session with a main has begun", 2).await;
+        other.stop().await;
+        until("there is no session with a main yet", 2).await;
+        let text = log.text();
+        let ended: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("a session with a main has ended"))
+            .collect();
+        assert_eq!(ended.len(), 2, "{text}");
+        assert!(
+            ended
+                .iter()
+                .all(|line| line.contains("INFO") && line.contains("reason=")),
+            "{ended:?}"
+        );
+        assert_eq!(counts("there is no session with a main main="), 1, "{text}");
+        one.stop().await;
+    }
 
     #[test]
     fn a_neighbour_of_another_cluster_calls_as_often_in_a_minute_as_it_may() {
