@@ -90,12 +90,16 @@ const FRAME_BYTES: usize = 512 * 1024;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a session that ended is left before it is tried again: at first a quarter of a second, then twice as long each
-/// time, up to a second in the first minute (a main that restarts is back within one) and up to 30 s after it, or at once where
+/// time, up to a second in the first minute of an outage (a main that restarts is back within one) and up to 30 s after it, or at once where
 /// it was refused.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_SOON: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 const SOON_FOR: Duration = Duration::from_secs(60);
+
+/// After a session that has stood so long an outage is another one: longer than a program takes that fails as it starts, or a main
+/// that lets a neighbour in and then thinks better of it.
+const STOOD: Duration = Duration::from_secs(5);
 
 /// How long a home waits for a main before it asks the next of its list as well: longer than one that is there takes on a far
 /// link, shorter than people wait.
@@ -209,10 +213,12 @@ impl SessionError {
     }
 }
 
-/// How long to wait before another attempt.
+/// How long to wait before another attempt. Knows the time only as it is told.
 #[derive(Debug)]
 struct Backoff {
+    /// When this outage began.
     since: Instant,
+    /// Attempts in it.
     times: u32,
     /// Since when there is a session.
     up_since: Option<Instant>,
@@ -221,9 +227,9 @@ struct Backoff {
 }
 
 impl Backoff {
-    fn new() -> Self {
+    const fn new(now: Instant) -> Self {
         Self {
-            since: now(),
+            since: now,
             times: 0,
             up_since: None,
             is_refused: false,
@@ -231,24 +237,20 @@ impl Backoff {
     }
 
     /// A session has begun.
-    fn on_up(&mut self) {
-        self.up_since = Some(now());
+    fn on_up(&mut self, now: Instant) {
+        self.up_since = Some(now);
     }
 
-    /// It has ended: after one that has stood for a while attempts begin anew.
-    fn on_down(&mut self) {
-        if self
-            .up_since
-            .take()
-            .is_some_and(|since| now() >= since + SOON_FOR)
-        {
-            *self = Self::new();
+    /// It has ended. After one that has stood another outage begins; one that ends at once belongs to the outage before it.
+    fn on_down(&mut self, now: Instant) {
+        if self.up_since.take().is_some_and(|since| now >= since + STOOD) {
+            *self = Self::new(now);
         }
     }
 
     /// Full jitter, so that a thousand homes do not come back at once.
-    fn next(&mut self, random: f64) -> Duration {
-        let most = if !self.is_refused && now() < self.since + SOON_FOR {
+    fn next(&mut self, now: Instant, random: f64) -> Duration {
+        let most = if !self.is_refused && now < self.since + SOON_FOR {
             RETRY_SOON
         } else {
             RETRY_MAX
@@ -319,15 +321,15 @@ pub(super) async fn keep(inner: Arc<Inner>) {
 /// One main at a time, the first of the list that answers.
 async fn keep_uplink(inner: &Arc<Inner>) {
     let mut around = inner.around.clone();
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(now());
     let mut active: Option<(PeerId, CancellationToken)> = None;
     loop {
         let list = around.borrow_and_update().mains.clone();
         if let Some((_, stop)) = active.take_if(|(peer, stop)| stop.is_cancelled() || !list.contains(peer)) {
             stop.cancel();
-            backoff.on_down();
+            backoff.on_down(now());
             // A thousand homes of the same main do not come at once.
-            tokio::time::sleep(backoff.next(rand_part(inner))).await;
+            tokio::time::sleep(backoff.next(now(), rand_part(inner))).await;
         }
         let better = active
             .as_ref()
@@ -336,7 +338,7 @@ async fn keep_uplink(inner: &Arc<Inner>) {
             Ok((main, stop)) => {
                 info!(%main, "calls go by this main");
                 inner.set_uplink(Some(main));
-                backoff.on_up();
+                backoff.on_up(now());
                 if let Some((_, before)) = active.replace((main, stop)) {
                     before.cancel();
                 }
@@ -348,7 +350,7 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         }
         let wait = match &active {
             Some(_) => RETURN_INTERVAL,
-            None => backoff.next(rand_part(inner)),
+            None => backoff.next(now(), rand_part(inner)),
         };
         let ended = active.as_ref().map(|(_, stop)| stop.clone()).unwrap_or_default();
         tokio::select! {
@@ -416,7 +418,7 @@ async fn keep_mains(inner: &Arc<Inner>) {
 }
 
 async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(now());
     // Of two that both know of each other one begins, and the other only where that does not happen: of two members it may
     // have nothing to tell.
     let behind = match (main < inner.me, is_member) {
@@ -427,17 +429,17 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
     tokio::time::sleep(behind).await;
     loop {
         if let Some(ended) = inner.session_end(main) {
-            backoff.on_up();
+            backoff.on_up(now());
             ended.cancelled().await;
-            backoff.on_down();
+            backoff.on_down(now());
         } else {
             match open(&inner, main).await {
                 Ok(ended) => {
-                    backoff.on_up();
+                    backoff.on_up(now());
                     // It ends with this, where the main is wanted no longer.
                     let _end = ended.clone().drop_guard();
                     ended.cancelled().await;
-                    backoff.on_down();
+                    backoff.on_down(now());
                 }
                 Err(error) => {
                     backoff.is_refused = error.is_refusal();
@@ -445,7 +447,7 @@ async fn keep_main(inner: Arc<Inner>, main: PeerId, is_member: bool) {
                 }
             }
         }
-        let wait = backoff.next(rand_part(&inner));
+        let wait = backoff.next(now(), rand_part(&inner));
         tokio::time::sleep(wait + behind).await;
     }
 }
@@ -813,26 +815,60 @@ mod tests {
 
     #[test]
     fn attempts_are_soon_at_first_and_never_far_apart_within_the_first_minute() {
-        let mut backoff = Backoff::new();
-        let waits: Vec<u128> = (0..5).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(waits, [250, 500, 1000, 1000, 1000]);
-        backoff.since = now().checked_sub(SOON_FOR).unwrap();
-        assert_eq!(backoff.next(1.0), Duration::from_secs(8));
-        assert_eq!(backoff.next(0.0), Duration::ZERO);
-        assert_eq!(backoff.next(1.0), RETRY_MAX);
+        let begun = now();
+        let mut backoff = Backoff::new(begun);
+        assert_eq!(waits(&mut backoff, begun, 5), [250, 500, 1000, 1000, 1000]);
+        let later = begun + SOON_FOR;
+        assert_eq!(backoff.next(later, 1.0), Duration::from_secs(8));
+        assert_eq!(backoff.next(later, 0.0), Duration::ZERO);
+        assert_eq!(backoff.next(later, 1.0), RETRY_MAX);
+    }
+
+    #[test]
+    fn the_first_minute_is_that_of_the_last_outage_however_often_there_was_one_before() {
+        let mut at = now();
+        let mut backoff = Backoff::new(at);
+        for _ in 0..20 {
+            backoff.on_up(at);
+            at += Duration::from_secs(10);
+            backoff.on_down(at);
+            assert_eq!(waits(&mut backoff, at, 4), [250, 500, 1000, 1000]);
+            at += Duration::from_secs(3);
+        }
+    }
+
+    #[test]
+    fn sessions_that_end_at_once_are_tried_less_and_less_often() {
+        let mut at = now();
+        let mut backoff = Backoff::new(at);
+        let mut wait = Duration::ZERO;
+        for _ in 0..90 {
+            backoff.on_up(at);
+            at += Duration::from_millis(100);
+            backoff.on_down(at);
+            wait = backoff.next(at, 1.0);
+            at += wait;
+        }
+        assert_eq!(wait, RETRY_MAX);
     }
 
     #[test]
     fn whoever_is_refused_tries_again_less_and_less_often_from_the_first_time() {
-        let mut backoff = Backoff::new();
+        let at = now();
+        let mut backoff = Backoff::new(at);
         backoff.is_refused = true;
-        let waits: Vec<u128> = (0..8).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000]);
+        let refused = waits(&mut backoff, at, 8);
+        assert_eq!(refused, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000]);
         backoff.is_refused = false;
         assert_eq!(
-            backoff.next(1.0),
+            backoff.next(at, 1.0),
             RETRY_SOON,
             "it does not answer, and may restart"
         );
+    }
+
+    /// In milliseconds, of attempts that fail at once.
+    fn waits(backoff: &mut Backoff, at: Instant, times: usize) -> Vec<u128> {
+        (0..times).map(|_| backoff.next(at, 1.0).as_millis()).collect()
     }
 }
