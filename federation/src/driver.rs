@@ -58,7 +58,7 @@ pub use http_backend::{HttpBackend, HttpBackendError};
 pub use http_server::serve;
 use lines::Line;
 pub use methods::Methods;
-use neighbours::{ForeignCalls, Session, SessionError, ToSay};
+use neighbours::{ForeignCalls, Session, SessionError, ToSay, Told};
 use spans::Spans;
 use turns::Turns;
 
@@ -187,8 +187,10 @@ struct State {
     turns: BTreeMap<PeerId, Arc<Turns>>,
     /// On which short calls go to each neighbour.
     lines: BTreeMap<PeerId, Line>,
-    /// Why mains are no neighbours, as it was told last.
-    told: BTreeMap<PeerId, String>,
+    /// Why mains are no neighbours.
+    told: BTreeMap<PeerId, Told>,
+    /// Where this node's mains are to be, as it was told last.
+    named: Vec<NamedMain>,
     /// Who has the name that this node wants, as it was told last.
     told_holder: Option<PeerId>,
     /// The main that a home asks.
@@ -221,6 +223,17 @@ pub struct Offered {
     pub node: Option<NodeName>,
     /// How many links away; `None` while it cannot be reached, and none for this node's own.
     pub hops: Option<usize>,
+}
+
+/// Where a main is to be, and who was found there.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NamedMain {
+    /// As it was written.
+    pub given: String,
+    /// Whoever has answered there last.
+    pub found: Vec<PeerId>,
+    /// Why nobody has when it was asked last; `None` where somebody has, and before it was asked.
+    pub error: Option<String>,
 }
 
 /// How often what was not refreshed is looked for.
@@ -273,6 +286,7 @@ impl Federation {
                 turns: BTreeMap::new(),
                 lines: BTreeMap::new(),
                 told: BTreeMap::new(),
+                named: Vec::new(),
                 told_holder: None,
                 uplink: None,
                 counts: Counts::new(),
@@ -396,6 +410,12 @@ impl Federation {
             })
         })
         .collect()
+    }
+
+    /// Has it shown where mains are to be, those too that nobody was found at. That changes nothing of whom it is connected
+    /// with, which [`Around::mains`] says.
+    pub fn show_named(&self, named: Vec<NamedMain>) {
+        self.inner.lock().named = named;
     }
 
     /// With whom there are sessions now.

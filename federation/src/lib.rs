@@ -61,6 +61,6 @@ pub use versions::{Constraint, ParseVersionError, Version};
 #[cfg(feature = "driver")]
 pub use driver::{
     Backend, CallContext, ChildBackend, ChildBackendError, Echo, Exposure, Federation, FederationConfig,
-    Headers, HttpBackend, HttpBackendError, HttpConfig, Invocation, Methods, OfferError, Offered, PeerChange,
-    router, serve,
+    Headers, HttpBackend, HttpBackendError, HttpConfig, Invocation, Methods, NamedMain, OfferError, Offered,
+    PeerChange, router, serve,
 };

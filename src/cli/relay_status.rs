@@ -51,8 +51,11 @@ struct Peers {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Main {
-    node_id: String,
-    node_address: String,
+    /// `None` while nobody has answered at its URL.
+    node_id: Option<String>,
+    node_address: Option<String>,
+    url: Option<String>,
+    error: Option<String>,
     address: Option<String>,
     healthy: bool,
     is_uplink: bool,
@@ -134,11 +137,7 @@ impl RelayStatus {
                 (true, "home") => ", takes this home's calls",
                 _ => "",
             };
-            lines.push(format!(
-                "{head:<10}{}: {}{rtt}{remark}",
-                main.node_address,
-                main.way()
-            ));
+            lines.push(format!("{head:<10}{}: {}{rtt}{remark}", main.name(), main.way()));
         }
         if mains.peers.is_empty() {
             lines.push("mains     no other is known".to_owned());
@@ -162,12 +161,12 @@ impl RelayStatus {
         ]);
         for main in mains.peers {
             table.row([
-                main.node_address.clone(),
+                main.name(),
                 main.way(),
                 or_dash(main.rtt_ms.map(millis)),
                 main.reconnects.to_string(),
                 or_dash(main.address),
-                main.node_id,
+                or_dash(main.node_id),
             ]);
         }
         Ok(table)
@@ -175,13 +174,22 @@ impl RelayStatus {
 }
 
 impl Main {
-    /// Since when it is connected, or when it was heard of last.
+    /// By which it is called, or else where it is to be.
+    fn name(&self) -> String {
+        or_dash(self.node_address.as_ref().or(self.url.as_ref()))
+    }
+
+    /// Since when it is connected, or when it was heard of last and why it is not.
     fn way(&self) -> String {
-        match (self.healthy, &self.connected_since, &self.last_seen) {
+        let way = match (self.healthy, &self.connected_since, &self.last_seen) {
             (true, Some(since), _) => format!("since {since}"),
             (true, None, _) => "yes".to_owned(),
             (false, _, Some(last)) => format!("no, last heard {last}"),
             (false, _, None) => "no, never heard".to_owned(),
+        };
+        match &self.error {
+            Some(error) => format!("{way} ({error})"),
+            None => way,
         }
     }
 }
@@ -205,7 +213,7 @@ mod tests {
         let peers = json!([
             {"node_id": "12D3b", "node_address": "relay-b.com.main", "healthy": true, "is_uplink": true, "rtt_ms": 0.31,
              "connected_since": "2026-11-23T06:00:00.000Z"},
-            {"node_id": "12D3c", "node_address": "12D3c", "healthy": false, "last_seen": null},
+            {"node_id": null, "node_address": null, "url": "http://c:1", "healthy": false, "error": "Connection refused"},
         ]);
         let lines = status("home", peers.clone()).lines().unwrap();
         assert_eq!(
@@ -216,7 +224,7 @@ mod tests {
                 "cluster   -",
                 "services  4 known with 6 instances, 1 failed, 0.4ms on average",
                 "mains     relay-b.com.main: since 2026-11-23T06:00:00.000Z, 0.3 ms, takes this home's calls",
-                "          12D3c: no, never heard",
+                "          http://c:1: no, never heard (Connection refused)",
                 "listens   /ip4/127.0.0.1/udp/1/quic-v1/p2p/12D3a",
             ]
         );

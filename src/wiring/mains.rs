@@ -1,7 +1,8 @@
 //! Finds the mains that a relay was told of: at multiaddrs, behind URLs that say who is there, in the domain name system, and
 //! at gateways. It keeps looking, since a main may come back as another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hickory_resolver::TokioResolver;
 use lapwing_base::{Multiaddr, PeerId, Protocol, Role};
-use lapwing_federation::{Around, Federation, MainAddress};
+use lapwing_federation::{Around, Federation, MainAddress, NamedMain};
 use lapwing_gateway::Client;
 use lapwing_net::Network;
 use reqwest::Url;
@@ -81,25 +82,107 @@ pub(crate) struct Finder {
     pub(crate) resolver: Option<TokioResolver>,
 }
 
-/// What was found last at each source.
+/// What was found last.
 #[derive(Debug, Default)]
 struct Known {
-    by_source: BTreeMap<usize, Vec<PeerId>>,
+    /// In the order in which they were named.
+    sources: Vec<Source>,
     at_gateway: Vec<PeerId>,
     removed: BTreeSet<PeerId>,
 }
 
+/// Where a main is to be, and what has come of looking.
+#[derive(Debug)]
+struct Source {
+    place: MainSource,
+    /// By whom it was answered last.
+    found: Vec<PeerId>,
+    /// Why nobody has answered when it was asked last.
+    error: Option<String>,
+}
+
 impl Known {
+    /// Takes in what is wanted now; what was found at places that stay is kept.
+    fn want(&mut self, wanted: WantedMains) {
+        let mut before = std::mem::take(&mut self.sources);
+        self.removed = wanted.removed;
+        self.sources = wanted
+            .sources
+            .into_iter()
+            .map(
+                |place| match before.iter().position(|source| source.place == place) {
+                    Some(known) => before.swap_remove(known),
+                    None => Source {
+                        place,
+                        found: Vec::new(),
+                        error: None,
+                    },
+                },
+            )
+            .collect();
+    }
+
     /// In the order in which they were named, none twice.
     fn mains(&self, me: PeerId) -> Vec<PeerId> {
         let mut mains = Vec::new();
-        for peer in self.by_source.values().flatten().chain(&self.at_gateway) {
+        let found = self.sources.iter().flat_map(|source| &source.found);
+        for peer in found.chain(&self.at_gateway) {
             if *peer != me && !mains.contains(peer) && !self.removed.contains(peer) {
                 mains.push(*peer);
             }
         }
         mains
     }
+
+    /// What people are shown of it.
+    fn named(&self) -> Vec<NamedMain> {
+        let named = self.sources.iter().map(|source| NamedMain {
+            given: source.place.to_string(),
+            found: source.found.clone(),
+            error: source.error.clone(),
+        });
+        named.collect()
+    }
+
+    /// Where mains are to be of which none is connected.
+    fn missing(&self, me: PeerId, neighbours: &[PeerId]) -> Vec<&Source> {
+        let is_settled =
+            |peer: &PeerId| *peer == me || self.removed.contains(peer) || neighbours.contains(peer);
+        let missing = self
+            .sources
+            .iter()
+            .filter(|source| !source.found.iter().any(is_settled));
+        missing.collect()
+    }
+
+    /// Whether a node is connected with all that it is to be: a home with one.
+    fn is_whole(&self, role: Role, me: PeerId, neighbours: &[PeerId]) -> bool {
+        let mains = self.mains(me);
+        match role {
+            Role::Home => mains.iter().any(|main| neighbours.contains(main)),
+            Role::Main => {
+                mains.iter().all(|main| neighbours.contains(main)) && self.missing(me, neighbours).is_empty()
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.error {
+            Some(error) => write!(f, "{} ({error})", self.place),
+            None => self.place.fmt(f),
+        }
+    }
+}
+
+/// What is at the bottom of an error: that a connection was refused, and not that a request was not sent.
+fn root(error: &dyn Error) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.to_string()
 }
 
 impl Finder {
@@ -110,47 +193,47 @@ impl Finder {
 
     async fn look_on(mut self) {
         let mut known = Known::default();
+        let me = self.network.peer_id();
         let mut lost_since = now();
         let mut has_told = false;
         loop {
-            let WantedMains { sources, removed } = self.wanted.borrow_and_update().clone();
-            known.removed = removed;
-            known.by_source.retain(|place, _| *place < sources.len());
-            let looks = sources.iter().enumerate();
+            known.want(self.wanted.borrow_and_update().clone());
+            self.tell(&known);
+            let places: Vec<MainSource> = known.sources.iter().map(|source| source.place.clone()).collect();
+            let looks = places.iter().enumerate();
             let mut looking: FuturesUnordered<_> = looks
-                .map(async |(place, source)| (place, source, self.look(source).await))
+                .map(async |(number, place)| (number, self.look(place).await))
                 .collect();
             // One that does not answer holds up none that does.
-            while let Some((place, source, found)) = looking.next().await {
+            while let Some((number, found)) = looking.next().await {
+                let Some(source) = known.sources.get_mut(number) else {
+                    continue;
+                };
                 match found {
                     Ok(found) => {
-                        known.by_source.insert(place, self.learn(found));
-                        self.tell(&known);
+                        source.found = self.learn(found);
+                        source.error = None;
                     }
                     // What was known stays: it may be right still.
                     Err(error) => {
-                        debug!(%source, error = lapwing_base::chain(&error), "a main was not found")
+                        let chain = lapwing_base::chain(&error);
+                        debug!(source = %source.place, error = chain, "a main was not found");
+                        source.error = Some(root(&error));
                     }
                 }
+                self.tell(&known);
             }
             drop(looking);
             if let Some(found) = self.ask_gateway().await {
                 known.at_gateway = self.learn(found);
             }
-            let mains = self.tell(&known);
-            let wanted = if self.around.borrow().role == Role::Home {
-                1
-            } else {
-                mains.len().max(sources.len())
-            };
-            let is_whole = || {
-                let neighbours = self.federation.neighbours();
-                mains.iter().filter(|main| neighbours.contains(main)).count() >= wanted
-            };
+            self.tell(&known);
             let asked_at = now();
             loop {
                 let now = now();
-                let interval = if is_whole() {
+                let neighbours = self.federation.neighbours();
+                let role = self.around.borrow().role;
+                let interval = if known.is_whole(role, me, &neighbours) {
                     (lost_since, has_told) = (now, false);
                     KNOWN_INTERVAL
                 } else if now < lost_since + AWAY_AFTER {
@@ -158,12 +241,13 @@ impl Finder {
                 } else {
                     AWAY_INTERVAL
                 };
-                if !has_told && now >= lost_since + KNOWN_INTERVAL && !sources.is_empty() {
+                let missing = known.missing(me, &neighbours);
+                if !has_told && now >= lost_since + KNOWN_INTERVAL && !missing.is_empty() {
                     has_told = true;
-                    let named: Vec<String> = sources.iter().map(ToString::to_string).collect();
+                    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
                     warn!(
-                        mains = named.join(", "),
-                        "not all mains are reached; it goes on trying. See /federation/peers for why"
+                        mains = missing.join(", "),
+                        "these mains are not reached; it goes on trying. See /federation/peers for why"
                     );
                 }
                 if now >= asked_at + interval {
@@ -180,15 +264,15 @@ impl Finder {
         }
     }
 
-    /// Says which mains there are, where that has changed.
-    fn tell(&self, known: &Known) -> Vec<PeerId> {
+    /// Says which mains there are, where that has changed, and where they are to be.
+    fn tell(&self, known: &Known) {
+        self.federation.show_named(known.named());
         let mains = known.mains(self.network.peer_id());
         self.around.send_if_modified(|around| {
             let is_news = around.mains != mains;
             around.mains.clone_from(&mains);
             is_news
         });
-        mains
     }
 
     fn learn(&self, found: Found) -> Vec<PeerId> {
@@ -372,14 +456,53 @@ mod tests {
         );
     }
 
+    fn known(sources: &[(&str, &[PeerId])]) -> Known {
+        let sources = sources.iter().map(|(place, found)| Source {
+            place: place.parse().unwrap(),
+            found: found.to_vec(),
+            error: found.is_empty().then(|| "Connection refused".to_owned()),
+        });
+        Known {
+            sources: sources.collect(),
+            ..Known::default()
+        }
+    }
+
     #[test]
     fn mains_keep_the_order_in_which_they_were_named() {
         let [a, b, c, gone, me] = [(); 5].map(|()| PeerId::random());
         let known = Known {
-            by_source: BTreeMap::from([(1, vec![a, me]), (0, vec![b])]),
             at_gateway: vec![a, c, gone],
             removed: BTreeSet::from([gone]),
+            ..known(&[("b:1", &[b]), ("a:1", &[a, me])])
         };
         assert_eq!(known.mains(me), [b, a, c]);
+    }
+
+    #[test]
+    fn what_was_found_at_a_place_is_kept_while_others_come_and_go() {
+        let [a, b, me] = [(); 3].map(|()| PeerId::random());
+        let mut known = known(&[("a:1", &[a]), ("b:1", &[b])]);
+        known.want(WantedMains {
+            sources: ["c:1", "b:1"].map(|place| place.parse().unwrap()).into(),
+            removed: BTreeSet::new(),
+        });
+        assert_eq!(known.mains(me), [b]);
+    }
+
+    #[test]
+    fn only_the_mains_that_are_not_reached_are_named_with_the_reason() {
+        let [up, down, me] = [(); 3].map(|()| PeerId::random());
+        let known = known(&[
+            ("up:1", &[up]),
+            ("down:1", &[down]),
+            ("away:1", &[]),
+            ("me:1", &[me]),
+        ]);
+        let missing: Vec<String> = known.missing(me, &[up]).iter().map(ToString::to_string).collect();
+        assert_eq!(missing, ["down:1", "away:1 (Connection refused)"]);
+        assert!(!known.is_whole(Role::Main, me, &[up]));
+        assert!(known.is_whole(Role::Home, me, &[up]), "a home needs one");
+        assert!(!known.is_whole(Role::Home, me, &[]));
     }
 }

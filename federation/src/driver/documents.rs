@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::counts::MainRecord;
-use super::{Inner, State, now};
+use super::{Inner, NamedMain, State, now};
 use crate::{Announcement, Service, ServiceName};
 
 /// Which services a document has.
@@ -103,7 +103,7 @@ fn read_token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PageT
 pub(super) enum Health {
     /// As it should be.
     Healthy,
-    /// A main without one of the mains of its list: some services are out of reach.
+    /// A main without one of its mains: some services are out of reach.
     Degraded,
     /// A home without a main, or a node that goes.
     Unhealthy,
@@ -126,6 +126,10 @@ pub(super) struct MainView {
     pub(super) peer: PeerId,
     /// By which it is called.
     pub(super) node_address: String,
+    /// Where it was said to be; `None` of one that was found otherwise.
+    url: Option<String>,
+    /// Why there is no session with it, as it was tried last.
+    error: Option<String>,
     /// Where its connection leads or has led last.
     address: Option<Multiaddr>,
     /// Whether there is a session with it.
@@ -316,7 +320,10 @@ impl Inner {
     /// The mains that this node is to be connected with, and those that it is.
     pub(super) fn peers_document(&self) -> Value {
         let moment = Moment::read();
-        let peers: Vec<Value> = self.mains().iter().map(|main| main.document(&moment)).collect();
+        let mains = self.mains();
+        let found = mains.iter().map(|main| main.document(&moment));
+        let missing = self.missing_mains();
+        let peers: Vec<Value> = found.chain(missing.iter().map(missing_document)).collect();
         json!({
             "node_id": self.me.to_string(),
             "node_type": self.role().to_string(),
@@ -328,10 +335,16 @@ impl Inner {
     /// How the federation is, as far as this node sees it.
     pub(super) fn health_document(&self) -> (Health, Value) {
         let (health, numbers) = (self.health(), self.numbers());
+        let (mains, missing) = (self.mains(), self.missing_mains().len());
+        // A home is connected with one; that it is not with others means nothing before it has tried.
+        let is_main = self.role() == Role::Main;
+        let is_failing = |main: &&MainView| !main.is_up && (is_main || main.error.is_some());
         let document = json!({
             "status": health.as_str(),
             "connected_homes": numbers.homes,
             "connected_peers": numbers.mains,
+            "total_peers": mains.len() + missing,
+            "failed_peers": mains.iter().filter(is_failing).count() + missing,
             "total_services": numbers.services,
             "failed_services": numbers.services_failed,
             "average_latency": millis_text(self.average_latency()),
@@ -393,11 +406,21 @@ impl Inner {
         match self.role() {
             Role::Home if state.uplink.is_none() => Health::Unhealthy,
             Role::Home => Health::Healthy,
-            Role::Main => match mains.iter().all(|main| state.sessions.contains_key(main)) {
-                true => Health::Healthy,
-                false => Health::Degraded,
-            },
+            Role::Main => {
+                let is_there = state.named.iter().all(|named| !named.found.is_empty());
+                match is_there && mains.iter().all(|main| state.sessions.contains_key(main)) {
+                    true => Health::Healthy,
+                    false => Health::Degraded,
+                }
+            }
         }
+    }
+
+    /// Where mains are to be, and nobody was ever found.
+    pub(super) fn missing_mains(&self) -> Vec<NamedMain> {
+        let state = self.lock();
+        let missing = state.named.iter().filter(|named| named.found.is_empty());
+        missing.cloned().collect()
     }
 
     /// The mains of its list and those with whom there are sessions, in the order of their ids.
@@ -415,11 +438,19 @@ impl Inner {
             .into_iter()
             .map(|peer| {
                 let link = links.get(&peer);
+                let named = state.named.iter().find(|named| named.found.contains(&peer));
+                let is_up = state.sessions.contains_key(&peer);
+                // That nobody answers where it was says more than that the way to it has ended.
+                let error = named
+                    .and_then(|named| named.error.as_ref())
+                    .or_else(|| Some(&state.told.get(&peer)?.error));
                 MainView {
                     peer,
+                    url: named.map(|named| named.given.clone()),
+                    error: error.filter(|_| !is_up).cloned(),
                     node_address: state.registry.address(peer).to_string(),
                     address: link.and_then(|link| link.address.clone()),
-                    is_up: state.sessions.contains_key(&peer),
+                    is_up,
                     is_uplink: state.uplink == Some(peer),
                     name_holder: state.sessions.get(&peer).and_then(|session| session.name_holder),
                     cluster: state
@@ -498,12 +529,14 @@ impl MainView {
         json!({
             "node_id": self.peer.to_string(),
             "node_address": self.node_address,
+            "url": self.url,
             "address": self.address.as_ref().map(ToString::to_string),
             "healthy": self.is_up,
             "status": if self.is_up { "connected" } else { "disconnected" },
             "cluster_id": self.cluster.map(|cluster| cluster.to_string()),
             "funs": funs(&self.services),
             "locs": self.services.iter().flat_map(|service| &service.resources).collect::<BTreeSet<_>>(),
+            "error": self.error,
             "is_uplink": self.is_uplink,
             "last_seen": self.record.heard_at.map(|at| moment.text_of(at)),
             "connected_since": self.record.up_since.map(|at| moment.text_of(at)),
@@ -513,6 +546,25 @@ impl MainView {
             "name_taken_by": self.name_holder.map(|holder| holder.to_string()),
         })
     }
+}
+
+/// The same of a main that nobody knows yet.
+fn missing_document(named: &NamedMain) -> Value {
+    json!({
+        "node_id": null,
+        "node_address": null,
+        "url": named.given,
+        "address": null,
+        "healthy": false,
+        "error": named.error,
+        "is_uplink": false,
+        "last_seen": null,
+        "connected_since": null,
+        "rtt_ms": null,
+        "probe_ms": null,
+        "reconnects": 0,
+        "name_taken_by": null,
+    })
 }
 
 /// Whether a service is this node's own, or that of a home of its.
@@ -739,6 +791,57 @@ pub(super) mod tests {
         assert_eq!(peers["peers"][0]["last_seen"], Value::Null);
         assert_eq!(peers["peers"][0]["status"], "disconnected");
         assert_eq!(peers["peers"][0]["funs"], json!([]));
+        alone.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_main_that_was_named_is_shown_and_counted_before_anybody_knows_who_it_is() {
+        let alone = Alone::start(Role::Main).await;
+        let inner = &alone.federation.inner;
+        let known = PeerId::random();
+        alone.around.send_modify(|around| around.mains = vec![known]);
+        let named = |given: &str, found: &[PeerId], error: &str| NamedMain {
+            given: given.to_owned(),
+            found: found.to_vec(),
+            error: Some(error.to_owned()),
+        };
+        alone.federation.show_named(vec![
+            named("http://known.example:80", &[known], "connection reset"),
+            named("http://unknown.example:80", &[], "Connection refused"),
+        ]);
+        let peers = inner.peers_document()["peers"].clone();
+        for (place, id, url, error) in [
+            (
+                0,
+                json!(known.to_string()),
+                "http://known.example:80",
+                "connection reset",
+            ),
+            (1, Value::Null, "http://unknown.example:80", "Connection refused"),
+        ] {
+            let peer = &peers[place];
+            assert_eq!(
+                (&peer["node_id"], &peer["healthy"]),
+                (&id, &json!(false)),
+                "{peers}"
+            );
+            assert_eq!(
+                (&peer["url"], &peer["error"]),
+                (&json!(url), &json!(error)),
+                "{peers}"
+            );
+        }
+        let shapes = [0, 1].map(|place| Vec::from_iter(peers[place].as_object().unwrap().keys().cloned()));
+        assert_eq!(shapes[0], shapes[1], "each has the same members");
+        let (health, document) = inner.health_document();
+        assert_eq!(health, Health::Degraded);
+        assert_eq!(
+            (&document["total_peers"], &document["failed_peers"]),
+            (&json!(2), &json!(2))
+        );
+        let text = alone.federation.metrics_text(EdgeNumbers::default());
+        let line = "lapwing_federation_peer_healthy{peer=\"\",name=\"http://unknown.example:80\"} 0";
+        assert!(text.lines().any(|found| found == line), "{text}");
         alone.stop().await;
     }
 

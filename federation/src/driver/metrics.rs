@@ -176,6 +176,11 @@ impl Federation {
         for (labels, main) in labelled() {
             text.sample("peer_healthy", &labels, u8::from(main.is_up));
         }
+        // Where nobody was found there is an address in place of a name.
+        for missing in self.inner.missing_mains() {
+            let labels = [("peer", ""), ("name", missing.given.as_str())];
+            text.sample("peer_healthy", &labels, 0);
+        }
         text.family(
             "peer_sessions_total",
             "counter",

@@ -196,6 +196,15 @@ pub(super) enum SessionError {
     Heard(#[from] HearError),
 }
 
+/// Why there is no session with a main.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// Of which it was warned.
+    gist: String,
+    /// What the last attempt came to.
+    pub(super) error: String,
+}
+
 impl SessionError {
     /// Whether one of both does not want the other, which is so until somebody has done something about it.
     const fn is_refusal(&self) -> bool {
@@ -581,10 +590,15 @@ impl Inner {
             let mut state = self.lock();
             // Both may have begun one at the same time, and that of the other stands.
             let is_down = !state.sessions.contains_key(&main);
-            let is_news = is_down && state.told.get(&main) != Some(&gist);
-            if is_news {
-                state.told.insert(main, gist);
-            }
+            let error = error.to_string();
+            let before = is_down.then(|| {
+                let told = Told {
+                    gist: gist.clone(),
+                    error,
+                };
+                state.told.insert(main, told)
+            });
+            let is_news = before.is_some_and(|told| told.is_none_or(|told| told.gist != gist));
             (state.registry.name(main).cloned(), is_news)
         };
         let name = name.as_ref().map(display);
