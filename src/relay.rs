@@ -4,7 +4,7 @@
 //! Start: identity, network, federation, HTTP; then, in the background, looking for the mains that it was told of. Stop: HTTP,
 //! federation, network.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -203,8 +203,35 @@ pub struct RelayHandle {
 pub(crate) struct WantedMains {
     /// Where they are.
     pub(crate) sources: Vec<MainSource>,
-    /// None of these, wherever they are found.
-    pub(crate) removed: BTreeSet<PeerId>,
+    /// None of these: not at a gateway, and not at the first so many places, which were named before that was said.
+    pub(crate) removed: BTreeMap<PeerId, usize>,
+}
+
+impl WantedMains {
+    /// One more place: whoever is found there is wanted, also where it was removed before.
+    fn add(&mut self, source: MainSource) {
+        if let Some(place) = self.sources.iter().position(|known| *known == source) {
+            self.sources.remove(place);
+            for places in self.removed.values_mut() {
+                *places -= usize::from(*places > place);
+            }
+        }
+        if self.sources.len() < SOURCES_MAX {
+            self.sources.push(source);
+        }
+    }
+
+    fn remove(&mut self, node: PeerId) {
+        // Whoever reaches HTTP may name anybody.
+        if self.removed.len() < SOURCES_MAX || self.removed.contains_key(&node) {
+            self.removed.insert(node, self.sources.len());
+        }
+    }
+
+    /// Whether a main that was found at one of the places is not wanted.
+    pub(crate) fn is_removed(&self, node: PeerId, place: usize) -> bool {
+        self.removed.get(&node).is_some_and(|places| place < *places)
+    }
 }
 
 /// Changes of mains that wait to be made; a person makes one at a time.
@@ -297,7 +324,7 @@ impl Relay {
         }
         let wanted = watch::Sender::new(WantedMains {
             sources: config.mains.clone(),
-            removed: BTreeSet::new(),
+            removed: BTreeMap::new(),
         });
         let wanted_receiver = wanted.subscribe();
         let peer_changes = config.peers_may_change.then(|| {
@@ -402,26 +429,16 @@ async fn change_mains(
                     info!(%source, "a main was added");
                     let named = node.and_then(|node| node.node.as_str().parse::<PeerId>().ok());
                     wanted.send_modify(|wanted| {
-                        // One that was removed is wanted again where it is named, by its id or in its address.
-                        wanted.removed.retain(|removed| Some(*removed) != named);
-                        if let MainSource::Address(MainAddress::Multiaddr { peer, .. }) = &source {
-                            wanted.removed.remove(peer);
-                        }
-                        if wanted.sources.len() < SOURCES_MAX && !wanted.sources.contains(&source) {
-                            wanted.sources.push(source);
-                        }
+                        // Wherever it is found.
+                        wanted.removed.retain(|removed, _| Some(*removed) != named);
+                        wanted.add(source);
                     });
                 }
                 Err(error) => warn!(%error, "a main was not added"),
             },
             PeerChange::Remove { node } => {
                 info!(%node, "a main was removed");
-                wanted.send_modify(|wanted| {
-                    // Whoever reaches HTTP may name anybody.
-                    if wanted.removed.len() < SOURCES_MAX {
-                        wanted.removed.insert(node);
-                    }
-                });
+                wanted.send_modify(|wanted| wanted.remove(node));
             }
             _ => {}
         }
@@ -459,6 +476,22 @@ mod tests {
         let home = RelayConfig::home("127.0.0.1:8081".parse().unwrap(), "ws://a:1".parse().unwrap());
         assert_eq!(home.listen[0].to_string(), "/ip4/127.0.0.1/udp/0/quic-v1");
         assert_eq!((home.role, home.mains.len()), (Role::Home, 1));
+    }
+
+    #[test]
+    fn a_main_that_was_removed_is_wanted_again_at_a_place_that_is_named_after_that() {
+        let [one, other]: [MainSource; 2] = ["a:1", "b:1"].map(|place| place.parse().unwrap());
+        let [a, b] = [(); 2].map(|()| PeerId::random());
+        let mut wanted = WantedMains::default();
+        wanted.add(one.clone());
+        wanted.add(other.clone());
+        wanted.remove(a);
+        wanted.remove(b);
+        assert!(wanted.is_removed(a, 0) && wanted.is_removed(b, 1));
+        wanted.add(one.clone());
+        assert_eq!(wanted.sources, [other, one]);
+        assert!(wanted.is_removed(b, 0), "it was not named again");
+        assert!(!wanted.is_removed(a, 1));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Finds the mains that a relay was told of: at multiaddrs, behind URLs that say who is there, in the domain name system, and
 //! at gateways. It keeps looking, since a main may come back as another one.
 
-use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -88,7 +87,7 @@ struct Known {
     /// In the order in which they were named.
     sources: Vec<Source>,
     at_gateway: Vec<PeerId>,
-    removed: BTreeSet<PeerId>,
+    wanted: WantedMains,
 }
 
 /// Where a main is to be, and what has come of looking.
@@ -105,10 +104,8 @@ impl Known {
     /// Takes in what is wanted now; what was found at places that stay is kept.
     fn want(&mut self, wanted: WantedMains) {
         let mut before = std::mem::take(&mut self.sources);
-        self.removed = wanted.removed;
-        self.sources = wanted
-            .sources
-            .into_iter()
+        let places = wanted.sources.iter().cloned();
+        self.sources = places
             .map(
                 |place| match before.iter().position(|source| source.place == place) {
                     Some(known) => before.swap_remove(known),
@@ -120,14 +117,23 @@ impl Known {
                 },
             )
             .collect();
+        self.wanted = wanted;
     }
 
     /// In the order in which they were named, none twice.
     fn mains(&self, me: PeerId) -> Vec<PeerId> {
         let mut mains = Vec::new();
-        let found = self.sources.iter().flat_map(|source| &source.found);
-        for peer in found.chain(&self.at_gateway) {
-            if *peer != me && !mains.contains(peer) && !self.removed.contains(peer) {
+        let sources = self.sources.iter().enumerate();
+        let found = sources.flat_map(|(place, source)| {
+            let is_wanted = move |peer: &&PeerId| !self.wanted.is_removed(**peer, place);
+            source.found.iter().filter(is_wanted)
+        });
+        let at_gateway = self
+            .at_gateway
+            .iter()
+            .filter(|peer| !self.wanted.removed.contains_key(peer));
+        for peer in found.chain(at_gateway) {
+            if *peer != me && !mains.contains(peer) {
                 mains.push(*peer);
             }
         }
@@ -146,12 +152,13 @@ impl Known {
 
     /// Where mains are to be of which none is connected.
     fn missing(&self, me: PeerId, neighbours: &[PeerId]) -> Vec<&Source> {
-        let is_settled =
-            |peer: &PeerId| *peer == me || self.removed.contains(peer) || neighbours.contains(peer);
-        let missing = self
-            .sources
-            .iter()
-            .filter(|source| !source.found.iter().any(is_settled));
+        let is_settled = |peer: PeerId, place| {
+            peer == me || self.wanted.is_removed(peer, place) || neighbours.contains(&peer)
+        };
+        let sources = self.sources.iter().enumerate();
+        let missing = sources
+            .filter(|(place, source)| !source.found.iter().any(|peer| is_settled(*peer, *place)))
+            .map(|(_, source)| source);
         missing.collect()
     }
 
@@ -434,6 +441,8 @@ pub(crate) fn resolver() -> Option<TokioResolver> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -473,7 +482,10 @@ mod tests {
         let [a, b, c, gone, me] = [(); 5].map(|()| PeerId::random());
         let known = Known {
             at_gateway: vec![a, c, gone],
-            removed: BTreeSet::from([gone]),
+            wanted: WantedMains {
+                removed: BTreeMap::from([(gone, 2)]),
+                ..WantedMains::default()
+            },
             ..known(&[("b:1", &[b]), ("a:1", &[a, me])])
         };
         assert_eq!(known.mains(me), [b, a, c]);
@@ -485,7 +497,7 @@ mod tests {
         let mut known = known(&[("a:1", &[a]), ("b:1", &[b])]);
         known.want(WantedMains {
             sources: ["c:1", "b:1"].map(|place| place.parse().unwrap()).into(),
-            removed: BTreeSet::new(),
+            removed: BTreeMap::new(),
         });
         assert_eq!(known.mains(me), [b]);
     }

@@ -713,6 +713,11 @@ pub(super) mod tests {
         pub(in crate::driver) fn name_main(&self, main: &Self) {
             let peer = main.network.peer_id();
             self.network.learn(peer, main.network.listen_addrs());
+            self.name_peer(peer);
+        }
+
+        /// It is told of a main that is nowhere.
+        pub(in crate::driver) fn name_peer(&self, peer: PeerId) {
             self.around.send_modify(|around| around.mains.push(peer));
         }
 

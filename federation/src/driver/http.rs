@@ -30,7 +30,7 @@ use super::metrics::EdgeNumbers;
 use super::{Federation, calls, compat};
 use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Id, Incoming, Reply};
-use crate::{CallError, ErrorCode, NodeAddress, Token, TraceParent};
+use crate::{CallError, ErrorCode, MainAddress, NodeAddress, Token, TraceParent};
 
 /// What the edge may do beside answering.
 #[derive(Clone, Debug, Default)]
@@ -488,6 +488,14 @@ async fn add_peer(State(edge): State<Arc<Edge>>, request: Request) -> Result<Res
         wrong("`address` is required, as a text of up to 1024 visible characters of ASCII")
             .hint("a URL as `http://relay-b.example:8080`, or a multiaddr")
     })?;
+    // What the domain name system has is looked up later.
+    if !address.starts_with("srv:") {
+        let read = address.parse::<MainAddress>();
+        read.map_err(|error| {
+            wrong(&error.to_string())
+                .hint("a URL as `http://relay-b.example:8080`, or a multiaddr with `/p2p/` and a peer id at its end")
+        })?;
+    }
     let node = node_id.map(|text| text.parse::<NodeAddress>()).transpose();
     let node = node.map_err(|error| wrong(&format!("invalid `node_id`: {error}")))?;
     put(changes, PeerChange::Add { node, address })
@@ -496,9 +504,12 @@ async fn add_peer(State(edge): State<Arc<Edge>>, request: Request) -> Result<Res
 async fn remove_peer(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, Failure> {
     let changes = edge.changes()?;
     let RemovePeer { node_id } = read_json(request).await?;
-    let node = edge.federation.locate(&node_id).ok_or_else(|| {
-        Failure::new(StatusCode::NOT_FOUND, "no node of this `node_id` is known")
-            .hint("see /federation/peers for those that are")
+    let mains = edge.federation.inner.mains();
+    let node = edge.federation.locate(&node_id);
+    let node = node.filter(|node| mains.iter().any(|main| main.peer == *node));
+    let node = node.ok_or_else(|| {
+        Failure::new(StatusCode::NOT_FOUND, "no main of this node has this `node_id`")
+            .hint("see /federation/peers for those that it has")
     })?;
     put(changes, PeerChange::Remove { node })
 }
@@ -762,7 +773,15 @@ mod tests {
             asked(router.clone(), Method::POST, path, Some(body.to_owned()))
         };
         let too_long = json!({"address": "x".repeat(ADDRESS_MAX + 1)}).to_string();
-        for wrong in ["", "{}", "[", r#"{"node_id":"a@b@c","address":"x"}"#, &too_long] {
+        for wrong in [
+            "",
+            "{}",
+            "[",
+            r#"{"node_id":"a@b@c","address":"x:1"}"#,
+            r#"{"address":"ftp://x"}"#,
+            r#"{"address":"/ip4/127.0.0.1/udp/1/quic-v1"}"#,
+            &too_long,
+        ] {
             let (status, _, document) = post(wrong).await;
             assert_eq!(status, 400, "{wrong}: {document}");
         }
@@ -784,6 +803,12 @@ mod tests {
             )
         };
         assert_eq!(remove("nobody").await.0, 404);
+        assert_eq!(
+            remove(&node.to_string()).await.0,
+            404,
+            "it is no main of this node"
+        );
+        alone.name_peer(node);
         assert_eq!(remove(&node.to_string()).await.0, 202);
         assert_eq!(taken.try_recv(), Ok(PeerChange::Remove { node }));
         alone.stop().await;
