@@ -123,6 +123,9 @@ pub enum NotAdmitted {
     /// A home that is not on the list.
     #[error("it is none of the homes that this main takes in; name it with --admit")]
     Home,
+    /// A home, where a home is asked.
+    #[error("both are homes, and a home is connected with mains only; name a main with --connect")]
+    HomeOfHome,
     /// A main that nobody has named.
     #[error(
         "it greets as a main, and was not named as one; name it with --peers, or give both nodes the same --token-file"
@@ -289,6 +292,10 @@ impl Policy {
             }
             _ => (),
         }
+        // What a member of the cluster is may change at any moment, and its log says it.
+        if (claim.role, around.role, is_member) == (Role::Home, Role::Home, false) {
+            return Err(NotAdmitted::HomeOfHome);
+        }
         let role = match claim.role {
             // Who passes on what others announce, and is told everything, has to be known for one. A member that was no
             // main when this node last heard of it will be named in a moment.
@@ -407,6 +414,19 @@ mod tests {
             policy.admit(me, &around, &claim(Role::Home, theirs)),
             Err(NotAdmitted::Cluster { theirs, ours })
         );
+    }
+
+    #[test]
+    fn a_home_has_no_home_for_a_neighbour_neither_where_it_asks_nor_where_it_is_asked() {
+        let (policy, me) = (Policy::default(), PeerId::random());
+        let home = claim(Role::Home, None);
+        let mut around = Around::new(Role::Home);
+        assert_eq!(policy.admit(me, &around, &home), Err(NotAdmitted::HomeOfHome));
+        around.mains = vec![home.peer];
+        assert_eq!(policy.admit(me, &around, &home), Err(NotAdmitted::HomeOfHome));
+        // A member may be about to be a main.
+        around.members = Some(Arc::new(HashSet::from([home.peer])));
+        assert_eq!(policy.admit(me, &around, &home), admitted(Role::Home, false));
     }
 
     #[test]
