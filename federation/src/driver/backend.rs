@@ -66,7 +66,8 @@ impl CallContext {
 /// Carries out the calls of a service. What it is at is dropped when the time of the call is over, or its caller waits no
 /// longer.
 pub trait Backend: Send + Sync {
-    /// The result as JSON.
+    /// The result as JSON. With `Overloaded` or `PeerUnreachable` it says that nothing was begun: then the call is made at another
+    /// instance, where there is one.
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;
 }
 

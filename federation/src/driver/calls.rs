@@ -363,6 +363,7 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
                 .map_or(Outcome::Success, |error| of(error, has_chosen)),
         );
         let Some(error) = error else { return answer };
+        let was_sent = was_sent && !is_turned_away(&error, has_chosen);
         // What has taken all of its time has none left for another attempt.
         let may_retry = may_choose
             && error.code != ErrorCode::Timeout
@@ -419,6 +420,13 @@ fn of(error: &CallError, chosen: Option<PeerId>) -> Outcome {
     } else {
         Outcome::of(error)
     }
+}
+
+/// Whether the chosen instance itself has said that it did not begin: it has too much to do, or its service is not there. What
+/// others on the way have lost it may have begun.
+fn is_turned_away(error: &CallError, chosen: Option<PeerId>) -> bool {
+    let is_not_begun = matches!(error.code, ErrorCode::Overloaded | ErrorCode::PeerUnreachable);
+    is_not_begun && chosen.is_some() && error.failed_at == chosen
 }
 
 /// A call that an instance was chosen for: it is told how that ended, also where nobody waits for the end any more.
@@ -968,5 +976,25 @@ mod tests {
         assert_eq!(code.retry(), Retry::Later);
         let (code, _) = refused(Refusal::WrongCluster { theirs: None });
         assert_eq!(code, ErrorCode::ForbiddenByPolicy);
+    }
+
+    #[test]
+    fn what_an_instance_has_turned_away_was_not_begun_and_what_was_lost_on_the_way_may_have_been() {
+        let [instance, other] = [(); 2].map(|()| PeerId::random());
+        for (code, failed_at, expected) in [
+            (ErrorCode::PeerUnreachable, Some(instance), true),
+            (ErrorCode::Overloaded, Some(instance), true),
+            (ErrorCode::PeerUnreachable, Some(other), false),
+            (ErrorCode::Timeout, Some(instance), false),
+            (ErrorCode::RemoteError, Some(instance), false),
+        ] {
+            let mut error = CallError::new(code, "as it was");
+            error.failed_at = failed_at;
+            assert_eq!(is_turned_away(&error, Some(instance)), expected, "{code:?}");
+            assert!(
+                !is_turned_away(&error, None),
+                "whoever has not chosen knows nothing"
+            );
+        }
     }
 }

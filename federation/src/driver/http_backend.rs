@@ -121,12 +121,11 @@ fn told(status: u16, body: &[u8]) -> Result<String, CallError> {
 
 /// Nothing has come, or not all of it. Callers need not know where the service is.
 fn silent(error: &reqwest::Error) -> CallError {
-    let said = if error.is_connect() {
-        "the service takes no connection"
-    } else {
-        "the service has not answered"
-    };
-    answered(0, said.to_owned(), true)
+    if error.is_connect() {
+        // Nothing was sent, so that the call may be made elsewhere.
+        return CallError::new(ErrorCode::PeerUnreachable, "the service takes no connection");
+    }
+    answered(0, "the service has not answered".to_owned(), true)
 }
 
 #[cfg(test)]
@@ -229,14 +228,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_that_is_not_there_is_its_own_fault_and_its_address_is_told_to_nobody() {
+    async fn a_call_to_a_service_that_is_not_there_may_be_made_elsewhere_and_its_address_is_told_to_nobody() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         drop(listener);
         let backend = Arc::new(HttpBackend::new(&format!("http://{addr}/rpc")).unwrap());
         let error = backend.call(invocation(None)).await.unwrap_err();
-        let remote = error.remote.clone().unwrap();
-        assert!(remote.fault);
-        assert!(!format!("{error} {}", remote.message).contains(&addr.port().to_string()));
+        assert_eq!((error.code, &error.remote), (ErrorCode::PeerUnreachable, &None));
+        assert!(!error.to_string().contains(&addr.port().to_string()), "{error}");
     }
 }
