@@ -647,7 +647,7 @@ impl Inner {
         }
         // The thousand homes of a main come and go.
         let is_main = ended.is_some_and(|session| session.admitted.role == Role::Main);
-        let reason = why.map_or("this node has ended it".to_owned(), ToString::to_string);
+        let reason = why.map_or_else(|| "this node has ended it".to_owned(), ToString::to_string);
         if is_main {
             let name = state.registry.name(peer).map(display);
             info!(main = %peer, name, reason, "a session with a main has ended");
