@@ -508,10 +508,6 @@ fn shown(answer: &CallAnswer, parent: TraceParent) -> Value {
     })
 }
 
-fn millis(took: Duration) -> u64 {
-    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::io;
