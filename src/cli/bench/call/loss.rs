@@ -126,7 +126,7 @@ async fn lose(relays: &mut Relays, killed: Killed) -> Result<Loss, Failure> {
     }
     let answering = relays.start_again(killed).await?;
     let until = now() + PATIENCE;
-    while let Err(why) = relays.caller().call().await {
+    while let Err(why) = relays.reach().await {
         if now() > until {
             return Err(failed(format!("no call comes through after its return: {why}")));
         }

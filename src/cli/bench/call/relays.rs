@@ -113,14 +113,22 @@ impl Relays {
     async fn wait_until_ready(&self) -> Result<(), Failure> {
         let until = now() + READY_MAX;
         loop {
-            let echoed = self.caller().call().await;
-            let counted = self.count.call(self.counted_arguments(0)).await;
-            match echoed.and_then(|_| counted.map(drop).map_err(|(_, message)| message)) {
+            match self.reach().await {
                 Ok(()) => return Ok(()),
                 Err(why) if now() >= until => return Err(Failure::new("call across two mains", why)),
                 Err(_) => tokio::time::sleep(READY_LOOK).await,
             }
         }
+    }
+
+    /// Calls each service behind the far main once.
+    ///
+    /// # Errors
+    /// Why one has not answered.
+    pub(super) async fn reach(&self) -> Result<(), String> {
+        self.caller().call().await?;
+        let counted = self.count.call(self.counted_arguments(0)).await;
+        counted.map(drop).map_err(|(_, message)| message)
     }
 
     /// Calls the far home within the near one.
