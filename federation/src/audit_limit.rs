@@ -10,7 +10,7 @@ use crate::AuditEvent;
 /// What was written lately, and of whom.
 ///
 /// That a peer was let in or refused is written where it was not so before, and else once an hour. Of any one peer there are
-/// [`AuditLimit::OF_ONE`] lines at once and then one a minute, and of all refusals together [`AuditLimit::OF_ALL`] and then
+/// ten lines at once and then one a minute, and of all refusals together a thousand and then
 /// one every ten seconds: two MiB a day, of 32 that are kept. How many were left out the next line says.
 #[derive(Debug)]
 pub struct AuditLimit {
