@@ -19,6 +19,7 @@ mod lines;
 mod methods;
 mod metrics;
 mod neighbours;
+mod results;
 mod spans;
 mod turns;
 
@@ -59,6 +60,7 @@ pub use http_server::serve;
 use lines::Line;
 pub use methods::Methods;
 use neighbours::{ForeignCalls, Session, SessionError, ToSay, Told};
+use results::Results;
 use spans::Spans;
 use turns::Turns;
 
@@ -162,6 +164,8 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Calls that are on their way through this node.
     room: Semaphore,
+    /// What the edge has of results.
+    results: Results,
     /// What neighbours have asked and are not told yet.
     answering: TaskTracker,
     /// Until when this node, which has just started, may not have heard of what is there.
@@ -293,6 +297,7 @@ impl Federation {
                 rng: StdRng::seed_from_u64(draw()),
             }),
             room: Semaphore::new(calls::IN_HAND_MAX),
+            results: Results::default(),
             answering: TaskTracker::new(),
             settled_at: now() + SETTLES_IN,
             heard: Notify::new(),

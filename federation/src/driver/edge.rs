@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tracing::{Instrument as _, debug, debug_span, warn};
 
 use super::documents::time_text;
+use super::results::Share;
 use super::spans::OpenSpan;
 use super::{Federation, Inner, now};
 use crate::call::TRACE_STATE_MAX;
@@ -47,13 +48,16 @@ struct Tracing<'a> {
     token: Option<&'a Token>,
     /// What the caller calls the request.
     request_id: Option<&'a str>,
+    /// What the request has of results.
+    share: &'a Share<'a>,
 }
 
 impl Federation {
     /// Carries out what a body of JSON-RPC 2.0 asks, and says what is answered. The methods are `remote_call`, `request` with
     /// commands that may need each other's results, and `service.method` for any instance of a service.
     pub async fn answer(&self, body: &[u8], headers: &Headers) -> Reply {
-        let tracing = self.tracing(headers);
+        let share = self.inner.results.share();
+        let tracing = self.tracing(headers, &share);
         self.answer_all(Incoming::parse(body), tracing)
             .instrument(self.span(headers, tracing))
             .await
@@ -67,7 +71,8 @@ impl Federation {
         links_max: u8,
         headers: &Headers,
     ) -> Result<(Value, Option<Value>), Value> {
-        let tracing = self.tracing(headers);
+        let share = self.inner.results.share();
+        let tracing = self.tracing(headers, &share);
         let span = self.span(headers, tracing);
         let came = match asked {
             Ok(asked) => self.make(asked, links_max, tracing).instrument(span).await,
@@ -84,7 +89,7 @@ impl Federation {
         debug_span!("rpc", me = %self.inner.me, request_id, trace_id = tracing.parent.trace_id())
     }
 
-    fn tracing<'a>(&self, headers: &'a Headers) -> Tracing<'a> {
+    fn tracing<'a>(&self, headers: &'a Headers, share: &'a Share<'a>) -> Tracing<'a> {
         let given = headers.trace_parent.as_deref().and_then(|text| text.parse().ok());
         let is_continued = given.is_some() && !headers.is_root;
         let parent = given.unwrap_or_else(|| self.inner.begin_trace());
@@ -99,6 +104,7 @@ impl Federation {
             state,
             token: headers.token.as_ref(),
             request_id: headers.request_id.as_deref(),
+            share,
         }
     }
 
@@ -186,7 +192,7 @@ impl Federation {
         span.end(&answer);
         let trace = wants_trace.then(|| shown(&answer, tracing.parent));
         let path = way(&answer);
-        let result = result_of(answer).map_err(|error| Failed { path, ..error.into() })?;
+        let result = result_of(answer, tracing.share).map_err(|error| Failed { path, ..error.into() })?;
         Ok((result, trace))
     }
 
@@ -371,7 +377,7 @@ impl Federation {
                 span.end(&answer);
                 path = way(&answer);
                 links = answer.hops.len().saturating_sub(1);
-                result_of(answer)
+                result_of(answer, tracing.share)
             }
             Err(error) => Err(error),
         };
@@ -467,8 +473,9 @@ const LEFT_MIN: Duration = Duration::from_millis(1);
 /// Of a method that there is not.
 const METHOD_SHOWN: usize = 64;
 
-fn result_of(answer: CallAnswer) -> Result<Value, CallError> {
+fn result_of(answer: CallAnswer, share: &Share<'_>) -> Result<Value, CallError> {
     let result = answer.outcome.map_err(CallError::from)?;
+    share.take(result.len())?;
     serde_json::from_str(&result).map_err(|_| {
         let said = "the service has answered what is no JSON";
         CallError::new(ErrorCode::MalformedMessage, said)

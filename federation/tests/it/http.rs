@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use lapwing_federation::{Echo, HttpConfig, router, serve};
+use lapwing_base::Role;
+use lapwing_federation::{Echo, HttpConfig, Methods, Service, router, serve};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -230,10 +231,7 @@ async fn a_main_that_has_gone_is_shown_as_gone_and_the_federation_as_degraded() 
     let mut houses = Houses::start().await;
     let edge = Edge::of(&houses.main_a).await;
     let b = houses.main_b.id().to_string();
-    let stops = std::mem::replace(
-        &mut houses.main_b,
-        Node::start("main-b", lapwing_base::Role::Main).await,
-    );
+    let stops = std::mem::replace(&mut houses.main_b, Node::start("main-b", Role::Main).await);
     stops.stop().await;
     eventually("main-a has lost it", || {
         !houses
@@ -410,4 +408,30 @@ async fn numbers_pass_a_call_unchanged() {
     }
     edge.stop().await;
     houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_long_results_has_as_many_as_there_is_room_for_and_says_so_of_the_others() {
+    const LONG: usize = 12 << 20;
+    let node = Node::start("main", Role::Main).await;
+    let methods = Methods::new().method("long", |()| async move { Ok("x".repeat(LONG)) });
+    let mut service = Service::new("book".parse().unwrap());
+    service.methods = methods.names();
+    node.federation.offer(service, Arc::new(methods)).unwrap();
+    let edge = Edge::of(&node).await;
+    let call = |id: u32| json!({ "jsonrpc": "2.0", "id": id, "method": "book.long", "params": [] });
+    // Twice, since what was answered makes room.
+    for _ in 0..2 {
+        let answers = edge.rpc((0..8).map(call).collect()).await;
+        let answers = answers.as_array().unwrap();
+        let (whole, left): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer["error"].is_null());
+        assert_eq!((whole.len(), left.len()), (5, 3));
+        let is_whole = |answer: &&Value| answer["result"].as_str().map(str::len) == Some(LONG);
+        assert!(whole.iter().all(is_whole));
+        for answer in left {
+            assert_eq!(answer["error"]["data"]["name"], "payload_too_large");
+        }
+    }
+    edge.stop().await;
+    node.stop().await;
 }
