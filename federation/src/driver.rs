@@ -165,7 +165,7 @@ pub(crate) struct Inner {
     /// Calls that are on their way through this node.
     room: Semaphore,
     /// What the edge has of results.
-    results: Results,
+    results: Arc<Results>,
     /// What neighbours have asked and are not told yet.
     answering: TaskTracker,
     /// Until when this node, which has just started, may not have heard of what is there.
@@ -297,7 +297,7 @@ impl Federation {
                 rng: StdRng::seed_from_u64(draw()),
             }),
             room: Semaphore::new(calls::IN_HAND_MAX),
-            results: Results::default(),
+            results: Arc::default(),
             answering: TaskTracker::new(),
             settled_at: now() + SETTLES_IN,
             heard: Notify::new(),

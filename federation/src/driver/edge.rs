@@ -49,18 +49,25 @@ struct Tracing<'a> {
     /// What the caller calls the request.
     request_id: Option<&'a str>,
     /// What the request has of results.
-    share: &'a Share<'a>,
+    share: &'a Share,
 }
 
 impl Federation {
     /// Carries out what a body of JSON-RPC 2.0 asks, and says what is answered. The methods are `remote_call`, `request` with
     /// commands that may need each other's results, and `service.method` for any instance of a service.
     pub async fn answer(&self, body: &[u8], headers: &Headers) -> Reply {
+        self.answer_with_share(body, headers).await.0
+    }
+
+    /// The same, with what the answer has of results: to be kept until it is written.
+    pub(super) async fn answer_with_share(&self, body: &[u8], headers: &Headers) -> (Reply, Share) {
         let share = self.inner.results.share();
         let tracing = self.tracing(headers, &share);
-        self.answer_all(Incoming::parse(body), tracing)
+        let reply = self
+            .answer_all(Incoming::parse(body), tracing)
             .instrument(self.span(headers, tracing))
-            .await
+            .await;
+        (reply, share)
     }
 
     /// Makes a call that was asked for in another form than JSON-RPC, over no more links than it may cross; the result, and how
@@ -89,7 +96,7 @@ impl Federation {
         debug_span!("rpc", me = %self.inner.me, request_id, trace_id = tracing.parent.trace_id())
     }
 
-    fn tracing<'a>(&self, headers: &'a Headers, share: &'a Share<'a>) -> Tracing<'a> {
+    fn tracing<'a>(&self, headers: &'a Headers, share: &'a Share) -> Tracing<'a> {
         let given = headers.trace_parent.as_deref().and_then(|text| text.parse().ok());
         let is_continued = given.is_some() && !headers.is_root;
         let parent = given.unwrap_or_else(|| self.inner.begin_trace());
@@ -473,7 +480,7 @@ const LEFT_MIN: Duration = Duration::from_millis(1);
 /// Of a method that there is not.
 const METHOD_SHOWN: usize = 64;
 
-fn result_of(answer: CallAnswer, share: &Share<'_>) -> Result<Value, CallError> {
+fn result_of(answer: CallAnswer, share: &Share) -> Result<Value, CallError> {
     let result = answer.outcome.map_err(CallError::from)?;
     share.take(result.len())?;
     serde_json::from_str(&result).map_err(|_| {

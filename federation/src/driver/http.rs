@@ -16,6 +16,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use lapwing_base::PeerId;
 use serde::Deserialize;
@@ -27,6 +28,7 @@ use tracing::debug;
 use super::documents::{Health, Page, Scope};
 use super::edge::Headers;
 use super::metrics::EdgeNumbers;
+use super::results::Share;
 use super::{Federation, calls, compat};
 use crate::call::TRACE_STATE_MAX;
 use crate::json_rpc::{Answer, Id, Incoming, Reply};
@@ -187,15 +189,18 @@ const ENDPOINTS: [&str; 23] = [
 
 async fn rpc(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Response {
     let asked = edge.asked(&headers);
-    let reply = edge.rpc(&asked, body).await;
-    replied(reply, &asked)
+    let (reply, share) = match edge.rpc(&asked, body).await {
+        Ok((reply, share)) => (reply, Some(share)),
+        Err(refused) => (refused, None),
+    };
+    replied(reply, share, &asked)
 }
 
 async fn rpc_by_another_method(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Response {
     let asked = edge.asked(&headers);
     let error = CallError::new(ErrorCode::InvalidRequest, "requests of JSON-RPC are posted");
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    let mut response = replied(edge.failed(error, status, &asked), &asked);
+    let mut response = replied(edge.failed(error, status, &asked), None, &asked);
     let allowed = HeaderValue::from_static("POST, OPTIONS");
     response.headers_mut().insert(header::ALLOW, allowed);
     response
@@ -216,6 +221,19 @@ async fn with_cors(mut response: Response) -> Response {
             .insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// An answer that is being written, with what it has of results.
+#[derive(Debug)]
+struct Written {
+    text: String,
+    _share: Option<Share>,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
 }
 
 /// What came with a request, and what goes back with its answer.
@@ -274,24 +292,26 @@ impl Edge {
         })
     }
 
-    async fn rpc(&self, asked: &Asked, body: Body) -> Reply {
+    /// # Errors
+    /// The answer to a request that was not read.
+    async fn rpc(&self, asked: &Asked, body: Body) -> Result<(Reply, Share), Reply> {
         let _seat = match self.seat() {
             Ok(seat) => seat,
-            Err(error) => return self.failed(error, StatusCode::OK, asked),
+            Err(error) => return Err(self.failed(error, StatusCode::OK, asked)),
         };
         let body = match read(body, Incoming::BODY_MAX, BODY_TIMEOUT).await {
             Ok(body) => body,
             Err(error @ BodyError::TooLong { .. }) => {
                 let error = CallError::new(ErrorCode::PayloadTooLarge, error.to_string());
-                return self.failed(error, StatusCode::PAYLOAD_TOO_LARGE, asked);
+                return Err(self.failed(error, StatusCode::PAYLOAD_TOO_LARGE, asked));
             }
             Err(error @ BodyError::TooSlow) => {
                 let error = CallError::new(ErrorCode::Timeout, error.to_string());
-                return self.failed(error, StatusCode::REQUEST_TIMEOUT, asked);
+                return Err(self.failed(error, StatusCode::REQUEST_TIMEOUT, asked));
             }
             Err(error @ BodyError::Broken) => {
                 let error = CallError::new(ErrorCode::ParseError, error.to_string());
-                return self.failed(error, StatusCode::BAD_REQUEST, asked);
+                return Err(self.failed(error, StatusCode::BAD_REQUEST, asked));
             }
         };
         let headers = Headers {
@@ -301,7 +321,7 @@ impl Edge {
             trace_state: asked.trace_state.clone(),
             request_id: Some(asked.request_id.clone()),
         };
-        self.federation.answer(&body, &headers).await
+        Ok(self.federation.answer_with_share(&body, &headers).await)
     }
 
     /// The answer to a request that was not read.
@@ -326,10 +346,13 @@ impl Edge {
     }
 }
 
-fn replied(reply: Reply, asked: &Asked) -> Response {
+fn replied(reply: Reply, share: Option<Share>, asked: &Asked) -> Response {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = match reply.body {
-        Some(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Some(text) => {
+            let body = Bytes::from_owner(Written { text, _share: share });
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        }
         None => Response::new(Body::empty()),
     };
     *response.status_mut() = status;
@@ -648,7 +671,6 @@ impl IntoResponse for Failure {
 mod tests {
     use axum::body::to_bytes;
     use axum::http::Method;
-    use bytes::Bytes;
     use hyper::service::Service as _;
     use hyper_util::service::TowerToHyperService;
     use lapwing_base::Role;

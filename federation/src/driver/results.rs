@@ -1,6 +1,7 @@
 //! How much of results the edge has at a time: whoever sends a few hundred bytes may ask for gigabytes. Nothing else here
 //! knows of requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ pub(super) struct Results {
     held: AtomicUsize,
 }
 
-/// What one request or one batch has; given back when it is dropped.
+/// What one request or one batch has, until its answer is written; given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Share<'a> {
-    results: &'a Results,
+pub(super) struct Share {
+    results: Arc<Results>,
     taken: AtomicUsize,
 }
 
@@ -29,15 +30,15 @@ const ALL_MAX: usize = 256 << 20;
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
 impl Results {
-    pub(super) const fn share(&self) -> Share<'_> {
+    pub(super) fn share(self: &Arc<Self>) -> Share {
         Share {
-            results: self,
+            results: Arc::clone(self),
             taken: AtomicUsize::new(0),
         }
     }
 }
 
-impl Share<'_> {
+impl Share {
     /// Takes up a result whose text has so many bytes.
     ///
     /// # Errors
@@ -59,7 +60,7 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         let taken = *self.taken.get_mut();
         self.results.held.fetch_sub(taken, Ordering::Relaxed);
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn one_request_has_no_more_than_its_share() {
-        let results = Results::default();
+        let results = Arc::new(Results::default());
         let share = results.share();
         assert_eq!(code(share.take(ONE_MAX)), None);
         assert_eq!(code(share.take(1)), Some(ErrorCode::PayloadTooLarge));
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn all_together_have_no_more_than_there_is_and_what_is_over_makes_room() {
-        let results = Results::default();
+        let results = Arc::new(Results::default());
         let shares = [(); ALL_MAX / ONE_MAX].map(|()| results.share());
         for share in &shares {
             assert_eq!(code(share.take(ONE_MAX)), None);
