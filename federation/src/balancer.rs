@@ -53,6 +53,42 @@ impl<K: Ord + Clone> Balancer<K> {
         rng: &mut impl Rng,
         candidates: &[Candidate<K>],
     ) -> Result<Chosen<K>, Refused> {
+        let algorithm = self.algorithm;
+        self.choose_by(now, rng, candidates, |rng, tier| {
+            let due = tier.iter().filter(|(_, record)| record.is_due(now));
+            match due.min_by_key(|(_, record)| record.breaker.retry_at()) {
+                Some(due) => Some(*due),
+                None => algorithm.pick(now, rng, tier),
+            }
+        })
+    }
+
+    /// The same for a call that may come again and is to find the instance that has it: of those that may be called the one
+    /// that ranks highest, whatever the algorithm.
+    ///
+    /// # Errors
+    /// As [`Balancer::choose`].
+    pub fn choose_ranked(
+        &mut self,
+        now: Instant,
+        rng: &mut impl Rng,
+        candidates: &[Candidate<K>],
+        rank: impl Fn(&K) -> u64,
+    ) -> Result<Chosen<K>, Refused> {
+        self.choose_by(now, rng, candidates, |_, tier| {
+            tier.iter()
+                .max_by_key(|(candidate, _)| rank(&candidate.key))
+                .copied()
+        })
+    }
+
+    fn choose_by<R: Rng>(
+        &mut self,
+        now: Instant,
+        rng: &mut R,
+        candidates: &[Candidate<K>],
+        pick: impl for<'a> FnOnce(&mut R, &[View<'a, K>]) -> Option<View<'a, K>>,
+    ) -> Result<Chosen<K>, Refused> {
         self.meet(rng, candidates);
         let views: Vec<_> = candidates
             .iter()
@@ -61,12 +97,7 @@ impl<K: Ord + Clone> Balancer<K> {
         let standings = Standings::at(now, &views);
         let refused = standings.refused();
         let tier = standings.tier();
-        let due = tier.iter().filter(|(_, record)| record.is_due(now));
-        let chosen = match due.min_by_key(|(_, record)| record.breaker.retry_at()) {
-            Some(due) => Some(*due),
-            None => self.algorithm.pick(now, rng, &tier),
-        };
-        let key = chosen
+        let key = pick(rng, &tier)
             .map(|(candidate, _)| candidate.key.clone())
             .ok_or(refused)?;
         let record = self.records.get_mut(&key).ok_or(refused)?;
@@ -567,6 +598,26 @@ mod tests {
             [("alice1", 5), ("alice2", 5)],
             "it is back"
         );
+    }
+
+    #[test]
+    fn what_comes_again_goes_to_the_same_instance_while_that_may_be_called() {
+        let mut story = Story::new(Algorithm::RoundRobin);
+        let all = [far("a", 1), far("b", 1), far("c", 1)];
+        let rank = |key: &&str| u64::from(key.as_bytes()[0].wrapping_mul(5) % 7);
+        let chosen = |story: &mut Story, candidates: &[Candidate<&'static str>]| {
+            let chosen = story
+                .balancer
+                .choose_ranked(story.now, &mut story.rng, candidates, rank);
+            let chosen = chosen.unwrap();
+            let key = *chosen.key();
+            story.end(chosen, 20, Outcome::Success);
+            key
+        };
+        let first = chosen(&mut story, &all);
+        assert!((0..10).all(|_| chosen(&mut story, &all) == first));
+        let others: Vec<_> = all.iter().filter(|one| one.key != first).cloned().collect();
+        assert_ne!(chosen(&mut story, &others), first);
     }
 
     #[test]

@@ -51,6 +51,26 @@ pub struct Call {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 pub struct CallId(pub u128);
 
+impl CallId {
+    /// Tells those that a caller has named from those that were drawn.
+    const NAMED: u128 = 1 << 127;
+
+    /// Of a call that its caller has named, and may make again under the same name: made of the bits of the name's hash.
+    pub const fn named(bits: u128) -> Self {
+        Self(bits | Self::NAMED)
+    }
+
+    /// Of a call that comes once, made of bits that were drawn.
+    pub const fn drawn(bits: u128) -> Self {
+        Self(bits & !Self::NAMED)
+    }
+
+    /// Whether its caller may make it again.
+    pub const fn is_named(self) -> bool {
+        self.0 & Self::NAMED != 0
+    }
+}
+
 /// What W3C's Trace Context (Recommendation of 23 November 2021) carries.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct TraceContext {

@@ -25,6 +25,7 @@ mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,7 +34,7 @@ use lapwing_base::{Keypair, PeerId, Role};
 use lapwing_net::Network;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::field::display;
@@ -162,8 +163,10 @@ pub(crate) struct Inner {
     /// Whether this node or a home of its offers anything, or has.
     tells: watch::Sender<bool>,
     state: Mutex<State>,
-    /// Calls that are on their way through this node.
-    room: Semaphore,
+    /// Places of the calls that are on their way through this node.
+    room: Arc<Turns>,
+    /// Those calls.
+    in_hand: TaskTracker,
     /// What the edge has of results.
     results: Arc<Results>,
     /// What neighbours have asked and are not told yet.
@@ -172,6 +175,11 @@ pub(crate) struct Inner {
     settled_at: Instant,
     /// Something was heard of others.
     heard: Notify,
+    /// A main has said that it is about to end.
+    main_leaves: Notify,
+    /// This node is about to end: it carries nothing out any more, and a moment later carries nothing on either.
+    is_leaving: AtomicBool,
+    is_closed: AtomicBool,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -185,7 +193,8 @@ struct State {
     sessions_begun: u64,
     balancing: Balancing,
     balancers: BTreeMap<ServiceName, Balancer<PeerId>>,
-    retries: Retries,
+    /// Of the services that calls have been made of lately.
+    retries: BTreeMap<ServiceName, Retries>,
     executed: Executed<calls::Join>,
     /// Of calls to each neighbour.
     turns: BTreeMap<PeerId, Arc<Turns>>,
@@ -285,7 +294,7 @@ impl Federation {
                 sessions_begun: 0,
                 balancing: config.balancing,
                 balancers: BTreeMap::new(),
-                retries: Retries::new(),
+                retries: BTreeMap::new(),
                 executed: Executed::new(),
                 turns: BTreeMap::new(),
                 lines: BTreeMap::new(),
@@ -296,11 +305,15 @@ impl Federation {
                 counts: Counts::new(),
                 rng: StdRng::seed_from_u64(draw()),
             }),
-            room: Semaphore::new(calls::IN_HAND_MAX),
+            room: Turns::new(calls::IN_HAND_MAX, calls::IN_HAND_SHARE, 0),
+            in_hand: TaskTracker::new(),
             results: Arc::default(),
             answering: TaskTracker::new(),
             settled_at: now() + SETTLES_IN,
             heard: Notify::new(),
+            main_leaves: Notify::new(),
+            is_leaving: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
             network,
@@ -436,11 +449,17 @@ impl Federation {
     /// Says that this node goes, waits until its neighbours could hear it, and ends.
     pub async fn shutdown(self) {
         self.inner.lock().said.departure = Some(Departure::Shutdown);
+        self.inner.is_leaving.store(true, Ordering::Relaxed);
+        // Homes go to another main while this one still carries on what is theirs.
+        self.inner
+            .say_leaving(|_, session| session.admitted.role == Role::Home);
         if self.inner.announce().is_ok() {
             let heard = join_all(self.inner.probed(neighbours::LAST_WORD_PROBE));
             // Whoever does not answer is told by the end of the connection.
             let _ = tokio::time::timeout(GOODBYE_MAX, heard).await;
         }
+        let _ = tokio::time::timeout(HOMES_GO_MAX, self.inner.homes_gone()).await;
+        self.inner.is_closed.store(true, Ordering::Relaxed);
         if self.inner.let_calls_end().await {
             let heard = join_all(self.inner.probed(neighbours::LAST_PROBE));
             // What they were answered is on its way since before.
@@ -457,6 +476,9 @@ const SETTLES_IN: Duration = Duration::from_secs(2);
 
 /// A node that goes waits so long for its last word to be heard.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// And so long for its homes to go elsewhere.
+const HOMES_GO_MAX: Duration = Duration::from_secs(2);
 
 /// And so long for the calls to end that it has in hand; new ones are refused.
 const CALLS_END_MAX: Duration = Duration::from_secs(30);
@@ -476,6 +498,7 @@ async fn tick(inner: Arc<Inner>) {
         let to_send = state.registry.on_tick(now());
         state.send(to_send);
         state.forget_instances();
+        state.retries.retain(|_, retries| !retries.is_idle(now()));
         state.executed.on_tick(now());
         // Mains that nobody names any more are not told of again.
         let mains = inner.around.borrow().mains.clone();
@@ -568,8 +591,9 @@ impl Inner {
 
     /// Waits for the calls that this node has in hand, and until their answers were written; says whether there were any.
     async fn let_calls_end(&self) -> bool {
-        let in_hand = calls::IN_HAND_MAX.saturating_sub(self.room.available_permits());
+        let in_hand = self.in_hand.len();
         self.answering.close();
+        self.in_hand.close();
         if in_hand == 0 && self.answering.is_empty() {
             return false;
         }
@@ -578,9 +602,7 @@ impl Inner {
             "calls that are under way have up to {CALLS_END_MAX:?} to end"
         );
         let ended = async {
-            // When nobody has a seat all of them are free. Nobody closes them.
-            let seats = u32::try_from(calls::IN_HAND_MAX).unwrap_or(u32::MAX);
-            drop(self.room.acquire_many(seats).await);
+            self.in_hand.wait().await;
             self.answering.wait().await;
         };
         if tokio::time::timeout(CALLS_END_MAX, ended).await.is_err() {
@@ -590,12 +612,13 @@ impl Inner {
     }
 
     fn turns(&self, to: PeerId) -> Arc<Turns> {
-        let new = || Turns::new(calls::UNDER_WAY_MAX, calls::WAITING_MAX);
+        let new = || Turns::new(calls::UNDER_WAY_MAX, calls::UNDER_WAY_SHARE, calls::WAITING_MAX);
         Arc::clone(self.lock().turns.entry(to).or_insert_with(new))
     }
 
     fn set_uplink(&self, main: Option<PeerId>) {
         self.lock().uplink = main;
+        self.heard.notify_waiters();
     }
 
     fn begin_session(
@@ -620,6 +643,7 @@ impl Inner {
             stop,
             told_holder: None,
             name_holder: None,
+            is_leaving: false,
         };
         if role == Role::Main {
             state.counts.on_session(peer, now());
@@ -661,6 +685,8 @@ impl Inner {
         }
         let to_send = state.registry.on_disconnected(peer);
         state.send(to_send);
+        drop(state);
+        self.heard.notify_waiters();
     }
 
     /// Ends some sessions; who wants one begins another.
@@ -802,6 +828,11 @@ impl State {
     fn list_services(&mut self) {
         let announced = self.offers.values().filter(|offer| !offer.exposure.is_private);
         self.said.services = announced.map(|offer| offer.service.clone()).collect();
+    }
+
+    /// How often calls of a service may be tried again.
+    fn retries_of(&mut self, service: &ServiceName) -> &mut Retries {
+        self.retries.entry(service.clone()).or_default()
     }
 
     /// Balancers keep no instances that are gone.

@@ -20,6 +20,11 @@ impl Retries {
         Self::default()
     }
 
+    /// Whether nothing is kept of any call.
+    pub fn is_idle(&mut self, now: Instant) -> bool {
+        self.recent.total(now).all == 0
+    }
+
     /// A call begins; a retry is none.
     pub fn on_request(&mut self, now: Instant) {
         self.recent.add(now, Tally { all: 1, marked: 0 });

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -41,21 +42,32 @@ pub(super) const CALL: Kind = Kind {
 /// Channels that wait to be taken.
 pub(super) const CALL_QUEUE: usize = 1_000;
 
-/// Calls that a node has in hand; of more the caller is told at once that it is busy.
-pub(super) const IN_HAND_MAX: usize = 1_000;
+/// Calls that a node has in hand, of one service as many as others leave free: a thousand where there is no other. Of more the
+/// caller is told at once that it is busy.
+pub(super) const IN_HAND_MAX: usize = 2_000;
+pub(super) const IN_HAND_SHARE: usize = 1;
 
 /// Calls that are under way to one neighbour: it takes 256 channels of a kind from each, and those whose answer is on its
-/// way count too.
+/// way count too. Of one service three times as many as are free: three quarters where there is no other.
 pub(super) const UNDER_WAY_MAX: usize = 192;
+pub(super) const UNDER_WAY_SHARE: usize = 3;
 
 /// Calls that wait for their turn to go to one neighbour.
 pub(super) const WAITING_MAX: usize = 1_000;
 
 /// Channels whose call is read or answered at a time; of more, which would be told that this node is busy, some wait.
-const ANSWERED_AT_ONCE: usize = 2 * IN_HAND_MAX;
+const ANSWERED_AT_ONCE: usize = IN_HAND_MAX;
 
 /// When to try again where a node is busy: a call is over in less, mostly.
 const BUSY_FOR: Duration = Duration::from_millis(100);
+
+/// So long a home that has lost its main waits for another one with a call that may be made again.
+const NEXT_MAIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// A time-out says something of the instance where the call had this long, or many times what its calls usually take: whoever
+/// gives a service less shuts it to nobody else.
+const PATIENT: Duration = Duration::from_secs(1);
+const PATIENT_TIMES: u32 = 4;
 
 /// So long a neighbour with whom there is no connection any more is tried to be reached for a call.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -296,20 +308,9 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         }
         answer
     };
-    {
-        let mut state = inner.lock();
-        if state.said.departure.is_some() {
-            let said = format!("node {} is about to end", inner.me);
-            return log(
-                &call,
-                failed(inner, CallError::new(ErrorCode::NodeOffline, said)),
-                true,
-            );
-        }
-        state.retries.on_request(now());
-    }
-    let Ok(_seat) = inner.room.try_acquire() else {
-        return log(&call, busy(inner, IN_HAND_MAX), true);
+    let _in_hand = inner.in_hand.token();
+    let Ok(_place) = inner.room.try_take(&call.service) else {
+        return log(&call, busy(inner, &call.service), true);
     };
     let mut before: Option<CallAnswer> = None;
     // Another attempt is for another instance, where there is one.
@@ -317,7 +318,7 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
     loop {
         let planned = planned(inner, &call, tried, arrived).await;
         let begun = now();
-        let (step, chosen) = match planned {
+        let (step, chosen) = match planned.and_then(|planned| inner.goes_on(planned, &call, begun)) {
             Ok(planned) => planned,
             // Where nobody else can be asked, what the first has said tells more.
             Err(error) => {
@@ -325,15 +326,22 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
                 return log(&call, answer, true);
             }
         };
+        let patience = Duration::from_millis(call.remaining_ms.into());
+        let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
         let has_chosen = chosen.as_ref().map(|chosen| *chosen.key());
         let call_in_flight = InFlight {
             inner,
             chosen: chosen.map(|chosen| (call.service.clone(), chosen)),
             begun,
         };
-        // Only who has chosen the instance may choose another one: where every node on the way tried again, one call would
-        // become many.
-        let may_choose = has_chosen.is_some() && before.is_none();
+        // Only who has chosen the instance may choose another one, and only a home may go to another main: where every node on
+        // the way tried again, one call would become many.
+        let goes_by_main = is_made_here && has_chosen.is_none() && inner.role() == Role::Home;
+        let may_try = before.is_none() && (has_chosen.is_some() || goes_by_main);
+        let had = goes_by_main.then(|| inner.uplink_session()).flatten();
+        if may_try {
+            inner.lock().retries_of(&call.service).on_request(begun);
+        }
         let is_ours = has_chosen.is_some() || step == Step::Serve;
         let (answer, was_sent, made, kept) = match step {
             Step::Serve => {
@@ -341,10 +349,8 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
                 (answer, true, call, None)
             }
             Step::Forward { to, onward } => {
-                let patience = Duration::from_millis(call.remaining_ms.into());
-                let left = patience.saturating_sub(begun.saturating_duration_since(arrived));
                 // Whoever only passes it on needs no copy.
-                let kept = may_choose.then(|| call.clone());
+                let kept = may_try.then(|| call.clone());
                 let mut call = call.onward(onward);
                 let span = inner.begin_hop(SpanKind::Client, &mut call, to);
                 let (answer, was_sent) = forward(inner, to, &mut call, arrived, left).await;
@@ -357,24 +363,27 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
             .as_ref()
             .err()
             .map(|failure| failure.clone().into());
-        call_in_flight.end(
-            error
-                .as_ref()
-                .map_or(Outcome::Success, |error| of(error, has_chosen)),
-        );
+        call_in_flight.end(error.as_ref(), left);
         let Some(error) = error else { return answer };
         let was_sent = was_sent && !is_turned_away(&error, has_chosen);
-        // What has taken all of its time has none left for another attempt.
-        let may_retry = may_choose
+        // What has taken all of its time has none left for another attempt. A home asks another main only where it has lost
+        // its own: what that says of others, another one would say too.
+        let is_lost = matches!(error.code, ErrorCode::PeerUnreachable | ErrorCode::NodeOffline);
+        let may_help = has_chosen.is_some() || (is_lost && error.failed_at == Some(inner.me));
+        let may_retry = may_try
+            && may_help
             && error.code != ErrorCode::Timeout
             && inner
                 .lock()
-                .retries
+                .retries_of(&made.service)
                 .may_retry(now(), &error, was_sent, made.is_idempotent);
         if !may_retry {
             return log(&made, answer, is_ours);
         }
         let next = kept.unwrap_or(made);
+        if goes_by_main {
+            inner.next_main(had, arrived + patience).await;
+        }
         before = Some(answer);
         tried = has_chosen;
         debug!(service = %next.service, %error, "a call is tried again");
@@ -382,13 +391,54 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
     }
 }
 
+impl Inner {
+    /// What was planned, unless this node is about to end: then it begins nothing itself, and carries on what others do only
+    /// for as long as they need to find another way.
+    fn goes_on(&self, planned: Planned, call: &Call, now: Instant) -> Result<Planned, CallError> {
+        let ends = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        if !ends(&self.is_closed) && !(ends(&self.is_leaving) && planned.0 == Step::Serve) {
+            return Ok(planned);
+        }
+        // It is never called.
+        drop(InFlight {
+            inner: self,
+            chosen: planned.1.map(|chosen| (call.service.clone(), chosen)),
+            begun: now,
+        });
+        let said = format!("node {} is about to end", self.me);
+        Err(CallError::new(ErrorCode::NodeOffline, said))
+    }
+
+    /// The session with the main of this home.
+    fn uplink_session(&self) -> Option<u64> {
+        let state = self.lock();
+        state.sessions.get(&state.uplink?).map(|session| session.number)
+    }
+
+    /// Waits for a moment until this home has another session with a main than the one that it had.
+    async fn next_main(&self, had: Option<u64>, deadline: Instant) {
+        let until = deadline.min(now() + NEXT_MAIN_WITHIN);
+        loop {
+            // From before it is looked, so that nothing is missed.
+            let heard = self.heard.notified();
+            let has = self.uplink_session();
+            if (has.is_some() && has != had) || tokio::time::timeout_at(until.into(), heard).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What is to be done with a call, and which instance was chosen for it, where it is this node that chooses.
+type Planned = (Step, Option<Chosen<PeerId>>);
+
 /// Where a call goes now. A node that has just started may not have heard of what is there, and waits a moment for it.
 async fn planned(
     inner: &Inner,
     call: &Call,
     tried: Option<PeerId>,
     arrived: Instant,
-) -> Result<(Step, Option<Chosen<PeerId>>), CallError> {
+) -> Result<Planned, CallError> {
     loop {
         // From before it is looked, so that nothing is missed.
         let heard = inner.heard.notified();
@@ -408,24 +458,34 @@ async fn planned(
     }
 }
 
-/// What an error says of the instance that was chosen: where others on the way have too much to do, or have lost it, nothing.
-/// Who can be reached the registry knows, and a breaker would keep one out for half a minute that is back at once.
-fn of(error: &CallError, chosen: Option<PeerId>) -> Outcome {
-    let is_of_the_way = matches!(
-        error.code,
-        ErrorCode::Overloaded | ErrorCode::NodeOffline | ErrorCode::PeerUnreachable
-    );
-    if is_of_the_way && error.failed_at != chosen {
+/// What an error says of the instance that was chosen: where others on the way have too much to do, or have lost it, or its
+/// node is about to end, nothing. Who can be reached the registry knows, and a breaker would keep one out for half a minute that
+/// is back at once. Of a time-out, see [`PATIENT`].
+fn of(error: &CallError, chosen: PeerId, left: Duration, usual: Option<Duration>) -> Outcome {
+    let is_its_word = error.failed_at == Some(chosen);
+    let says_nothing = match error.code {
+        ErrorCode::NodeOffline => true,
+        ErrorCode::Overloaded | ErrorCode::PeerUnreachable => !is_its_word,
+        ErrorCode::Timeout => {
+            let is_patient = usual.is_some_and(|usual| left >= usual.saturating_mul(PATIENT_TIMES));
+            left < PATIENT && !is_patient
+        }
+        _ => false,
+    };
+    if says_nothing {
         Outcome::Unknown
     } else {
         Outcome::of(error)
     }
 }
 
-/// Whether the chosen instance itself has said that it did not begin: it has too much to do, or its service is not there. What
-/// others on the way have lost it may have begun.
+/// Whether the chosen instance itself has said that it did not begin: it has too much to do, its service is not there, or its
+/// node is about to end. What others on the way have lost it may have begun.
 fn is_turned_away(error: &CallError, chosen: Option<PeerId>) -> bool {
-    let is_not_begun = matches!(error.code, ErrorCode::Overloaded | ErrorCode::PeerUnreachable);
+    let is_not_begun = matches!(
+        error.code,
+        ErrorCode::Overloaded | ErrorCode::PeerUnreachable | ErrorCode::NodeOffline
+    );
     is_not_begun && chosen.is_some() && error.failed_at == chosen
 }
 
@@ -437,18 +497,21 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    fn end(mut self, outcome: Outcome) {
-        self.tell(outcome);
+    /// It has ended, in this error if there is one; it had so long.
+    fn end(mut self, error: Option<&CallError>, left: Duration) {
+        self.tell(|chosen, usual| error.map_or(Outcome::Success, |error| of(error, chosen, left, usual)));
     }
 
-    fn tell(&mut self, outcome: Outcome) {
+    fn tell(&mut self, outcome: impl FnOnce(PeerId, Option<Duration>) -> Outcome) {
         if let Some((service, chosen)) = self.chosen.take() {
             let instance = *chosen.key();
             let turned = {
                 let (now, mut state) = (now(), self.inner.lock());
-                let balancer = state.balancers.get_mut(&service);
                 let took = now.saturating_duration_since(self.begun);
-                balancer.and_then(|balancer| balancer.on_end(chosen, now, took, outcome))
+                state.balancers.get_mut(&service).and_then(|balancer| {
+                    let usual = balancer.of(&instance).and_then(|metrics| metrics.latency);
+                    balancer.on_end(chosen, now, took, outcome(instance, usual))
+                })
             };
             match turned {
                 Some(Turned::Opened { wait }) => {
@@ -463,7 +526,7 @@ impl InFlight<'_> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.tell(Outcome::Unknown);
+        self.tell(|_, _| Outcome::Unknown);
     }
 }
 
@@ -476,7 +539,7 @@ impl State {
         tried: Option<PeerId>,
         waited: Duration,
         now: Instant,
-    ) -> Result<(Step, Option<Chosen<PeerId>>), CallError> {
+    ) -> Result<Planned, CallError> {
         let uplink = self.uplink;
         if call.target.is_some() {
             return Ok((
@@ -543,9 +606,13 @@ impl State {
             .balancers
             .entry(call.service.clone())
             .or_insert_with(|| Balancer::new(self.balancing.of(&call.service), BreakerConfig::default()));
-        let chosen = balancer
-            .choose(now, &mut self.rng, &candidates)
-            .map_err(|refused| refused.error(&call.service, now))?;
+        // What its caller may make again finds the instance that has carried it out, which has its answer.
+        let chosen = if call.id.is_named() {
+            balancer.choose_ranked(now, &mut self.rng, &candidates, |node| rank(call.id, *node))
+        } else {
+            balancer.choose(now, &mut self.rng, &candidates)
+        };
+        let chosen = chosen.map_err(|refused| refused.error(&call.service, now))?;
         match call.advance(me, Some(*chosen.key()), uplink, &self.registry, waited) {
             Ok(step) => Ok((step, Some(chosen))),
             Err(error) => {
@@ -635,6 +702,17 @@ impl State {
         };
         Err(CallError::new(ErrorCode::Unauthenticated, said))
     }
+}
+
+/// Rendezvous hashing (Thaler and Ravishankar, IEEE/ACM Transactions on Networking 6(1), 1998): of any instances everybody finds
+/// the same for a call.
+fn rank(call: CallId, node: PeerId) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("lapwing-federation/v1/instance of a named call");
+    hasher.update(&call.0.to_be_bytes());
+    hasher.update(&node.to_bytes());
+    let mut rank = [0; 8];
+    hasher.finalize_xof().fill(&mut rank);
+    u64::from_be_bytes(rank)
 }
 
 /// A home of this node's counts as its own.
@@ -786,7 +864,9 @@ async fn forward(
         return (failed(inner, error), false);
     }
     let waiting_since = now();
-    let turn = tokio::time::timeout(patience, inner.turns(to).take(&call.service, call.priority)).await;
+    // Whoever has waited for half of its time is told so while another instance or a later attempt may still do.
+    let longest = patience / 2;
+    let turn = tokio::time::timeout(longest, inner.turns(to).take(&call.service, call.priority)).await;
     let begun = now();
     let refused = match &turn {
         Ok(Ok(_)) => None,
@@ -795,7 +875,7 @@ async fn forward(
             Some(CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR))
         }
         Err(_) => {
-            let waited = span_text(patience);
+            let waited = span_text(longest);
             let said = format!("the call has waited {waited} for its turn to go to node {to}");
             Some(CallError::new(ErrorCode::Overloaded, said).with_retry_after(BUSY_FOR))
         }
@@ -928,8 +1008,11 @@ pub(super) fn failed(inner: &Inner, error: CallError) -> CallAnswer {
 }
 
 /// A node has as many calls in hand as it takes.
-pub(super) fn busy(inner: &Inner, in_hand: usize) -> CallAnswer {
-    let said = format!("node {} has {in_hand} calls in hand", inner.me);
+pub(super) fn busy(inner: &Inner, service: &ServiceName) -> CallAnswer {
+    let said = format!(
+        "node {} has as many calls of service `{service}` in hand as it takes",
+        inner.me
+    );
     let busy = CallError::new(ErrorCode::Overloaded, said);
     failed(inner, busy.with_retry_after(BUSY_FOR))
 }
@@ -984,6 +1067,8 @@ mod tests {
         for (code, failed_at, expected) in [
             (ErrorCode::PeerUnreachable, Some(instance), true),
             (ErrorCode::Overloaded, Some(instance), true),
+            (ErrorCode::NodeOffline, Some(instance), true),
+            (ErrorCode::NodeOffline, Some(other), false),
             (ErrorCode::PeerUnreachable, Some(other), false),
             (ErrorCode::Timeout, Some(instance), false),
             (ErrorCode::RemoteError, Some(instance), false),
@@ -994,6 +1079,37 @@ mod tests {
             assert!(
                 !is_turned_away(&error, None),
                 "whoever has not chosen knows nothing"
+            );
+        }
+    }
+
+    #[test]
+    fn who_is_about_to_end_is_not_to_blame_and_who_was_given_no_time_is_not_either() {
+        let [instance, other] = [(); 2].map(|()| PeerId::random());
+        let [soon, late] = [50, 5_000].map(Duration::from_millis);
+        let [quick, slow] = [Some(Duration::from_millis(2)), Some(Duration::from_millis(40))];
+        for (code, failed_at, left, usual, expected) in [
+            (ErrorCode::NodeOffline, instance, late, None, Outcome::Unknown),
+            (ErrorCode::Overloaded, instance, late, None, Outcome::ServersFault),
+            (ErrorCode::Overloaded, other, late, None, Outcome::Unknown),
+            (
+                ErrorCode::PeerUnreachable,
+                instance,
+                late,
+                None,
+                Outcome::ServersFault,
+            ),
+            (ErrorCode::Timeout, instance, late, None, Outcome::ServersFault),
+            (ErrorCode::Timeout, instance, soon, None, Outcome::Unknown),
+            (ErrorCode::Timeout, instance, soon, slow, Outcome::Unknown),
+            (ErrorCode::Timeout, instance, soon, quick, Outcome::ServersFault),
+        ] {
+            let mut error = CallError::new(code, "as it was");
+            error.failed_at = Some(failed_at);
+            assert_eq!(
+                of(&error, instance, left, usual),
+                expected,
+                "{code:?} {left:?} {usual:?}"
             );
         }
     }

@@ -67,7 +67,7 @@ impl Federation {
         let inner = &self.inner;
         let (uplink, id) = {
             let mut state = inner.lock();
-            (state.uplink, CallId(state.rng.random()))
+            (state.uplink, CallId::drawn(state.rng.random()))
         };
         let Some(main) = uplink.filter(|_| inner.role() == Role::Home) else {
             return Ok(inner.catalog_document(page));

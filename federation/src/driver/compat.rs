@@ -344,6 +344,6 @@ impl Conversation<'_> {
     }
 
     fn draw(&self) -> CallId {
-        CallId(self.edge.federation.inner.lock().rng.random())
+        CallId::drawn(self.edge.federation.inner.lock().rng.random())
     }
 }

@@ -212,7 +212,7 @@ impl Federation {
             .map_err(|error| CallError::new(ErrorCode::InvalidParams, format!("version: {error}")))?;
         let id = match &asked.message_id {
             Some(message_id) => self.inner.id_of(message_id),
-            None => CallId(self.inner.lock().rng.random()),
+            None => CallId::drawn(self.inner.lock().rng.random()),
         };
         // By the id of the request, which whoever looks has, others are found: services are told that of the call, nodes the
         // trace. Both are in the span. A request is no name of a call, since whoever sends it twice may mean two.
@@ -457,7 +457,7 @@ impl Inner {
         hasher.update(message_id.as_bytes());
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
-        CallId(u128::from_be_bytes(id))
+        CallId::named(u128::from_be_bytes(id))
     }
 }
 

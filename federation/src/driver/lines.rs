@@ -280,9 +280,9 @@ async fn answer_line(inner: Arc<Inner>, channel: Channel) -> Result<(), ChannelE
                             let one = answer_one(Arc::clone(&inner), peer, number, call, answers.clone());
                             under_way.insert(number, calls.spawn(one));
                         }
-                        Some(_) => {
+                        Some(call) => {
                             let busy = Answer {
-                                frame: encode(&(number, &calls::busy(&inner, AT_ONCE_MAX))),
+                                frame: encode(&(number, &calls::busy(&inner, &call.service))),
                                 _in_hand: inner.answering.token(),
                             };
                             if answers.try_send(busy).is_err() {

@@ -72,7 +72,7 @@ impl Federation {
     }
 
     fn write_calls(&self, text: &mut Exposition, edge: EdgeNumbers) {
-        let in_hand = IN_HAND_MAX.saturating_sub(self.inner.room.available_permits());
+        let in_hand = IN_HAND_MAX.saturating_sub(self.inner.room.free());
         let help = "Calls that this node carries out or has passed on, and that are not answered.";
         text.single("calls_in_hand", "gauge", help, in_hand);
         let state = self.inner.lock();

@@ -1,7 +1,7 @@
 //! Sessions with neighbours: one channel each, on which both ends say what they know of services. A home has one with the
 //! first of its mains that answers, and goes back to an earlier one when that does; mains have one with each other main.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,13 @@ enum Frame {
     Answer(u32),
     /// A main says who has the name that the other wants; `None` where the other has it, after another had.
     NameHolder(Option<PeerId>),
+    /// A main is about to end: its homes go to another one. A home answers the same where it has no other.
+    Leaving,
+}
+
+impl Frame {
+    /// How many kinds there are. What is of another is of a later version, and is not for this one.
+    const KINDS: u8 = 7;
 }
 
 /// What waits to cross a session.
@@ -61,6 +68,7 @@ pub(super) enum ToSay {
     Probe(u32),
     Answer(u32),
     NameHolder(Option<PeerId>),
+    Leaving,
 }
 
 /// How often a main is asked whether it does its part: its link may stand while the program behind it does not go on.
@@ -129,6 +137,8 @@ pub(super) struct Session {
     pub(super) told_holder: Option<PeerId>,
     /// The same of the name that this node wants, as the neighbour says.
     pub(super) name_holder: Option<PeerId>,
+    /// Of a main: it is about to end. Of a home: it knows that of this node, and stays.
+    pub(super) is_leaving: bool,
 }
 
 impl Session {
@@ -340,10 +350,21 @@ async fn keep_uplink(inner: &Arc<Inner>) {
             // A thousand homes of the same main do not come at once.
             tokio::time::sleep(backoff.next(now(), rand_part(inner))).await;
         }
+        let ended = active.as_ref().map(|(_, stop)| stop.clone()).unwrap_or_default();
+        let leaving = inner.leaving();
+        let is_left = active.as_ref().is_some_and(|(peer, _)| leaving.contains(peer));
         let better = active
             .as_ref()
+            .filter(|_| !is_left)
             .and_then(|(peer, _)| list.iter().position(|main| main == peer));
-        match open_first(inner, &list[..better.unwrap_or(list.len())]).await {
+        let mut others = list[..better.unwrap_or(list.len())].to_vec();
+        others.retain(|main| !leaving.contains(main));
+        let opened = tokio::select! {
+            opened = open_first(inner, &others) => opened,
+            // A better one is no reason to be without any.
+            () = ended.cancelled() => continue,
+        };
+        match opened {
             Ok((main, stop)) => {
                 info!(%main, "calls go by this main");
                 inner.set_uplink(Some(main));
@@ -352,19 +373,25 @@ async fn keep_uplink(inner: &Arc<Inner>) {
                     before.cancel();
                 }
             }
-            Err(NoMain { is_refused }) => backoff.is_refused = is_refused,
+            Err(NoMain { is_refused }) => {
+                backoff.is_refused = is_refused;
+                if let Some((main, _)) = active.as_ref().filter(|_| is_left) {
+                    inner.say_leaving(|peer, _| peer == *main);
+                }
+            }
         }
         if active.is_none() {
             inner.set_uplink(None);
         }
         let wait = match &active {
-            Some(_) => RETURN_INTERVAL,
-            None => backoff.next(now(), rand_part(inner)),
+            Some(_) if !is_left => RETURN_INTERVAL,
+            _ => backoff.next(now(), rand_part(inner)),
         };
         let ended = active.as_ref().map(|(_, stop)| stop.clone()).unwrap_or_default();
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = ended.cancelled() => {}
+            () = inner.main_leaves.notified() => {}
             changed = around.changed() => if changed.is_err() { return },
         }
     }
@@ -583,6 +610,53 @@ fn admit(inner: &Inner, claim: Claim) -> Result<Greeted, NotAdmitted> {
 }
 
 impl Inner {
+    /// Tells some neighbours that this node is about to end, or that it knows that of them.
+    pub(super) fn say_leaving(&self, whom: impl Fn(PeerId, &Session) -> bool) {
+        for (peer, session) in &self.lock().sessions {
+            if whom(*peer, session) {
+                session.say(ToSay::Leaving);
+            }
+        }
+    }
+
+    fn on_leaving(&self, from: PeerId, number: u64) {
+        {
+            let mut state = self.lock();
+            let Some(session) = state.sessions.get_mut(&from) else {
+                return;
+            };
+            if session.number != number || std::mem::replace(&mut session.is_leaving, true) {
+                return;
+            }
+            if session.admitted.role == Role::Main && state.uplink == Some(from) {
+                info!(main = %from, "the main of this home is about to end");
+            }
+        }
+        self.main_leaves.notify_one();
+        self.heard.notify_waiters();
+    }
+
+    /// Who has said that it is about to end.
+    fn leaving(&self) -> BTreeSet<PeerId> {
+        let state = self.lock();
+        let leaving = state.sessions.iter().filter(|(_, session)| session.is_leaving);
+        leaving.map(|(peer, _)| *peer).collect()
+    }
+
+    /// Waits until all homes have another main, or have said that they stay.
+    pub(super) async fn homes_gone(&self) {
+        loop {
+            // From before it is looked, so that nothing is missed.
+            let heard = self.heard.notified();
+            let is_waited_for =
+                |session: &Session| session.admitted.role == Role::Home && !session.is_leaving;
+            if !self.lock().sessions.values().any(is_waited_for) {
+                return;
+            }
+            heard.await;
+        }
+    }
+
     /// Why there is no session with a main: it is warned of once, until it comes to something else.
     fn tell_of(&self, main: PeerId, error: &SessionError) {
         let gist = error.gist();
@@ -688,8 +762,27 @@ impl Drop for EndOnDrop<'_> {
         {
             self.inner.tell_of(self.peer, error);
         }
+        if matches!(self.why, None | Some(SessionError::Closed)) {
+            self.inner.let_answers_through(self.peer);
+        }
         // Whoever waits for the end of this session waits for this.
         self.stop.cancel();
+    }
+}
+
+impl Inner {
+    /// A session has ended in order: what is under way between both may end. A long answer comes over a channel of its own.
+    fn let_answers_through(&self, peer: PeerId) {
+        let welcome = self.network.welcome(peer);
+        let holding = async move {
+            tokio::time::sleep(super::CALLS_END_MAX).await;
+            drop(welcome);
+        };
+        // Where the runtime ends there is nothing to end in order.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let holding = self.stop.child_token().run_until_cancelled_owned(holding);
+            self.tasks.spawn_on(holding, &runtime);
+        }
     }
 }
 
@@ -700,6 +793,7 @@ async fn send_all(mut send: SendHalf, mut outbox: mpsc::Receiver<ToSay>) -> Resu
             ToSay::Probe(number) => send.send(&encode(&Frame::Probe(number))).await?,
             ToSay::Answer(number) => send.send(&encode(&Frame::Answer(number))).await?,
             ToSay::NameHolder(holder) => send.send(&encode(&Frame::NameHolder(holder))).await?,
+            ToSay::Leaving => send.send(&encode(&Frame::Leaving)).await?,
         }
     }
     Ok(())
@@ -739,6 +833,10 @@ async fn receive_all(
             Ok(Frame::Probe(probe)) => drop(outbox.send(ToSay::Answer(probe)).await),
             Ok(Frame::Answer(probe)) => drop(answered.send_replace(probe)),
             Ok(Frame::NameHolder(holder)) => inner.on_name_holder(receive.peer(), number, holder),
+            Ok(Frame::Leaving) => inner.on_leaving(receive.peer(), number),
+            Err(_) if frame.first().is_some_and(|kind| *kind >= Frame::KINDS) => {
+                debug!("a neighbour of a later version says what this one does not know");
+            }
             Ok(Frame::Refused(reason)) if reason.len() <= REASON_MAX => {
                 return Err(SessionError::RefusedBy(legible(&reason)));
             }

@@ -1,5 +1,7 @@
 //! Who goes next over a link that has as many calls under way as it takes: the most urgent, and of two as urgent the first
-//! that came. One service does not take all places, since it may hang, and others are called over the same link.
+//! that came. No service takes all places, since it may hang, and others are called over the same link: it has up to so many
+//! times as many as are free, so that each that hangs leaves a part of what it found to the next (dynamic thresholds: Choudhury
+//! and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use crate::ServiceName;
 pub(super) struct Turns {
     state: Mutex<State>,
     waiting_max: usize,
-    /// As many of one service.
+    /// A service has so many times as many as are free.
     share: usize,
     hasher: RandomState,
 }
@@ -50,8 +52,8 @@ pub(super) struct Turn(Option<(Arc<Turns>, Mark)>);
 pub(super) struct Full;
 
 impl Turns {
-    /// So many at a time, three quarters of them of one service, and so many that wait.
-    pub(super) fn new(at_a_time: usize, waiting_max: usize) -> Arc<Self> {
+    /// So many at a time, of one service up to `share` times as many as are free, and so many that wait.
+    pub(super) fn new(at_a_time: usize, share: usize, waiting_max: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 free: at_a_time,
@@ -60,7 +62,7 @@ impl Turns {
                 came: 0,
             }),
             waiting_max,
-            share: (at_a_time * 3).div_ceil(4),
+            share,
             hasher: RandomState::new(),
         })
     }
@@ -71,10 +73,8 @@ impl Turns {
         let next = {
             let mut guard = self.lock();
             let state = &mut *guard;
-            let under_way = state.services.get(&mark).map_or(0, |places| places.under_way);
-            if state.free > 0 && under_way < self.share {
-                state.free -= 1;
-                state.services.entry(mark).or_default().under_way += 1;
+            if state.has_place(mark, self.share) {
+                state.enter(mark);
                 return Ok(Turn(Some((Arc::clone(self), mark))));
             }
             if state.waiting >= self.waiting_max {
@@ -96,31 +96,45 @@ impl Turns {
         next.await.map_err(|_| Full)
     }
 
+    /// A turn of a call of this service, if there is one now.
+    pub(super) fn try_take(self: &Arc<Self>, service: &ServiceName) -> Result<Turn, Full> {
+        let mark = self.hasher.hash_one(service);
+        let mut state = self.lock();
+        if !state.has_place(mark, self.share) {
+            return Err(Full);
+        }
+        state.enter(mark);
+        Ok(Turn(Some((Arc::clone(self), mark))))
+    }
+
+    /// Turns that nobody has.
+    pub(super) fn free(&self) -> usize {
+        self.lock().free
+    }
+
     /// Whether nobody has or wants a turn, so that nothing is lost with this.
     pub(super) fn is_idle(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1
     }
 
-    /// A call of a service is over: its place is the next one's.
+    /// A call of a service is over: its place is the next one's, and where more places are free than before, others of
+    /// services that may have more now go too.
     fn pass_on(self: &Arc<Self>, mark: Mark) {
         let mut left = Some(mark);
         loop {
             let (next, waiter) = {
                 let mut state = self.lock();
                 if let Some(mark) = left.take() {
-                    state.free += 1;
                     state.leave(mark);
                 }
                 let Some(next) = state.next(self.share) else {
                     return;
                 };
-                state.free -= 1;
                 next
             };
-            match waiter.send(Turn(Some((Arc::clone(self), next)))) {
-                Ok(()) => return,
-                // It waits no longer: the next one.
-                Err(mut turn) => left = turn.0.take().map(|(_, mark)| mark),
+            // Where it waits no longer, its place is free again.
+            if let Err(mut turn) = waiter.send(Turn(Some((Arc::clone(self), next)))) {
+                left = turn.0.take().map(|(_, mark)| mark);
             }
         }
     }
@@ -131,31 +145,40 @@ impl Turns {
 }
 
 impl State {
-    /// Whoever is the next, and counts as under way from now on. Few services have anybody waiting at a time.
-    fn next(&mut self, share: usize) -> Option<(Mark, oneshot::Sender<Turn>)> {
-        if self.free == 0 || self.waiting == 0 {
-            return None;
-        }
-        let may = self
-            .services
-            .iter()
-            .filter(|(_, places)| places.under_way < share);
-        let first = may.filter_map(|(mark, places)| Some((*places.waiting.first_key_value()?.0, *mark)));
-        let (_, mark) = first.min()?;
-        let places = self.services.get_mut(&mark)?;
-        let (_, waiter) = places.waiting.pop_first()?;
-        places.under_way += 1;
-        self.waiting -= 1;
-        Some((mark, waiter))
+    /// Whether there may be one more call of a service.
+    fn has_place(&self, mark: Mark, share: usize) -> bool {
+        let under_way = self.services.get(&mark).map_or(0, |places| places.under_way);
+        under_way < self.free.saturating_mul(share)
+    }
+
+    fn enter(&mut self, mark: Mark) {
+        self.free -= 1;
+        self.services.entry(mark).or_default().under_way += 1;
     }
 
     fn leave(&mut self, mark: Mark) {
+        self.free += 1;
         if let Some(places) = self.services.get_mut(&mark) {
             places.under_way -= 1;
             if places.under_way == 0 && places.waiting.is_empty() {
                 self.services.remove(&mark);
             }
         }
+    }
+
+    /// Whoever is the next, and counts as under way from now on. Few services have anybody waiting at a time.
+    fn next(&mut self, share: usize) -> Option<(Mark, oneshot::Sender<Turn>)> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let most = self.free.saturating_mul(share);
+        let may = self.services.iter().filter(|(_, places)| places.under_way < most);
+        let first = may.filter_map(|(mark, places)| Some((*places.waiting.first_key_value()?.0, *mark)));
+        let (_, mark) = first.min()?;
+        let (_, waiter) = self.services.get_mut(&mark)?.waiting.pop_first()?;
+        self.waiting -= 1;
+        self.enter(mark);
+        Some((mark, waiter))
     }
 
     fn forget_gone(&mut self) {
@@ -191,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_of_two_the_one_that_came_first() {
-        let turns = Turns::new(1, 10);
+        let turns = Turns::new(1, 3, 10);
         let mut now = Some(take(&turns, 0).await.unwrap());
         let mut waiting: Vec<_> = [0, 5, 5, -3]
             .into_iter()
@@ -220,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_no_longer_is_passed_over_and_makes_room() {
-        let turns = Turns::new(1, 1);
+        let turns = Turns::new(1, 3, 1);
         let first = take(&turns, 0).await.unwrap();
         let mut gone = Box::pin(take(&turns, 9));
         assert!(gone.as_mut().now_or_never().is_none());
@@ -238,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_that_comes_to_one_who_has_just_gone_is_not_lost() {
-        let turns = Turns::new(1, 10);
+        let turns = Turns::new(1, 3, 10);
         let first = take(&turns, 0).await.unwrap();
         let mut gone = Box::pin(take(&turns, 0));
         assert!(gone.as_mut().now_or_never().is_none());
@@ -250,7 +273,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_service_that_hangs_leaves_places_for_others() {
-        let turns = Turns::new(4, 10);
+        let turns = Turns::new(4, 3, 10);
         let mut hanging = Vec::new();
         for _ in 0..3 {
             hanging.push(take_for(&turns, "hangs", 0).await.unwrap());
@@ -269,5 +292,24 @@ mod tests {
             turns.lock().services.is_empty(),
             "nothing is kept of what is over"
         );
+    }
+
+    #[test]
+    fn each_service_that_hangs_leaves_half_of_what_it_found_to_the_next_or_a_quarter() {
+        for (share, expected) in [(1, [500, 250, 125, 62, 31]), (3, [250, 62, 15, 3, 0])] {
+            let turns = Turns::new(1000, share, 0);
+            let mut hanging = Vec::new();
+            let free = [0, 1, 2, 3, 4].map(|service| {
+                let name = format!("hangs-{service}").parse().unwrap();
+                while let Ok(turn) = turns.try_take(&name) {
+                    hanging.push(turn);
+                }
+                turns.free()
+            });
+            assert_eq!(free, expected);
+            drop(hanging);
+            assert_eq!(turns.free(), 1000);
+            assert!(turns.lock().services.is_empty());
+        }
     }
 }

@@ -84,7 +84,7 @@ impl HomeCaller {
     pub(super) async fn call(&self, arguments: String) -> Result<String, (ErrorCode, String)> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let call = Call {
-            id: CallId(self.ids_from.wrapping_add(number.into())),
+            id: CallId::drawn(self.ids_from.wrapping_add(number.into())),
             address: None,
             target: None,
             service: self.service.clone(),
