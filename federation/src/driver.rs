@@ -659,6 +659,8 @@ impl Inner {
         }
         let to_send = state.registry.on_connected(peer, role);
         state.send(to_send);
+        drop(state);
+        self.heard.notify_waiters();
         number
     }
 

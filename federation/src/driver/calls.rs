@@ -479,14 +479,17 @@ fn of(error: &CallError, chosen: PeerId, left: Duration, usual: Option<Duration>
     }
 }
 
-/// Whether the chosen instance itself has said that it did not begin: it has too much to do, its service is not there, or its
-/// node is about to end. What others on the way have lost it may have begun.
+/// Whether it is sure that the chosen instance did not begin: it is not connected with the node that was to pass the call on, or
+/// is about to end; or it says itself that it has too much to do, or that its service is not there. What others on the way have
+/// lost it may have begun.
 fn is_turned_away(error: &CallError, chosen: Option<PeerId>) -> bool {
-    let is_not_begun = matches!(
-        error.code,
-        ErrorCode::Overloaded | ErrorCode::PeerUnreachable | ErrorCode::NodeOffline
-    );
-    is_not_begun && chosen.is_some() && error.failed_at == chosen
+    let is_its_word = error.failed_at == chosen;
+    let is_not_begun = match error.code {
+        ErrorCode::NodeOffline => true,
+        ErrorCode::Overloaded | ErrorCode::PeerUnreachable => is_its_word,
+        _ => false,
+    };
+    is_not_begun && chosen.is_some()
 }
 
 /// A call that an instance was chosen for: it is told how that ended, also where nobody waits for the end any more.
@@ -1068,7 +1071,7 @@ mod tests {
             (ErrorCode::PeerUnreachable, Some(instance), true),
             (ErrorCode::Overloaded, Some(instance), true),
             (ErrorCode::NodeOffline, Some(instance), true),
-            (ErrorCode::NodeOffline, Some(other), false),
+            (ErrorCode::NodeOffline, Some(other), true),
             (ErrorCode::PeerUnreachable, Some(other), false),
             (ErrorCode::Timeout, Some(instance), false),
             (ErrorCode::RemoteError, Some(instance), false),

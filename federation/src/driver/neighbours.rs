@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -52,7 +53,8 @@ enum Frame {
     Answer(u32),
     /// A main says who has the name that the other wants; `None` where the other has it, after another had.
     NameHolder(Option<PeerId>),
-    /// A main is about to end: its homes go to another one. A home answers the same where it has no other.
+    /// A main is about to end: its homes go to another one. A home answers the same where it has no other. In place of a greeting:
+    /// there is no session with it any more.
     Leaving,
 }
 
@@ -115,6 +117,9 @@ const START: Duration = Duration::from_secs(2);
 
 /// How long one of two mains leaves it to the other to begin: a greeting takes two round trips. It may not know of this one.
 const OTHER_START: Duration = Duration::from_millis(500);
+
+/// What a main has heard others hear within this: a round trip over three hops of far links.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
 
 /// How often a home looks whether an earlier main of its list answers again.
 const RETURN_INTERVAL: Duration = Duration::from_secs(30);
@@ -198,6 +203,8 @@ pub(super) enum SessionError {
     Unhealthy,
     #[error("it has not greeted in time")]
     Silent,
+    #[error("it is about to end")]
+    Leaving,
     #[error("it has ended the session")]
     Closed,
     #[error("it says something that is no announcement")]
@@ -370,7 +377,10 @@ async fn keep_uplink(inner: &Arc<Inner>) {
                 inner.set_uplink(Some(main));
                 backoff.on_up(now());
                 if let Some((_, before)) = active.replace((main, stop)) {
-                    before.cancel();
+                    let leaving = leave_when_heard(Arc::clone(inner), main, before);
+                    inner
+                        .tasks
+                        .spawn(inner.stop.child_token().run_until_cancelled_owned(leaving));
                 }
             }
             Err(NoMain { is_refused }) => {
@@ -395,6 +405,19 @@ async fn keep_uplink(inner: &Arc<Inner>) {
             changed = around.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Ends the session with the main before once the new one, and through it others, had time to hear what this home offers: nobody
+/// is to find it nowhere.
+async fn leave_when_heard(inner: Arc<Inner>, main: PeerId, before: CancellationToken) {
+    let heard = async {
+        let mut answered = inner.answered_by(main).await;
+        // The first probe goes behind the announcement. An error means that the new session has ended.
+        let _ = answered.wait_for(|number| *number > 0).await;
+        tokio::time::sleep(HEARD_WITHIN).await;
+    };
+    let _ = tokio::time::timeout(PROBE_TIMEOUT, heard).await;
+    before.cancel();
 }
 
 /// None of a home's mains takes it in.
@@ -546,6 +569,12 @@ async fn refuse(channel: &mut Channel, why: &NotAdmitted) {
 /// Is greeted by whoever has opened a session. It is greeted in turn once it has a session: it may call as soon as it knows.
 async fn taken(inner: &Inner, mut channel: Channel) -> Result<(Greeted, Channel), SessionError> {
     let claim = claim(&mut channel).await?;
+    if inner.is_leaving.load(Ordering::Relaxed) {
+        // No refusal: it is welcome once this node is there again.
+        let _ = channel.send(&encode(&Frame::Leaving)).await;
+        let _ = channel.finish().await;
+        return Err(SessionError::Leaving);
+    }
     // It is let in before it can know.
     let greeted = match admit(inner, claim) {
         Ok(greeted) => greeted,
@@ -573,6 +602,7 @@ async fn claim(channel: &mut Channel) -> Result<Claim, SessionError> {
         Ok(Frame::Refused(reason)) if reason.len() <= REASON_MAX => {
             Err(SessionError::RefusedBy(legible(&reason)))
         }
+        Ok(Frame::Leaving) => Err(SessionError::Leaving),
         _ => Err(SessionError::Malformed),
     }
 }
@@ -634,6 +664,23 @@ impl Inner {
         }
         self.main_leaves.notify_one();
         self.heard.notify_waiters();
+    }
+
+    /// The last probe that a neighbour has answered, once there is a session with it.
+    async fn answered_by(&self, peer: PeerId) -> watch::Receiver<u32> {
+        loop {
+            // From before it is looked, so that nothing is missed.
+            let heard = self.heard.notified();
+            let answered = self
+                .lock()
+                .sessions
+                .get(&peer)
+                .map(|session| session.answered.clone());
+            match answered {
+                Some(answered) => return answered,
+                None => heard.await,
+            }
+        }
     }
 
     /// Who has said that it is about to end.

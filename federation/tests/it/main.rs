@@ -8,6 +8,7 @@ mod chain;
 mod child_backend;
 mod executed;
 mod http;
+mod leaving;
 mod matching;
 mod methods;
 mod names;
