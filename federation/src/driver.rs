@@ -43,6 +43,7 @@ use tracing::{debug, info, warn};
 use crate::announcement::{SignedAnnouncement, Stamp};
 use crate::balancer::Balancer;
 use crate::executed::Executed;
+use crate::policy::Boundary;
 use crate::policy::{Admitted, Around, AuditEvent, Claim, Policy};
 use crate::retries::Retries;
 use crate::{
@@ -200,6 +201,8 @@ struct State {
     turns: BTreeMap<PeerId, Arc<Turns>>,
     /// On which short calls go to each neighbour.
     lines: BTreeMap<PeerId, Line>,
+    /// What neighbours of other clusters have called lately, whatever has become of their sessions.
+    foreign_calls: BTreeMap<PeerId, ForeignCalls>,
     /// Why mains are no neighbours.
     told: BTreeMap<PeerId, Told>,
     /// Where this node's mains are to be, as it was told last.
@@ -264,6 +267,9 @@ impl Federation {
         around: watch::Receiver<Around>,
     ) -> Result<Self, AnnouncementError> {
         let me = network.peer_id();
+        if config.policy.boundary == Boundary::Open {
+            warn!("nodes of every cluster are let in (--bridge any), and may call what this one lets out");
+        }
         let said = Announcement {
             origin: me,
             stamp: Stamp {
@@ -298,6 +304,7 @@ impl Federation {
                 executed: Executed::new(),
                 turns: BTreeMap::new(),
                 lines: BTreeMap::new(),
+                foreign_calls: BTreeMap::new(),
                 told: BTreeMap::new(),
                 named: Vec::new(),
                 told_holder: None,
@@ -500,6 +507,7 @@ async fn tick(inner: Arc<Inner>) {
         state.forget_instances();
         state.retries.retain(|_, retries| !retries.is_idle(now()));
         state.executed.on_tick(now());
+        state.foreign_calls.retain(|_, calls| !calls.is_over(now()));
         // Mains that nobody names any more are not told of again.
         let mains = inner.around.borrow().mains.clone();
         let State { told, counts, .. } = &mut *state;
@@ -637,7 +645,6 @@ impl Inner {
             number,
             claim,
             admitted,
-            calls: ForeignCalls::default(),
             outbox,
             answered,
             stop,

@@ -178,7 +178,7 @@ impl Inner {
 
     fn is_allowed(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
         let mut state = self.lock();
-        let Some(session) = state.sessions.get_mut(&from) else {
+        let Some(session) = state.sessions.get(&from) else {
             // Where the way between them broke, it may not know yet that its session has ended.
             let said = "a call has come from a node that is no neighbour; it is to greet first";
             return Err(CallError::new(ErrorCode::PeerUnreachable, said));
@@ -195,7 +195,9 @@ impl Inner {
             return Err(CallError::new(ErrorCode::ForbiddenByPolicy, said));
         }
         let most = self.policy.foreign_calls(session.claim.cluster);
-        session.calls.may(most, now).map_err(|after| {
+        // A session that begins anew does not begin a minute.
+        let calls = state.foreign_calls.entry(from).or_default();
+        calls.may(most, now).map_err(|after| {
             let said = format!(
                 "another cluster may make {} calls a minute here",
                 most.unwrap_or(u32::MAX)
@@ -396,7 +398,8 @@ impl Inner {
     /// for as long as they need to find another way.
     fn goes_on(&self, planned: Planned, call: &Call, now: Instant) -> Result<Planned, CallError> {
         let ends = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        if !ends(&self.is_closed) && !(ends(&self.is_leaving) && planned.0 == Step::Serve) {
+        let is_refused = ends(&self.is_closed) || (ends(&self.is_leaving) && planned.0 == Step::Serve);
+        if !is_refused {
             return Ok(planned);
         }
         // It is never called.

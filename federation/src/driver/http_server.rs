@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -15,13 +15,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::now;
+
 /// Connections at a time: twice the calls that the edge has in hand, so that of more a caller is told, and does not wait.
-const CONNECTIONS_MAX: usize = 2_048;
+const CONNECTIONS_MAX: usize = 4_096;
 
 /// In which the head of a request comes, also that of the next one of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,6 +67,8 @@ async fn serve_at_most(most: usize, listener: TcpListener, router: Router, stop:
                 connections.spawn(converse(stream, router.clone(), place, stop.clone()));
             }
             Err(error) => {
+                // Where there are no file descriptors left, one that asks for nothing gives up its own.
+                lock(&places.idle).ask_one();
                 // Told once: without free file descriptors every attempt fails until one is closed.
                 if !std::mem::replace(&mut is_failing, true) {
                     warn!(%error, "could not accept a connection");
@@ -102,8 +105,8 @@ struct Place {
     places: Arc<Places>,
     /// Told when it may have been asked to go.
     asked: Arc<Notify>,
-    /// Where it is among the idle ones, and since when.
-    idle: Mutex<Option<(u64, Instant)>>,
+    /// Where it is among the idle ones, and when its last answer ended, if it has had any.
+    idle: Mutex<Option<(u64, Option<Instant>)>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -137,7 +140,7 @@ impl Places {
             idle: Mutex::default(),
             _permit: permit,
         });
-        place.rest();
+        place.rest(None);
         place
     }
 }
@@ -153,10 +156,10 @@ impl Idle {
 
 impl Place {
     /// It asks for nothing from now on.
-    fn rest(&self) {
+    fn rest(&self, answered_at: Option<Instant>) {
         let mut idle = lock(&self.places.idle);
         idle.came += 1;
-        *lock(&self.idle) = Some((idle.came, Instant::now()));
+        *lock(&self.idle) = Some((idle.came, answered_at));
         if std::mem::take(&mut idle.is_wanted) {
             self.asked.notify_one();
         } else {
@@ -174,14 +177,15 @@ impl Place {
         }
     }
 
-    /// Since when it has been idle, once it has to go.
-    async fn has_to_go(&self) -> Instant {
+    /// How long its last answer may still take to be written, once it has to go.
+    async fn has_to_go(&self) -> Duration {
         loop {
             self.asked.notified().await;
             let idle = lock(&self.places.idle);
             let is = *lock(&self.idle);
-            if let Some((_, since)) = is.filter(|(at, _)| !idle.connections.contains_key(at)) {
-                return since;
+            if let Some((_, answered_at)) = is.filter(|(at, _)| !idle.connections.contains_key(at)) {
+                let unwritten = |at| UNWRITTEN_FOR.saturating_sub(now().saturating_duration_since(at));
+                return answered_at.map_or(Duration::ZERO, unwritten);
             }
         }
     }
@@ -205,7 +209,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.rest();
+        self.0.rest(Some(now()));
     }
 }
 
@@ -250,7 +254,7 @@ async fn converse(stream: TcpStream, router: Router, place: Arc<Place>, stop: Ca
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => Ok(ended),
-        since = place.has_to_go() => Err(UNWRITTEN_FOR.saturating_sub(since.elapsed())),
+        patience = place.has_to_go() => Err(patience),
         () = stop.cancelled() => Err(DRAIN),
     };
     let ended = match ended {
@@ -280,7 +284,13 @@ mod tests {
     const ASK: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
 
     /// A server of two connections at a time, whose answers to `/` wait until they may come.
-    async fn serving() -> (std::net::SocketAddr, Arc<Semaphore>, CancellationToken) {
+    struct Serving {
+        at: std::net::SocketAddr,
+        may_come: Arc<Semaphore>,
+        _tasks: tokio::task::JoinSet<()>,
+    }
+
+    async fn serving() -> Serving {
         let (may_come, stop) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -293,8 +303,13 @@ mod tests {
             }
         };
         let router = Router::new().route("/", get(answer));
-        tokio::spawn(serve_at_most(2, listener, router, stop.clone()));
-        (at, may_come, stop)
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(serve_at_most(2, listener, router, stop));
+        Serving {
+            at,
+            may_come,
+            _tasks: tasks,
+        }
     }
 
     /// What comes until the other side says no more for now.
@@ -306,7 +321,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_longest_idle_connection_makes_room_for_one_that_comes() {
-        let (at, may_come, _stop) = serving().await;
+        let Serving { at, may_come, _tasks } = serving().await;
         let mut first = TcpStream::connect(at).await.unwrap();
         let mut second = TcpStream::connect(at).await.unwrap();
         may_come.add_permits(2);
@@ -326,7 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn half_a_head_keeps_nobody_out() {
-        let (at, may_come, _stop) = serving().await;
+        let Serving { at, may_come, _tasks } = serving().await;
         let mut slow = Vec::new();
         for _ in 0..8 {
             let mut stream = TcpStream::connect(at).await.unwrap();
@@ -341,7 +356,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_in_hand_is_answered_before_its_connection_makes_room() {
-        let (at, may_come, _stop) = serving().await;
+        let Serving { at, may_come, _tasks } = serving().await;
         let mut busy = Vec::new();
         for _ in 0..2 {
             let mut stream = TcpStream::connect(at).await.unwrap();

@@ -132,8 +132,6 @@ pub(super) struct Session {
     /// What it says of itself, and what this node takes it for.
     pub(super) claim: Claim,
     pub(super) admitted: Admitted,
-    /// What a neighbour of another cluster has called lately.
-    pub(super) calls: ForeignCalls,
     pub(super) outbox: mpsc::Sender<ToSay>,
     /// The last probe that it has answered.
     pub(super) answered: watch::Receiver<u32>,
@@ -165,6 +163,12 @@ pub(super) struct ForeignCalls {
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl ForeignCalls {
+    /// Whether nothing of it counts any more.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.since
+            .is_none_or(|since| now.saturating_duration_since(since) >= MINUTE)
+    }
+
     /// Whether there may be another call now, of so many in a minute.
     ///
     /// # Errors

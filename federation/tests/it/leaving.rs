@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 use lapwing_federation::{Backend, CallError, Echo, ErrorCode, Headers, Invocation};
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::nodes::{Houses, PATIENCE, call, eventually};
 
@@ -78,28 +79,28 @@ async fn a_main_that_ends_lets_its_homes_go_first_and_no_call_is_lost() {
     };
     let others = async {
         eventually("the slow call is under way", || gated.came() == 1).await;
-        let stopping = tokio::spawn(main_b.stop());
-        let begun = Instant::now();
+        let mut stopping = JoinSet::new();
+        stopping.spawn(main_b.stop());
         let mut asked = 0;
-        // For some time after the home has gone elsewhere, too.
-        let mut gone_at = None;
-        while gone_at.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(300)) {
+        // Some after the home has gone elsewhere, too.
+        let mut last = usize::MAX;
+        while asked < last {
             let mut once = call("quick", "echo", "[1]");
             once.is_idempotent = false;
             let answer = alice.call(once).await;
             assert_eq!(answer.outcome, Ok("1".to_owned()), "call {asked}");
             asked += 1;
             if !bob.federation.neighbours().contains(&b) {
-                gone_at.get_or_insert_with(Instant::now);
+                last = last.min(asked + 50);
             }
-            assert!(begun.elapsed() < PATIENCE, "the main is left in time");
         }
         gated.may_answer.add_permits(1);
         (asked, stopping)
     };
-    let (slow, (asked, stopping)) = tokio::join!(slow, others);
+    let both = async { tokio::join!(slow, others) };
+    let (slow, (asked, mut stopping)) = tokio::time::timeout(PATIENCE, both).await.unwrap();
     assert_eq!(slow.map(|said| said.len()), Ok(100_002), "beside {asked} others");
-    stopping.await.unwrap();
+    stopping.join_next().await.unwrap().unwrap();
     for node in [alice, carol, bob, main_a] {
         node.stop().await;
     }
@@ -116,13 +117,8 @@ async fn a_home_that_has_no_other_main_does_not_keep_its_own_from_ending() {
         bob,
     } = houses;
     bob.name_mains(&[&main_b]);
-    let begun = Instant::now();
-    main_b.stop().await;
-    assert!(
-        begun.elapsed() < Duration::from_millis(1_500),
-        "{:?}",
-        begun.elapsed()
-    );
+    let stopped = tokio::time::timeout(Duration::from_millis(1_500), main_b.stop()).await;
+    assert!(stopped.is_ok(), "nobody is waited for");
     for node in [alice, carol, bob, main_a] {
         node.stop().await;
     }
@@ -238,14 +234,12 @@ async fn a_service_that_hangs_is_refused_at_once_what_is_too_much_and_others_are
     let hung = join_all((0..1_500).map(|_| houses.main_a.call(call("hangs", "say", "[]"))));
     let others = async {
         eventually("as many have come as go over a link", || gated.came() == 144).await;
-        let begun = Instant::now();
         let answer = houses.main_a.call(call("quick", "echo", "[1]")).await;
         assert_eq!(answer.outcome, Ok("1".to_owned()));
         let refused = houses.main_a.call(call("hangs", "say", "[]")).await;
         let failed = refused.outcome.unwrap_err();
         assert_eq!(failed.code, ErrorCode::Overloaded);
         assert!(failed.retry_after_ms.is_some());
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         gated.may_answer.add_permits(2_000);
     };
     let (answers, ()) = tokio::join!(hung, others);
