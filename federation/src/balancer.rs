@@ -223,7 +223,7 @@ impl Algorithm {
 pub struct Candidate<K> {
     /// Which.
     pub key: K,
-    /// Whether this node offers it itself.
+    /// Whether this node or a home of its offers it.
     pub is_local: bool,
     /// How many links away it is: of two that are equal otherwise the nearer is called.
     pub hops: u8,

@@ -127,6 +127,8 @@ pub struct Instance<'a> {
     pub service: &'a Service,
     /// Links between here and there; none for this node's own.
     pub hops: usize,
+    /// As of [`Registry::is_local`].
+    pub is_local: bool,
 }
 
 impl Registry {
@@ -300,6 +302,7 @@ impl Registry {
                         origin,
                         service,
                         hops,
+                        is_local: is_local(announcement, Some(hops)),
                     },
                 )),
             }
@@ -449,6 +452,13 @@ impl Registry {
     pub fn hops_by(&self, to: PeerId, neighbour: PeerId) -> Option<usize> {
         let way = self.origins.get(&to)?.ways.get(&neighbour)?;
         Some(way.path.len())
+    }
+
+    /// Whether what a node offers is local: it is this node, or a home of its. Another main is as near as a home, and no part of
+    /// what is here.
+    pub fn is_local(&self, node: PeerId) -> bool {
+        let known = self.origins.get(&node);
+        node == self.me || known.is_some_and(|known| is_local(&known.announcement, known.hops()))
     }
 
     /// Whether a node is known to offer a service.
@@ -694,6 +704,15 @@ impl Origin {
 
     fn hops(&self) -> Option<usize> {
         self.nearest().map(|way| way.path.len())
+    }
+}
+
+/// Whether a node that is so many links away is this one, or a home of its.
+pub(crate) fn is_local(announcement: &Announcement, hops: Option<usize>) -> bool {
+    match hops {
+        Some(0) => true,
+        Some(1) => announcement.role == Role::Home,
+        Some(_) | None => false,
     }
 }
 

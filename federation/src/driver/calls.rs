@@ -567,7 +567,8 @@ impl State {
                     if self.registry.offers(node, &call.service)
                         || (node == me && self.offered_to(call).is_some()) =>
                 {
-                    candidates.push(candidate(node, self.registry.hops(node).unwrap_or(0)));
+                    let hops = self.registry.hops(node).unwrap_or(0);
+                    candidates.push(candidate(node, hops, self.registry.is_local(node)));
                 }
                 Ok(node) if is_catalog => {
                     return Ok((
@@ -592,10 +593,13 @@ impl State {
                 offer.exposure.is_private && offer.service.fit(&call.wanted()).is_ok()
             }) =>
             {
-                candidates.push(candidate(me, 0));
+                candidates.push(candidate(me, 0, true));
             }
             None => match self.registry.find(&call.wanted()) {
-                Ok(found) => candidates.extend(found.iter().map(|one| candidate(one.origin, one.hops))),
+                Ok(found) => {
+                    let found = found.iter();
+                    candidates.extend(found.map(|one| candidate(one.origin, one.hops, one.is_local)));
+                }
                 // Whoever knows nobody else asks its main, which may.
                 Err(error) => {
                     let main = uplink
@@ -721,11 +725,10 @@ fn rank(call: CallId, node: PeerId) -> u64 {
     u64::from_be_bytes(rank)
 }
 
-/// A home of this node's counts as its own.
-fn candidate(key: PeerId, hops: usize) -> Candidate<PeerId> {
+fn candidate(key: PeerId, hops: usize, is_local: bool) -> Candidate<PeerId> {
     Candidate {
         key,
-        is_local: hops <= 1,
+        is_local,
         hops: u8::try_from(hops).unwrap_or(u8::MAX),
     }
 }

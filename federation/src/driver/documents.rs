@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::counts::MainRecord;
 use super::{Inner, NamedMain, State, now};
-use crate::{Announcement, Service, ServiceName};
+use crate::registry::is_local;
+use crate::{Service, ServiceName};
 
 /// Which services a document has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -569,15 +570,6 @@ fn missing_document(named: &NamedMain) -> Value {
         "reconnects": 0,
         "name_taken_by": null,
     })
-}
-
-/// Whether a service is this node's own, or that of a home of its.
-fn is_local(announcement: &Announcement, hops: Option<usize>) -> bool {
-    match hops {
-        Some(0) => true,
-        Some(1) => announcement.role == Role::Home,
-        Some(_) | None => false,
-    }
 }
 
 /// What can be called, as commands name it: by the service alone where it does not tell its methods.

@@ -49,6 +49,28 @@ async fn a_service_is_spread_by_its_own_algorithm_and_every_other_by_turns() {
     houses.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_home_here_offers_goes_before_what_another_main_does_itself_until_it_is_gone() {
+    let houses = Houses::start().await;
+    for node in [&houses.alice, &houses.main_b] {
+        node.offer("who", Arc::new(Says(node.name)));
+    }
+    eventually("the main knows both, each one link away", || {
+        let known = houses.main_a.offers("who");
+        known.len() == 2 && known.iter().all(|one| one.hops == Some(1))
+    })
+    .await;
+    for _ in 0..10 {
+        let answer = houses.main_a.call(call("who", "say", "[]")).await;
+        assert_eq!(answer.outcome, Ok("\"alice\"".to_owned()));
+    }
+    assert!(houses.alice.withdraw("who"));
+    eventually("alice's is gone", || houses.main_a.offers("who").len() == 1).await;
+    let answer = houses.main_a.call(call("who", "say", "[]")).await;
+    assert_eq!(answer.outcome, Ok("\"main-b\"".to_owned()));
+    houses.stop().await;
+}
+
 /// Ten calls, each begun once the one before was answered or has come to an instance that never answers: how many were.
 async fn answered_of_ten(main: &Node, service: &str, never: &Never) -> usize {
     let (mut answered, mut waiting) = (0, Vec::new());
