@@ -303,11 +303,7 @@ impl Conversation<'_> {
             ..Headers::default()
         };
         let federation = &self.edge.federation;
-        let answered = federation.answer_call(asked, message.links_max(), &headers).await;
-        let (outcome, trace) = match answered {
-            Ok((result, trace)) => (Ok(result), trace),
-            Err(document) => (Err(document), None),
-        };
+        let (outcome, trace) = federation.answer_call(asked, message.links_max(), &headers).await;
         let (me, id, at) = self.head();
         let mut answer = message.answer(me, id, at, outcome);
         if let Some(trace) = trace {

@@ -70,14 +70,14 @@ impl Federation {
         (reply, share)
     }
 
-    /// Makes a call that was asked for in another form than JSON-RPC, over no more links than it may cross; the result, and how
-    /// it came if that was asked for, or else the `error` that its caller is told.
+    /// Makes a call that was asked for in another form than JSON-RPC, over no more links than it may cross; the result or the
+    /// `error` that its caller is told, and how that came if it was asked for.
     pub(super) async fn answer_call(
         &self,
         asked: Result<RemoteCall, CallError>,
         links_max: u8,
         headers: &Headers,
-    ) -> Result<(Value, Option<Value>), Value> {
+    ) -> (Result<Value, Value>, Option<Value>) {
         let share = self.inner.results.share();
         let tracing = self.tracing(headers, &share);
         let span = self.span(headers, tracing);
@@ -87,7 +87,13 @@ impl Federation {
         };
         let failed = came.as_ref().err().map(|failed| failed.error.code);
         self.inner.lock().counts.on_request(failed);
-        came.map_err(|failed| failed.document(self.inner.me, &tracing.parent.trace_id()))
+        match came {
+            Ok((result, trace)) => (Ok(result), trace),
+            Err(failed) => {
+                let (document, trace) = failed.told(self.inner.me, &tracing.parent.trace_id());
+                (Err(document), trace)
+            }
+        }
     }
 
     /// What is logged of a request is found by this.
@@ -176,10 +182,16 @@ impl Federation {
         self.inner.lock().counts.on_request(failed);
         // A notification is carried out and not answered.
         let id = id?;
-        Some(match came {
-            Ok((result, None)) => Answer::result(id, result),
-            Ok((result, Some(trace))) => Answer::result(id, result).with_trace(trace),
-            Err(failed) => Answer::error(id, failed.document(self.inner.me, &trace_id)),
+        let (answer, trace) = match came {
+            Ok((result, trace)) => (Answer::result(id, result), trace),
+            Err(failed) => {
+                let (document, trace) = failed.told(self.inner.me, &trace_id);
+                (Answer::error(id, document), trace)
+            }
+        };
+        Some(match trace {
+            Some(trace) => answer.with_trace(trace),
+            None => answer,
         })
     }
 
@@ -199,8 +211,14 @@ impl Federation {
         span.end(&answer);
         let trace = wants_trace.then(|| shown(&answer, tracing.parent));
         let path = way(&answer);
-        let result = result_of(answer, tracing.share).map_err(|error| Failed { path, ..error.into() })?;
-        Ok((result, trace))
+        match result_of(answer, tracing.share) {
+            Ok(result) => Ok((result, trace)),
+            Err(error) => Err(Failed {
+                path,
+                trace,
+                ..error.into()
+            }),
+        }
     }
 
     fn call_of(&self, asked: RemoteCall, tracing: Tracing<'_>) -> Result<Call, CallError> {
@@ -326,7 +344,11 @@ impl Federation {
                         if let Some(name) = commands.failed() {
                             more.insert("command".to_owned(), name.into());
                         }
-                        Err(Failed { error, path, more })
+                        Err(Failed {
+                            path,
+                            more,
+                            ..error.into()
+                        })
                     }
                 };
             }
@@ -405,16 +427,18 @@ struct Failed {
     path: Vec<PeerId>,
     /// What its caller is told besides.
     more: Map<String, Value>,
+    /// What it took at those nodes that have said so, if that was asked for.
+    trace: Option<Value>,
 }
 
 impl Failed {
-    /// The `error` that its caller is told.
-    fn document(self, me: PeerId, trace_id: &str) -> Value {
+    /// The `error` that its caller is told, and the trace that stands beside it.
+    fn told(self, me: PeerId, trace_id: &str) -> (Value, Option<Value>) {
         let mut document = self.error.document(me, &self.path, trace_id);
         if let Some(data) = document["data"].as_object_mut() {
             data.extend(self.more);
         }
-        document
+        (document, self.trace)
     }
 }
 
@@ -424,6 +448,7 @@ impl From<CallError> for Failed {
             error,
             path: Vec::new(),
             more: Map::new(),
+            trace: None,
         }
     }
 }
@@ -498,7 +523,8 @@ fn way(answer: &CallAnswer) -> Vec<PeerId> {
     path
 }
 
-/// The way of a call, from the caller to whoever has answered, and what it took at each node.
+/// The way of a call, from the caller to whoever has answered, and what it took at each node. Where it has failed, as far as
+/// nodes have said so: not where it has only come to.
 fn shown(answer: &CallAnswer, parent: TraceParent) -> Value {
     let path: Vec<Value> = answer
         .hops

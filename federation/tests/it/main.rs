@@ -302,6 +302,45 @@ async fn json_rpc_at_a_home_reaches_a_service_three_links_away_and_shows_the_way
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_fails_far_away_shows_its_way_and_times_as_far_as_they_are_known() {
+    let houses = Houses::start().await;
+    houses.bob.offer("shop", Arc::new(Fails { fault: false }));
+    houses.bob.offer("slow", Arc::new(Never::default()));
+    houses.until_known("shop", 2).await;
+    houses.until_known("slow", 2).await;
+    let ask = async |service: &str, trace: bool| {
+        let params =
+            serde_json::json!({"service_name": service, "method": "any", "timeout": 0.5, "trace": trace});
+        let body = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "remote_call", "params": params});
+        houses.ask(&body.to_string()).await
+    };
+    let nodes = [&houses.alice, &houses.main_a, &houses.main_b, &houses.bob];
+    let way = nodes.map(|node| serde_json::json!(node.id().to_string()));
+    let nodes_of = |answer: &serde_json::Value| -> Vec<serde_json::Value> {
+        let path = answer["trace"]["path"].as_array().unwrap();
+        path.iter().map(|hop| hop["node"].clone()).collect()
+    };
+    let failed = ask("shop", true).await;
+    assert_eq!(failed["error"]["data"]["name"], "remote_error", "{failed}");
+    assert_eq!(nodes_of(&failed), way, "{failed}");
+    assert_eq!(failed["trace"]["hops"], 3);
+    assert_eq!(
+        failed["trace"]["trace_id"], failed["error"]["data"]["trace_id"],
+        "{failed}"
+    );
+    let late = ask("slow", true).await;
+    assert_eq!(late["error"]["data"]["name"], "timeout", "{late}");
+    // Of a busy machine those who have waited longer may have said so first.
+    let known = nodes_of(&late);
+    assert!(!known.is_empty() && way.starts_with(&known), "{late}");
+    let waited = late["trace"]["path"][0]["forward_us"].as_u64().unwrap();
+    assert!(waited > 100_000, "{late}");
+    let quiet = ask("shop", false).await;
+    assert!(quiet.get("trace").is_none(), "{quiet}");
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commands_of_one_request_get_the_results_of_others_from_wherever_those_are() {
     let houses = Houses::start().await;
     houses.bob.offer("blog", Arc::new(Echo));

@@ -94,6 +94,12 @@ async fn a_request_is_a_call_and_its_response_says_what_it_answers() {
     let answer = program.ask(traced).await;
     assert_eq!(answer["data"]["result"], 8, "{answer}");
     assert_eq!(answer["data"]["trace"]["hops"], 3);
+    let mut failing = message("request", "m-6");
+    failing["jsonrpc_request"] = json!({"jsonrpc": "2.0", "id": 1, "method": "remote_call", "params": {
+        "server_name": "blog", "method": "sing", "trace": true}});
+    let answer = program.ask(failing).await;
+    assert_eq!(answer["data"]["error"]["code"], -32601, "{answer}");
+    assert_eq!(answer["data"]["trace"]["hops"], 3, "{answer}");
     // It has been passed on so often that it gets no further.
     let mut tired = message("request", "m-4");
     tired["ttl"] = json!(1);
