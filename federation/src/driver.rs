@@ -847,10 +847,16 @@ impl State {
     /// Balancers keep no instances that are gone.
     fn forget_instances(&mut self) {
         let Self {
-            registry, balancers, ..
+            registry,
+            balancers,
+            offers,
+            said,
+            ..
         } = self;
         balancers.retain(|name, balancer| {
-            balancer.retain(|origin| registry.offers(*origin, name));
+            // What this node keeps to itself it announces to nobody.
+            let is_kept = |origin: PeerId| origin == said.origin && offers.contains_key(name);
+            balancer.retain(|origin| is_kept(*origin) || registry.offers(*origin, name));
             balancer.metrics().next().is_some()
         });
     }

@@ -1047,7 +1047,44 @@ fn micros(took: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Retry;
+    use crate::driver::documents::tests::Alone;
+    use crate::{Exposure, Retry, Service};
+
+    /// Answers nothing, by its own fault.
+    struct Broken;
+
+    impl Backend for Broken {
+        fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+            std::future::ready(Err(broken("the service is broken"))).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_breaker_of_a_service_that_is_kept_to_this_node_stays_until_it_is_withdrawn() {
+        let alone = Alone::start(Role::Main).await;
+        let federation = &alone.federation;
+        let exposure = Exposure {
+            is_private: true,
+            ..Exposure::default()
+        };
+        let name: ServiceName = "diary".parse().unwrap();
+        let service = Service::new(name.clone());
+        federation.offer_to(service, Arc::new(Broken), exposure).unwrap();
+        let called = async || {
+            let answer = federation.call(Call::new(name.clone(), "read")).await;
+            answer.outcome.unwrap_err().code
+        };
+        for _ in 0..10 {
+            called().await;
+        }
+        assert_eq!(called().await, ErrorCode::CircuitOpen);
+        federation.inner.lock().forget_instances();
+        assert_eq!(called().await, ErrorCode::CircuitOpen);
+        assert!(federation.withdraw(&name));
+        federation.inner.lock().forget_instances();
+        assert!(federation.inner.lock().balancers.is_empty());
+        alone.stop().await;
+    }
 
     #[test]
     fn a_length_of_time_is_written_as_people_do() {
