@@ -987,6 +987,8 @@ fn lost(inner: &Inner, to: PeerId, call: &Call, error: &RequestError) -> (CallEr
     };
     let mut error = CallError::new(code, said);
     error.failed_at = Some(inner.me);
+    // Whoever refuses a channel says no more than that it is busy.
+    error.retry_after = (code == ErrorCode::Overloaded).then_some(BUSY_FOR);
     (error, was_sent)
 }
 
@@ -1105,6 +1107,18 @@ mod tests {
         assert_eq!(code.retry(), Retry::Later);
         let (code, _) = refused(Refusal::WrongCluster { theirs: None });
         assert_eq!(code, ErrorCode::ForbiddenByPolicy);
+    }
+
+    #[tokio::test]
+    async fn who_is_told_that_a_neighbour_is_busy_is_told_when_to_try_again() {
+        let alone = Alone::start(Role::Main).await;
+        let (peer, kind, refusal) = (PeerId::random(), CALL, Refusal::Busy);
+        let refused = RequestError::Channel(ChannelError::Refused { peer, kind, refusal });
+        let call = Call::new("blog".parse().unwrap(), "read");
+        let (error, was_sent) = lost(&alone.federation.inner, peer, &call, &refused);
+        assert_eq!((error.code, was_sent), (ErrorCode::Overloaded, false));
+        assert_eq!(error.retry_after, Some(BUSY_FOR));
+        alone.stop().await;
     }
 
     #[test]
