@@ -298,6 +298,92 @@ mod tests {
         assert_eq!((numbers.len(), names.len()), (27, 27));
     }
 
+    /// A code with its number, its name, its status of HTTP, whether it may be tried again, and what MPREG called it.
+    type Row = (ErrorCode, i32, &'static str, u16, Retry, Option<u16>);
+
+    /// Clients, alerts and older programs know these: a row does not change.
+    const TABLE: [Row; 27] = {
+        use ErrorCode::*;
+        use Retry::*;
+        [
+            (ParseError, -32700, "parse_error", 400, Never, None),
+            (InvalidRequest, -32600, "invalid_request", 400, Never, None),
+            (MethodNotFound, -32601, "method_not_found", 404, Never, None),
+            (InvalidParams, -32602, "invalid_params", 400, Never, None),
+            (Internal, -32603, "internal_error", 500, Never, Some(1002)),
+            (
+                ServiceNotFound,
+                -32001,
+                "service_not_found",
+                404,
+                Never,
+                Some(1001),
+            ),
+            (NodeNotFound, -32002, "node_not_found", 404, Never, None),
+            (NodeOffline, -32003, "node_offline", 503, Later, None),
+            (NoHealthyInstance, -32004, "no_healthy_instance", 503, Later, None),
+            (CircuitOpen, -32005, "circuit_open", 503, Later, None),
+            (HopLimitExceeded, -32006, "hop_limit_exceeded", 508, Never, None),
+            (RoutingLoop, -32007, "routing_loop", 508, Never, None),
+            (PeerUnreachable, -32008, "peer_unreachable", 502, Later, None),
+            (Timeout, -32009, "timeout", 504, IfIdempotent, Some(1004)),
+            (Overloaded, -32010, "overloaded", 503, Later, None),
+            (RateLimited, -32011, "rate_limited", 429, Later, None),
+            (Unauthenticated, -32012, "unauthenticated", 401, Never, None),
+            (
+                ForbiddenByPolicy,
+                -32013,
+                "forbidden_by_policy",
+                403,
+                Never,
+                Some(1003),
+            ),
+            (PayloadTooLarge, -32014, "payload_too_large", 413, Never, None),
+            (
+                VersionUnsatisfied,
+                -32015,
+                "version_unsatisfied",
+                409,
+                Never,
+                None,
+            ),
+            (
+                MalformedMessage,
+                -32016,
+                "malformed_message",
+                400,
+                Never,
+                Some(1000),
+            ),
+            (DependencyCycle, -32017, "dependency_cycle", 422, Never, None),
+            (DependencyFailed, -32018, "dependency_failed", 422, Never, None),
+            (RemoteError, -32019, "remote_error", 502, Never, Some(1003)),
+            (DuplicateRequest, -32020, "duplicate_request", 409, Never, None),
+            (StaleEpoch, -32021, "stale_epoch", 409, Later, None),
+            (Cancelled, -32022, "cancelled", 499, Never, None),
+        ]
+    };
+
+    #[test]
+    fn every_code_is_told_as_the_table_says() {
+        assert_eq!(TABLE.map(|(code, ..)| code), ErrorCode::ALL);
+        for (code, number, name, status, retry, mpreg) in TABLE {
+            let row = (
+                code.number(),
+                code.name(),
+                code.http_status(),
+                code.retry(),
+                code.mpreg(),
+            );
+            assert_eq!(row, (number, name, status, retry, mpreg), "{code:?}");
+            let document = CallError::new(code, "as it was").document(PeerId::random(), &[], "trace");
+            let data = &document["data"];
+            assert_eq!((&document["code"], &data["name"]), (&number.into(), &name.into()));
+            assert_eq!(data["retryable"], retry == Retry::Later, "{code:?}");
+            assert_eq!(data["mpreg_code"].as_u64(), mpreg.map(u64::from), "{code:?}");
+        }
+    }
+
     #[test]
     fn an_error_says_where_it_failed_on_which_way_and_when_to_try_again() {
         let (me, far) = (PeerId::random(), PeerId::random());
