@@ -1,11 +1,20 @@
-//! Whoever is not let in, and what is written down of it.
+//! Whoever is not let in, and whose calls are not carried out, and what is written down of it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use lapwing_base::Role;
-use lapwing_federation::{AuditEvent, Boundary, Policy};
+use lapwing_federation::{
+    AuditEvent, Backend, Boundary, CallError, Echo, ErrorCode, Exposure, Headers, Invocation, Policy,
+    Service, Token,
+};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::http::Edge;
-use crate::nodes::{ELSEWHERE, Node, PATIENCE};
+use crate::nodes::{ELSEWHERE, Houses, Node, PATIENCE, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_only_one_side_has_is_written_down_once_however_often_it_is_tried() {
@@ -47,4 +56,127 @@ async fn a_bridge_that_only_one_side_has_is_written_down_once_however_often_it_i
     edge.stop().await;
     bridging.stop().await;
     strict.stop().await;
+}
+
+/// Has always too much to do, and counts how often it has said so.
+#[derive(Default)]
+struct Busy(AtomicUsize);
+
+impl Backend for Busy {
+    fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let busy = CallError::new(ErrorCode::Overloaded, "the service has too much to do");
+        std::future::ready(Err(busy)).boxed()
+    }
+}
+
+const SECRET: &str = "what only some callers know";
+
+/// Offers a service whose callers know the secret.
+fn offer_guarded(node: &Node, service: &str, backend: Arc<dyn Backend>) {
+    let exposure = Exposure {
+        token: Some(Token::new(SECRET).unwrap()),
+        ..Exposure::default()
+    };
+    let service = Service::new(service.parse().unwrap());
+    node.federation.offer_to(service, backend, exposure).unwrap();
+}
+
+/// What Alice's edge answers to somebody who knows this.
+async fn ask_knowing(houses: &Houses, token: Option<&str>, body: &Value) -> Value {
+    let headers = Headers {
+        token: token.map(|text| Token::new(text).unwrap()),
+        ..Headers::default()
+    };
+    let federation = &houses.alice.federation;
+    let reply = federation.answer(body.to_string().as_bytes(), &headers).await;
+    serde_json::from_str(&reply.body.unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_three_links_away_answers_who_knows_its_token_and_nobody_else() {
+    let (to, mut written) = mpsc::channel(100);
+    let houses = Houses::start_with(|config| config.audit = Some(to.clone())).await;
+    offer_guarded(&houses.bob, "vault", Arc::new(Echo));
+    houses.until_known("vault", 2).await;
+    let open = json!({"jsonrpc": "2.0", "id": 1, "method": "vault.echo", "params": ["gold"]});
+    let opened = ask_knowing(&houses, Some(SECRET), &open).await;
+    assert_eq!(opened["result"], "gold", "{opened}");
+    for (token, said) in [
+        (Some("something else altogether"), "another token"),
+        (None, "with a token only"),
+    ] {
+        let refused = ask_knowing(&houses, token, &open).await;
+        let (error, data) = (&refused["error"], &refused["error"]["data"]);
+        assert_eq!(
+            (&error["code"], &data["name"], &data["retryable"]),
+            (&json!(-32012), &json!("unauthenticated"), &json!(false)),
+            "{refused}"
+        );
+        assert!(error["message"].as_str().unwrap().contains(said), "{refused}");
+        assert_eq!(data["failed_at"], houses.bob.id().to_string());
+        let way = [&houses.alice, &houses.main_a, &houses.main_b, &houses.bob];
+        assert_eq!(data["path"], json!(way.map(|node| node.id().to_string())));
+        let line = tokio::time::timeout(PATIENCE, async {
+            loop {
+                if let event @ AuditEvent::CallRefused { .. } = written.recv().await.unwrap() {
+                    break event;
+                }
+            }
+        });
+        let AuditEvent::CallRefused {
+            from,
+            caller,
+            service,
+            reason,
+        } = line.await.unwrap()
+        else {
+            panic!("another line");
+        };
+        assert_eq!(
+            (from, caller, service.as_str()),
+            (Some(houses.main_b.id()), Some(houses.alice.id()), "vault")
+        );
+        assert!(reason.contains(said), "{reason}");
+    }
+    houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_attempt_and_the_commands_of_a_request_know_the_token_of_the_caller() {
+    let houses = Houses::start().await;
+    let busy = Arc::new(Busy::default());
+    offer_guarded(&houses.carol, "vault", Arc::clone(&busy) as _);
+    offer_guarded(&houses.bob, "vault", Arc::new(Echo));
+    offer_guarded(&houses.bob, "safe", Arc::new(Echo));
+    eventually("main-a knows all", || {
+        houses.main_a.offers("vault").len() == 2 && houses.main_a.offers("safe").len() == 1
+    })
+    .await;
+    // Carol's is the nearer one, and is asked first.
+    let open = json!({"jsonrpc": "2.0", "id": 1, "method": "vault.echo", "params": ["gold"]});
+    let opened = ask_knowing(&houses, Some(SECRET), &open).await;
+    assert_eq!(opened["result"], "gold", "{opened}");
+    assert_eq!(busy.0.load(Ordering::Relaxed), 1, "it was let in there too");
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "request", "params": {"commands": [
+        {"name": "first", "fun": "safe.echo", "args": ["gold"]},
+        {"name": "second", "fun": "safe.echos", "args": ["first", "silver"]},
+    ]}});
+    let both = ask_knowing(&houses, Some(SECRET), &request).await;
+    assert_eq!(both["result"]["second"], json!(["gold", "silver"]), "{both}");
+    let neither = ask_knowing(&houses, None, &request).await;
+    let data = &neither["error"]["data"];
+    assert_eq!(
+        (&data["name"], &data["command"]),
+        (&json!("dependency_failed"), &json!("first")),
+        "{neither}"
+    );
+    assert!(
+        neither["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("with a token only"),
+        "{neither}"
+    );
+    houses.stop().await;
 }
