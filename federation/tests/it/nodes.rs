@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// Long enough for a busy machine; nothing here waits for it to pass.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
+pub(crate) const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
 
 pub(crate) const ELSEWHERE: ClusterId = ClusterId::from_bytes([8; 16]);
 

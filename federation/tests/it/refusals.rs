@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::http::Edge;
-use crate::nodes::{ELSEWHERE, Houses, Node, PATIENCE, eventually};
+use crate::nodes::{CLUSTER, ELSEWHERE, Houses, Node, PATIENCE, call, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_only_one_side_has_is_written_down_once_however_often_it_is_tried() {
@@ -179,4 +179,62 @@ async fn a_second_attempt_and_the_commands_of_a_request_know_the_token_of_the_ca
         "{neither}"
     );
     houses.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_neighbour_of_another_cluster_that_calls_more_than_it_may_is_told_when_it_may_again() {
+    const MOST: u32 = 3;
+    let (to, mut written) = mpsc::channel(100);
+    let host = Node::start_with("host", Role::Main, |config| {
+        config.audit = Some(to);
+        config.policy = Policy {
+            boundary: Boundary::Bridged([ELSEWHERE].into()),
+            foreign_calls_per_minute: Some(MOST),
+            ..Policy::default()
+        };
+    })
+    .await;
+    let guest = Node::start_with("guest", Role::Main, |config| {
+        config.policy.boundary = Boundary::Bridged([CLUSTER].into());
+    })
+    .await;
+    let resident = Node::start("resident", Role::Home).await;
+    guest.belong_elsewhere();
+    host.offer("blog", Arc::new(Echo));
+    host.name_mains(&[&guest]);
+    guest.name_mains(&[&host]);
+    resident.name_mains(&[&host]);
+    eventually("both are there", || {
+        guest.offers("blog").len() == 1 && host.federation.neighbours().contains(&resident.id())
+    })
+    .await;
+    for number in 0..MOST {
+        let answer = guest.call(call("blog", "echo", &format!("[{number}]"))).await;
+        assert_eq!(answer.outcome, Ok(number.to_string()));
+    }
+    let failure = guest.call(call("blog", "echo", "[9]")).await.outcome.unwrap_err();
+    assert_eq!(
+        (failure.code, failure.failed_at),
+        (ErrorCode::RateLimited, host.id())
+    );
+    let after = failure.retry_after_ms.unwrap();
+    assert!((1..=60_000).contains(&after), "{after}");
+    let line = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let AuditEvent::CallRefused { from, reason, .. } = written.recv().await.unwrap() {
+                break (from, reason);
+            }
+        }
+    });
+    let (from, reason) = line.await.unwrap();
+    assert_eq!(from, Some(guest.id()));
+    assert!(reason.contains("3 calls a minute"), "{reason}");
+    let mut of_a_home = resident.call(call("blog", "echo", "[1]")).await;
+    for _ in 0..MOST {
+        of_a_home = resident.call(call("blog", "echo", "[1]")).await;
+    }
+    assert_eq!(of_a_home.outcome, Ok("1".to_owned()), "whoever is of the cluster");
+    for node in [resident, guest, host] {
+        node.stop().await;
+    }
 }
