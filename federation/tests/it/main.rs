@@ -7,6 +7,7 @@ mod catalog;
 mod chain;
 mod child_backend;
 mod executed;
+mod health;
 mod http;
 mod leaving;
 mod matching;

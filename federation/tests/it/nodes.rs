@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapwing_base::{ClusterId, Keypair, PeerId, Role};
+use lapwing_base::{ClusterId, Keypair, Multiaddr, PeerId, Role};
 use lapwing_federation::{
     Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service,
     TraceContext,
@@ -158,6 +158,12 @@ impl Node {
         }
         let list = mains.iter().map(|main| main.id()).collect();
         self.around.send_modify(|around| around.mains = list);
+    }
+
+    /// It is told of a main that is none of these nodes.
+    pub(crate) fn name_main_at(&self, main: PeerId, addresses: Vec<Multiaddr>) {
+        self.network.learn(main, addresses);
+        self.around.send_modify(|around| around.mains = vec![main]);
     }
 
     pub(crate) async fn stop(self) {
