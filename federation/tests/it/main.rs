@@ -6,6 +6,7 @@ mod balancing;
 mod catalog;
 mod chain;
 mod child_backend;
+mod congestion;
 mod executed;
 mod health;
 mod http;
