@@ -11,6 +11,7 @@ mod executed;
 mod health;
 mod http;
 mod leaving;
+mod http_backend;
 mod matching;
 mod methods;
 mod names;
