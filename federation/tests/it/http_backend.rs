@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::http::Edge;
-use crate::nodes::Houses;
+use crate::nodes::{Houses, call, eventually};
 
 /// A service on loopback that answers every call with its method, and keeps the headers of those that came.
 struct Service {
@@ -79,6 +79,31 @@ async fn a_service_over_http_is_told_the_trace_of_a_call_and_no_baggage() {
     );
     assert!(!headers.contains_key("baggage"), "{headers:?}");
     edge.stop().await;
+    houses.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_service_that_takes_no_connection_are_answered_by_its_other_instance() {
+    let houses = Houses::start().await;
+    let service = Service::start().await;
+    let nowhere = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}/rpc", listener.local_addr().unwrap())
+    };
+    // At the home that is nearer, and asked first.
+    houses.carol.offer("blog", at(&nowhere));
+    houses.bob.offer("blog", at(&service.url));
+    eventually("main-a knows both", || houses.main_a.offers("blog").len() == 2).await;
+    for _ in 0..10 {
+        // None may be carried out twice, and none has been.
+        let mut once = call("blog", "list", "[]");
+        once.is_idempotent = false;
+        let answer = houses.alice.call(once).await;
+        assert_eq!(answer.outcome, Ok("\"list\"".to_owned()));
+        assert_eq!(answer.hops[0].node, houses.bob.id());
+    }
+    assert_eq!(service.came.lock().unwrap().len(), 10);
     houses.stop().await;
     service.stop().await;
 }
