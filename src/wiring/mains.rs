@@ -1,6 +1,8 @@
 //! Finds the mains that a relay was told of: at multiaddrs, behind URLs that say who is there, in the domain name system, and
 //! at gateways. It keeps looking, since a main may come back as another one.
 
+mod known;
+
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hickory_resolver::TokioResolver;
 use lapwing_base::{Multiaddr, PeerId, Protocol, Role};
-use lapwing_federation::{Around, Federation, MainAddress, NamedMain};
+use lapwing_federation::{Around, Federation, MainAddress};
 use lapwing_gateway::Client;
 use lapwing_net::Network;
 use reqwest::Url;
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use self::known::Known;
 use crate::relay::{MainSource, WantedMains};
 
 /// How often one that is not there is asked for: a main that restarts is back within a second or two.
@@ -79,108 +82,6 @@ pub(crate) struct Finder {
     pub(crate) http: reqwest::Client,
     /// `None` where the system's settings cannot be read.
     pub(crate) resolver: Option<TokioResolver>,
-}
-
-/// What was found last.
-#[derive(Debug, Default)]
-struct Known {
-    /// In the order in which they were named.
-    sources: Vec<Source>,
-    at_gateway: Vec<PeerId>,
-    wanted: WantedMains,
-}
-
-/// Where a main is to be, and what has come of looking.
-#[derive(Debug)]
-struct Source {
-    place: MainSource,
-    /// By whom it was answered last.
-    found: Vec<PeerId>,
-    /// Why nobody has answered when it was asked last.
-    error: Option<String>,
-}
-
-impl Known {
-    /// Takes in what is wanted now; what was found at places that stay is kept.
-    fn want(&mut self, wanted: WantedMains) {
-        let mut before = std::mem::take(&mut self.sources);
-        let places = wanted.sources.iter().cloned();
-        self.sources = places
-            .map(
-                |place| match before.iter().position(|source| source.place == place) {
-                    Some(known) => before.swap_remove(known),
-                    None => Source {
-                        place,
-                        found: Vec::new(),
-                        error: None,
-                    },
-                },
-            )
-            .collect();
-        self.wanted = wanted;
-    }
-
-    /// In the order in which they were named, none twice.
-    fn mains(&self, me: PeerId) -> Vec<PeerId> {
-        let mut mains = Vec::new();
-        let sources = self.sources.iter().enumerate();
-        let found = sources.flat_map(|(place, source)| {
-            let is_wanted = move |peer: &&PeerId| !self.wanted.is_removed(**peer, place);
-            source.found.iter().filter(is_wanted)
-        });
-        let at_gateway = self
-            .at_gateway
-            .iter()
-            .filter(|peer| !self.wanted.removed.contains_key(peer));
-        for peer in found.chain(at_gateway) {
-            if *peer != me && !mains.contains(peer) {
-                mains.push(*peer);
-            }
-        }
-        mains
-    }
-
-    /// What people are shown of it.
-    fn named(&self) -> Vec<NamedMain> {
-        let named = self.sources.iter().map(|source| NamedMain {
-            given: source.place.to_string(),
-            found: source.found.clone(),
-            error: source.error.clone(),
-        });
-        named.collect()
-    }
-
-    /// Where mains are to be of which none is connected.
-    fn missing(&self, me: PeerId, neighbours: &[PeerId]) -> Vec<&Source> {
-        let is_settled = |peer: PeerId, place| {
-            peer == me || self.wanted.is_removed(peer, place) || neighbours.contains(&peer)
-        };
-        let sources = self.sources.iter().enumerate();
-        let missing = sources
-            .filter(|(place, source)| !source.found.iter().any(|peer| is_settled(*peer, *place)))
-            .map(|(_, source)| source);
-        missing.collect()
-    }
-
-    /// Whether a node is connected with all that it is to be: a home with one.
-    fn is_whole(&self, role: Role, me: PeerId, neighbours: &[PeerId]) -> bool {
-        let mains = self.mains(me);
-        match role {
-            Role::Home => mains.iter().any(|main| neighbours.contains(main)),
-            Role::Main => {
-                mains.iter().all(|main| neighbours.contains(main)) && self.missing(me, neighbours).is_empty()
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.error {
-            Some(error) => write!(f, "{} ({error})", self.place),
-            None => self.place.fmt(f),
-        }
-    }
 }
 
 /// What is at the bottom of an error: that a connection was refused, and not that a request was not sent.
@@ -441,8 +342,6 @@ pub(crate) fn resolver() -> Option<TokioResolver> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[test]
@@ -463,58 +362,5 @@ mod tests {
                 "/ip4/127.0.0.1/udp/4001/quic-v1"
             ]
         );
-    }
-
-    fn known(sources: &[(&str, &[PeerId])]) -> Known {
-        let sources = sources.iter().map(|(place, found)| Source {
-            place: place.parse().unwrap(),
-            found: found.to_vec(),
-            error: found.is_empty().then(|| "Connection refused".to_owned()),
-        });
-        Known {
-            sources: sources.collect(),
-            ..Known::default()
-        }
-    }
-
-    #[test]
-    fn mains_keep_the_order_in_which_they_were_named() {
-        let [a, b, c, gone, me] = [(); 5].map(|()| PeerId::random());
-        let known = Known {
-            at_gateway: vec![a, c, gone],
-            wanted: WantedMains {
-                removed: BTreeMap::from([(gone, 2)]),
-                ..WantedMains::default()
-            },
-            ..known(&[("b:1", &[b]), ("a:1", &[a, me])])
-        };
-        assert_eq!(known.mains(me), [b, a, c]);
-    }
-
-    #[test]
-    fn what_was_found_at_a_place_is_kept_while_others_come_and_go() {
-        let [a, b, me] = [(); 3].map(|()| PeerId::random());
-        let mut known = known(&[("a:1", &[a]), ("b:1", &[b])]);
-        known.want(WantedMains {
-            sources: ["c:1", "b:1"].map(|place| place.parse().unwrap()).into(),
-            removed: BTreeMap::new(),
-        });
-        assert_eq!(known.mains(me), [b]);
-    }
-
-    #[test]
-    fn only_the_mains_that_are_not_reached_are_named_with_the_reason() {
-        let [up, down, me] = [(); 3].map(|()| PeerId::random());
-        let known = known(&[
-            ("up:1", &[up]),
-            ("down:1", &[down]),
-            ("away:1", &[]),
-            ("me:1", &[me]),
-        ]);
-        let missing: Vec<String> = known.missing(me, &[up]).iter().map(ToString::to_string).collect();
-        assert_eq!(missing, ["down:1", "away:1 (Connection refused)"]);
-        assert!(!known.is_whole(Role::Main, me, &[up]));
-        assert!(known.is_whole(Role::Home, me, &[up]), "a home needs one");
-        assert!(!known.is_whole(Role::Home, me, &[]));
     }
 }
