@@ -1,8 +1,10 @@
 //! Finds the mains that a relay was told of: at multiaddrs, behind URLs that say who is there, in the domain name system, and
-//! at gateways. It keeps looking, since a main may come back as another one.
+//! at gateways. It keeps looking, since a main may come back as another one. What has come of that so far is in [`Known`].
 
 mod known;
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hickory_resolver::TokioResolver;
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::proto::rr::RData;
 use lapwing_base::{Multiaddr, PeerId, Protocol, Role};
 use lapwing_federation::{Around, Federation, MainAddress};
 use lapwing_gateway::Client;
@@ -21,8 +25,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::known::Known;
-use crate::relay::{MainSource, WantedMains};
+use self::known::{FOUND_MAX, Known, Question};
+use crate::relay::WantedMains;
 
 /// How often one that is not there is asked for: a main that restarts is back within a second or two.
 const LOST_INTERVAL: Duration = Duration::from_millis(500);
@@ -46,11 +50,49 @@ const IDENTITY_MAX: usize = 64 * 1024;
 /// Addresses of one main that are kept.
 const ADDRESSES_MAX: usize = 32;
 
-/// Mains that one name or one gateway leads to.
-const FOUND_MAX: usize = 64;
+/// Who and what is asked at the same time: as many as a relay can be told of mains, so that one that does not answer holds up
+/// none of them. Those that names lead to beyond that wait for a moment.
+const ASKED_MAX: usize = 256;
 
-/// A main that was found.
-type Found = Vec<(PeerId, Vec<Multiaddr>)>;
+/// A main that was found, and where.
+type Found = (PeerId, Vec<Multiaddr>);
+
+/// What a question has come to.
+enum Heard {
+    Named(String, Result<Vec<MainAddress>, LookError>),
+    Answered(MainAddress, Result<Found, LookError>),
+    Gateway(Option<Vec<Found>>),
+}
+
+/// Questions that wait to be asked and those that were: none twice at a time, and not too many at a time.
+#[derive(Debug, Default)]
+struct Questions {
+    waiting: VecDeque<Question>,
+    /// At most [`ASKED_MAX`].
+    asked: Vec<Question>,
+}
+
+impl Questions {
+    fn put(&mut self, question: Question) {
+        if !self.asked.contains(&question) && !self.waiting.contains(&question) {
+            self.waiting.push_back(question);
+        }
+    }
+
+    /// What may be asked now.
+    fn next(&mut self) -> Option<Question> {
+        if self.asked.len() == ASKED_MAX {
+            return None;
+        }
+        let question = self.waiting.pop_front()?;
+        self.asked.push(question.clone());
+        Some(question)
+    }
+
+    fn on_heard(&mut self, question: &Question) {
+        self.asked.retain(|asked| asked != question);
+    }
+}
 
 /// What `/federation/identity` says, as far as it is of use.
 #[derive(Debug, Deserialize)]
@@ -99,75 +141,94 @@ impl Finder {
         stop.run_until_cancelled(self.look_on()).await;
     }
 
-    async fn look_on(mut self) {
+    async fn look_on(&self) {
+        let mut wanted = self.wanted.clone();
         let mut known = Known::default();
+        known.want(wanted.borrow_and_update().clone());
+        self.tell(&known);
         let me = self.network.peer_id();
+        let mut questions = Questions::default();
+        let mut asking = FuturesUnordered::new();
+        let mut asked_at = None;
         let mut lost_since = now();
         let mut has_told = false;
         loop {
-            known.want(self.wanted.borrow_and_update().clone());
-            self.tell(&known);
-            let places: Vec<MainSource> = known.sources.iter().map(|source| source.place.clone()).collect();
-            let looks = places.iter().enumerate();
-            let mut looking: FuturesUnordered<_> = looks
-                .map(async |(number, place)| (number, self.look(place).await))
-                .collect();
-            // One that does not answer holds up none that does.
-            while let Some((number, found)) = looking.next().await {
-                let Some(source) = known.sources.get_mut(number) else {
-                    continue;
-                };
-                match found {
-                    Ok(found) => {
-                        source.found = self.learn(found);
-                        source.error = None;
-                    }
-                    // What was known stays: it may be right still.
-                    Err(error) => {
-                        let chain = lapwing_base::chain(&error);
-                        debug!(source = %source.place, error = chain, "a main was not found");
-                        source.error = Some(root(&error));
-                    }
-                }
-                self.tell(&known);
+            let now = now();
+            let neighbours = self.federation.neighbours().into_iter().collect();
+            let role = self.around.borrow().role;
+            let interval = if known.is_whole(role, me, &neighbours) {
+                (lost_since, has_told) = (now, false);
+                KNOWN_INTERVAL
+            } else if now < lost_since + AWAY_AFTER {
+                LOST_INTERVAL
+            } else {
+                AWAY_INTERVAL
+            };
+            let missing = known.missing(me, &neighbours);
+            if !has_told && now >= lost_since + KNOWN_INTERVAL && !missing.is_empty() {
+                has_told = true;
+                warn!(
+                    mains = missing.join(", "),
+                    "these mains are not reached; it goes on trying. See /federation/peers for why"
+                );
             }
-            drop(looking);
-            if let Some(found) = self.ask_gateway().await {
-                known.at_gateway = self.learn(found);
+            if asked_at.is_none_or(|asked_at| now >= asked_at + interval) {
+                asked_at = Some(now);
+                let at_gateway = self.gateway.is_some().then_some(Question::Gateway);
+                known
+                    .questions()
+                    .into_iter()
+                    .chain(at_gateway)
+                    .for_each(|question| questions.put(question));
             }
-            self.tell(&known);
-            let asked_at = now();
-            loop {
-                let now = now();
-                let neighbours = self.federation.neighbours();
-                let role = self.around.borrow().role;
-                let interval = if known.is_whole(role, me, &neighbours) {
-                    (lost_since, has_told) = (now, false);
-                    KNOWN_INTERVAL
-                } else if now < lost_since + AWAY_AFTER {
-                    LOST_INTERVAL
-                } else {
-                    AWAY_INTERVAL
-                };
-                let missing = known.missing(me, &neighbours);
-                if !has_told && now >= lost_since + KNOWN_INTERVAL && !missing.is_empty() {
-                    has_told = true;
-                    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
-                    warn!(
-                        mains = missing.join(", "),
-                        "these mains are not reached; it goes on trying. See /federation/peers for why"
-                    );
-                }
-                if now >= asked_at + interval {
-                    break;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK_INTERVAL.min(interval)) => {}
-                    changed = self.wanted.changed() => {
-                        if changed.is_err() { return }
-                        break;
+            while let Some(question) = questions.next() {
+                asking.push(async move { (self.ask(&question).await, question) });
+            }
+            // Each is taken in as it comes: one that does not answer holds up none that does.
+            tokio::select! {
+                Some((heard, question)) = asking.next() => {
+                    questions.on_heard(&question);
+                    if known.asks(&question) {
+                        let more = self.take(&mut known, heard);
+                        more.into_iter().for_each(|question| questions.put(question));
+                        self.tell(&known);
                     }
                 }
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                changed = wanted.changed() => {
+                    if changed.is_err() { return }
+                    known.want(wanted.borrow_and_update().clone());
+                    self.tell(&known);
+                    asked_at = None;
+                }
+            }
+        }
+    }
+
+    /// Takes in what was heard; returns what is to be asked because of that.
+    fn take(&self, known: &mut Known, heard: Heard) -> Vec<Question> {
+        match heard {
+            Heard::Named(name, said) => {
+                if let Err(error) = &said {
+                    let error = lapwing_base::chain(error);
+                    debug!(name, error, "the domain name system does not say where mains are");
+                }
+                known.on_named(&name, &said.map_err(|error| root(&error)))
+            }
+            Heard::Answered(at, answer) => {
+                if let Err(error) = &answer {
+                    debug!(source = %at, error = lapwing_base::chain(error), "a main was not found");
+                }
+                let answer = answer.map(|found| self.learn(found));
+                known.on_answered(&at, &answer.map_err(|error| root(&error)));
+                Vec::new()
+            }
+            Heard::Gateway(found) => {
+                if let Some(found) = found {
+                    let found = found.into_iter().take(FOUND_MAX);
+                    known.on_gateway(found.map(|found| self.learn(found)).collect());
+                }
+                Vec::new()
             }
         }
     }
@@ -183,47 +244,35 @@ impl Finder {
         });
     }
 
-    fn learn(&self, found: Found) -> Vec<PeerId> {
-        let mut peers = Vec::new();
-        for (peer, mut addresses) in found.into_iter().take(FOUND_MAX) {
-            addresses.truncate(ADDRESSES_MAX);
-            self.network.learn(peer, addresses);
-            peers.push(peer);
-        }
-        peers
+    fn learn(&self, (peer, mut addresses): Found) -> PeerId {
+        addresses.truncate(ADDRESSES_MAX);
+        self.network.learn(peer, addresses);
+        peer
     }
 
-    async fn look(&self, source: &MainSource) -> Result<Found, LookError> {
-        match source {
-            MainSource::Address(MainAddress::Multiaddr { peer, address, .. }) => {
-                Ok(vec![(*peer, vec![address.clone()])])
+    async fn ask(&self, question: &Question) -> Heard {
+        match question {
+            Question::Name(name) => Heard::Named(name.clone(), self.look_up(name).await),
+            Question::Address(at) => {
+                let answer = match at {
+                    MainAddress::Multiaddr { peer, address, .. } => Ok((*peer, vec![address.clone()])),
+                    MainAddress::Identity { url, .. } => self.ask_identity(url.clone()).await,
+                };
+                Heard::Answered(at.clone(), answer)
             }
-            MainSource::Address(MainAddress::Identity { url, .. }) => Ok(vec![self.ask(url.clone()).await?]),
-            MainSource::Srv(name) => {
-                let resolver = self.resolver.as_ref().ok_or(LookError::NotAMain)?;
-                let records = resolver.srv_lookup(name.as_str()).await?;
-                let mut found = Vec::new();
-                for (host, port) in by_priority(&records) {
-                    let url = format!("http://{host}:{port}/federation/identity");
-                    let Ok(url) = url.parse::<Url>() else { continue };
-                    match self.ask(url).await {
-                        Ok(main) => found.push(main),
-                        Err(error) => {
-                            debug!(host, port, %error, "a main of the domain name system does not answer")
-                        }
-                    }
-                }
-                if found.is_empty() {
-                    Err(LookError::NotAMain)
-                } else {
-                    Ok(found)
-                }
-            }
+            Question::Gateway => Heard::Gateway(self.ask_gateway().await),
         }
+    }
+
+    /// Where the domain name system has the mains of a name.
+    async fn look_up(&self, name: &str) -> Result<Vec<MainAddress>, LookError> {
+        let resolver = self.resolver.as_ref().ok_or(LookError::NotAMain)?;
+        let records = resolver.srv_lookup(name).await?;
+        Ok(by_priority(&records))
     }
 
     /// Who is behind a URL, and where: what it says, and where it was asked.
-    async fn ask(&self, url: Url) -> Result<(PeerId, Vec<Multiaddr>), LookError> {
+    async fn ask_identity(&self, url: Url) -> Result<Found, LookError> {
         let mut response = self
             .http
             .get(url)
@@ -244,7 +293,7 @@ impl Finder {
         Ok((peer_id, with_host(addresses, remote)))
     }
 
-    async fn ask_gateway(&self) -> Option<Found> {
+    async fn ask_gateway(&self) -> Option<Vec<Found>> {
         let discovered = self.gateway.as_ref()?.discover().await;
         match discovered {
             Ok(discovered) => {
@@ -302,23 +351,30 @@ fn at_host(address: &Multiaddr, host: IpAddr) -> Option<Multiaddr> {
 }
 
 /// As RFC 2782 asks, the lowest priority first; among equals the heaviest, since all of them are asked anyway.
-fn by_priority(records: &hickory_resolver::lookup::Lookup) -> Vec<(String, u16)> {
-    use hickory_resolver::proto::rr::RData;
-    let mut found = Vec::new();
-    for record in records.answers() {
-        if let RData::SRV(srv) = &record.data {
-            let host = srv.target.to_utf8();
-            found.push((
-                srv.priority,
-                u16::MAX - srv.weight,
-                host.trim_end_matches('.').to_owned(),
-                srv.port,
-            ));
-        }
-    }
+fn by_priority(records: &Lookup) -> Vec<MainAddress> {
+    let services = records.answers().iter().filter_map(|record| match &record.data {
+        RData::SRV(srv) => Some(srv),
+        _ => None,
+    });
+    let mut found: Vec<_> = services
+        // The root says that there is none.
+        .filter(|srv| !srv.target.is_root())
+        .map(|srv| {
+            let host = srv.target.to_ascii();
+            (srv.priority, Reverse(srv.weight), host, srv.port)
+        })
+        .collect();
     found.sort();
-    found.truncate(FOUND_MAX);
-    found.into_iter().map(|(_, _, host, port)| (host, port)).collect()
+    let addresses = found.into_iter().filter_map(|(.., host, port)| {
+        let host = host.trim_end_matches('.');
+        format!("http://{host}:{port}")
+            .parse()
+            .inspect_err(
+                |error| debug!(host, port, %error, "the domain name system has a main at no address"),
+            )
+            .ok()
+    });
+    addresses.collect()
 }
 
 #[expect(
@@ -362,5 +418,25 @@ mod tests {
                 "/ip4/127.0.0.1/udp/4001/quic-v1"
             ]
         );
+    }
+
+    #[test]
+    fn what_was_asked_is_not_asked_again_before_the_answer_and_only_so_many_are_asked_at_a_time() {
+        let mut questions = Questions::default();
+        let all: Vec<Question> = (0..=ASKED_MAX)
+            .map(|number| Question::Name(number.to_string()))
+            .collect();
+        for _ in 0..2 {
+            all.iter().cloned().for_each(|question| questions.put(question));
+        }
+        let asked: Vec<Question> = std::iter::from_fn(|| questions.next()).collect();
+        assert_eq!(asked, all[..ASKED_MAX]);
+        questions.put(all[0].clone());
+        questions.on_heard(&all[1]);
+        assert_eq!(questions.next(), Some(all[ASKED_MAX].clone()));
+        assert_eq!(questions.next(), None);
+        questions.on_heard(&all[0]);
+        questions.put(all[0].clone());
+        assert_eq!(questions.next(), Some(all[0].clone()));
     }
 }
