@@ -30,7 +30,7 @@ use crate::audit;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::services::{self, OfferFailure, ServiceSpec};
 use crate::spans::{SpanExporter, SpanExporterError};
-use crate::wiring::mains::{Finder, resolver};
+use crate::wiring::mains::{Finder, Names};
 
 /// What a relay is told when it starts.
 #[derive(Clone, Debug)]
@@ -339,12 +339,7 @@ impl Relay {
             federation: federation.clone(),
             around,
             wanted: wanted_receiver,
-            resolver: config
-                .mains
-                .iter()
-                .any(|source| matches!(source, MainSource::Srv(_)))
-                .then(resolver)
-                .flatten(),
+            names: Names::default(),
         };
         tasks.spawn(finder.run(stop.clone()));
         let served = router(federation.clone(), HttpConfig { peer_changes });

@@ -7,13 +7,14 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::RData;
 use lapwing_base::{Multiaddr, PeerId, Protocol, Role};
 use lapwing_federation::{Around, Federation, MainAddress};
@@ -23,7 +24,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use self::known::{FOUND_MAX, Known, Question};
 use crate::relay::WantedMains;
@@ -53,6 +54,25 @@ const ADDRESSES_MAX: usize = 32;
 /// Who and what is asked at the same time: as many as a relay can be told of mains, so that one that does not answer holds up
 /// none of them. Those that names lead to beyond that wait for a moment.
 const ASKED_MAX: usize = 256;
+
+/// How the domain name system is asked: as the settings of this machine say. They are read when a name is first looked up, since
+/// a person may add one at any time, and again as long as they cannot be.
+#[derive(Default)]
+pub(crate) struct Names {
+    resolver: OnceLock<TokioResolver>,
+}
+
+impl Names {
+    fn resolver(&self) -> Result<&TokioResolver, NetError> {
+        match self.resolver.get() {
+            Some(resolver) => Ok(resolver),
+            None => {
+                let built = TokioResolver::builder_tokio()?.build()?;
+                Ok(self.resolver.get_or_init(|| built))
+            }
+        }
+    }
+}
 
 /// A main that was found, and where.
 type Found = (PeerId, Vec<Multiaddr>);
@@ -108,8 +128,10 @@ enum LookError {
     Http(#[from] reqwest::Error),
     #[error("what answers there is no main of ours")]
     NotAMain,
+    #[error("the domain name system has no SRV records of this name")]
+    NoRecords,
     #[error(transparent)]
-    Name(#[from] hickory_resolver::net::NetError),
+    Name(NetError),
     #[error(transparent)]
     Gateway(#[from] lapwing_gateway::ClientError),
 }
@@ -122,8 +144,7 @@ pub(crate) struct Finder {
     pub(crate) wanted: watch::Receiver<WantedMains>,
     pub(crate) gateway: Option<Arc<Client>>,
     pub(crate) http: reqwest::Client,
-    /// `None` where the system's settings cannot be read.
-    pub(crate) resolver: Option<TokioResolver>,
+    pub(crate) names: Names,
 }
 
 /// What is at the bottom of an error: that a connection was refused, and not that a request was not sent.
@@ -266,8 +287,11 @@ impl Finder {
 
     /// Where the domain name system has the mains of a name.
     async fn look_up(&self, name: &str) -> Result<Vec<MainAddress>, LookError> {
-        let resolver = self.resolver.as_ref().ok_or(LookError::NotAMain)?;
-        let records = resolver.srv_lookup(name).await?;
+        let records = async { self.names.resolver()?.srv_lookup(name).await }.await;
+        let records = records.map_err(|error| match error.is_no_records_found() {
+            true => LookError::NoRecords,
+            false => LookError::Name(error),
+        })?;
         Ok(by_priority(&records))
     }
 
@@ -383,17 +407,6 @@ fn by_priority(records: &Lookup) -> Vec<MainAddress> {
 )]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// Says once how the domain name system is asked.
-pub(crate) fn resolver() -> Option<TokioResolver> {
-    match TokioResolver::builder_tokio().and_then(|builder| builder.build()) {
-        Ok(resolver) => Some(resolver),
-        Err(error) => {
-            info!(%error, "names of mains cannot be looked up in the domain name system");
-            None
-        }
-    }
 }
 
 #[cfg(test)]
