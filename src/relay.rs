@@ -249,6 +249,11 @@ impl Relay {
     /// # Errors
     /// When something that the user gave is wrong, in use, or damaged; the error says what to do.
     pub async fn start(config: RelayConfig) -> Result<RelayHandle, RelayError> {
+        Self::start_with(config, Names::default()).await
+    }
+
+    /// The same, with another way to look up the names of mains.
+    pub(crate) async fn start_with(config: RelayConfig, names: Names) -> Result<RelayHandle, RelayError> {
         let (dir, keypair, epoch) = match &config.data_dir {
             Some(folder) => {
                 let dir = DataDir::open(folder)?;
@@ -339,7 +344,7 @@ impl Relay {
             federation: federation.clone(),
             around,
             wanted: wanted_receiver,
-            names: Names::default(),
+            names,
         };
         tasks.spawn(finder.run(stop.clone()));
         let served = router(federation.clone(), HttpConfig { peer_changes });

@@ -1,6 +1,8 @@
 //! Finds the mains that a relay was told of: at multiaddrs, behind URLs that say who is there, in the domain name system, and
 //! at gateways. It keeps looking, since a main may come back as another one. What has come of that so far is in [`Known`].
 
+#[cfg(test)]
+mod by_name;
 mod known;
 
 use std::cmp::Reverse;
@@ -70,6 +72,15 @@ impl Names {
                 let built = TokioResolver::builder_tokio()?.build()?;
                 Ok(self.resolver.get_or_init(|| built))
             }
+        }
+    }
+}
+
+/// Has names looked up as somebody else says.
+impl From<TokioResolver> for Names {
+    fn from(resolver: TokioResolver) -> Self {
+        Self {
+            resolver: OnceLock::from(resolver),
         }
     }
 }
