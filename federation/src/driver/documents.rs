@@ -717,6 +717,12 @@ pub(super) mod tests {
             self.around.send_modify(|around| around.mains.push(peer));
         }
 
+        /// It is told of a main that it is to take before all others.
+        pub(in crate::driver) fn name_better(&self, peer: PeerId, address: Multiaddr) {
+            self.network.learn(peer, vec![address]);
+            self.around.send_modify(|around| around.mains.insert(0, peer));
+        }
+
         pub(in crate::driver) async fn stop(self) {
             self.federation.shutdown().await;
             self.network.shutdown().await;

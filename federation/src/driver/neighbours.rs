@@ -372,7 +372,7 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         others.retain(|main| !leaving.contains(main));
         let opened = tokio::select! {
             opened = open_first(inner, &others) => opened,
-            // A better one is no reason to be without any.
+            // A better one may be silent for seconds, and meanwhile there is none at all.
             () = ended.cancelled() => continue,
         };
         match opened {
@@ -922,6 +922,8 @@ async fn probe(
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UdpSocket;
+
     use super::*;
     use crate::driver::documents::tests::Alone;
     use crate::driver::edge::tests::Log;
@@ -961,6 +963,37 @@ mod tests {
         );
         assert_eq!(counts("there is no session with a main main="), 1, "{text}");
         one.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_home_that_loses_its_main_while_it_waits_for_a_better_one_does_not_wait_for_that() {
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.subscriber());
+        let counts = |said: &str| log.text().matches(said).count();
+        let until_taken = async |times| {
+            let there = async {
+                while counts("calls go by this main") < times {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let came = tokio::time::timeout(Duration::from_secs(30), there).await;
+            assert!(came.is_ok(), "{}", log.text());
+        };
+        let [home, main] = [Alone::start(Role::Home).await, Alone::start(Role::Main).await];
+        home.name_main(&main);
+        until_taken(1).await;
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let address = format!("/ip4/127.0.0.1/udp/{port}/quic-v1");
+        home.name_better(PeerId::random(), address.parse().unwrap());
+        let asked = tokio::time::timeout(Duration::from_secs(30), silent.recv_from(&mut [0; 2048])).await;
+        assert!(asked.is_ok(), "{}", log.text());
+        main.federation.inner.end_where(|_, _| true);
+        until_taken(2).await;
+        // Which it says of the better one once it has waited for it in vain.
+        assert_eq!(counts("there is no session with a main"), 0, "{}", log.text());
+        home.stop().await;
+        main.stop().await;
     }
 
     #[test]
