@@ -161,6 +161,13 @@ impl Edge {
         (status, serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
+    /// What a path other than that of calls is asked with a document: the status, and what it answers.
+    pub(crate) async fn ask(&self, method: reqwest::Method, path: &str, document: &Value) -> (u16, Value) {
+        let request = HTTP.request(method, format!("{}{path}", self.url)).json(document);
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+
     /// A document of the edge.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, String> {
         let asking = async { HTTP.get(format!("{}{path}", self.url)).send().await?.json().await };

@@ -20,6 +20,7 @@ mod failover;
 mod garbage;
 mod killed;
 mod load;
+mod peers;
 mod policies;
 mod registry;
 mod replies;
