@@ -2,10 +2,11 @@
 //! output and standard error of the real binary.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 #[test]
 fn the_version_goes_to_standard_output() {
@@ -190,6 +191,108 @@ fn a_process_that_is_to_end_with_its_parent_does_not_start_without_it() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn flags_of_a_relay_that_contradict_each_other_are_wrong_usage_and_both_named() {
+    for (arguments, named) in [
+        (
+            &["--server", "--node-type=home"][..],
+            ["--server", "--node-type home"],
+        ),
+        (
+            &["--server", "--connect=ws://127.0.0.1:1"],
+            ["--server", "--connect"],
+        ),
+        (
+            &["--connect=ws://127.0.0.1:1", "--peers=ws://127.0.0.1:2"],
+            ["--peers", "--connect"],
+        ),
+        (
+            &[
+                "--node-type=home",
+                "--connect=ws://127.0.0.1:1",
+                "--peers=ws://127.0.0.1:2",
+            ],
+            ["--peers", "--connect"],
+        ),
+        (&["--node-type=home"], ["--node-type home", "--connect"]),
+    ] {
+        let output = lapwing(&[&["relay", "--port=0"], arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
+        let stderr = text(&output.stderr);
+        assert!(
+            named.iter().all(|flag| stderr.contains(flag)),
+            "{arguments:?}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn a_relay_says_in_its_log_as_what_it_starts() {
+    // Nobody has to answer a home for that.
+    for (arguments, said) in [
+        (
+            &["--server", "--host=127.0.0.1"][..],
+            "Starting as Main Relay with auto-generated node ID",
+        ),
+        (
+            &["--connect=ws://127.0.0.1:1"],
+            "Starting as Home Relay with auto-generated node ID",
+        ),
+        (
+            &["--connect=ws://127.0.0.1:1", "--node-id=alice"],
+            "Starting as Home Relay with node ID alice",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        let _relay = Running(
+            command(dir.path())
+                .args(["relay", "--port=0", "--listen=/ip4/127.0.0.1/udp/0/quic-v1"])
+                .args(arguments)
+                .stdout(Stdio::null())
+                .stderr(File::create(&file).unwrap())
+                .spawn()
+                .unwrap(),
+        );
+        let line = eventually(|| {
+            let log = fs::read_to_string(&file).unwrap();
+            let mut whole = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let line = whole.find(|line| line.contains("Starting as"));
+            line.map(str::to_owned).ok_or(log)
+        });
+        assert!(line.contains(said), "{arguments:?}: {line}");
+        let kind = said.split(' ').nth(2).unwrap().to_lowercase();
+        assert!(line.contains(&format!("node_type={kind}")), "{line}");
+    }
+}
+
+/// A process that is killed when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Asks again and again until the answer is `Ok`; fails with the last `Err` after a minute.
+fn eventually<T>(probe: impl Fn() -> Result<T, String>) -> T {
+    const INTERVAL: Duration = Duration::from_millis(20);
+    const TIMES: usize = 3000;
+    let mut last = String::new();
+    for _ in 0..TIMES {
+        match probe() {
+            Ok(value) => return value,
+            Err(error) => last = error,
+        }
+        std::thread::sleep(INTERVAL);
+    }
+    panic!("waited in vain; last seen: {last}")
 }
 
 /// Runs the binary for a user who has nothing yet.
