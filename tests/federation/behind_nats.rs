@@ -11,15 +11,15 @@ use serde_json::Value;
 use crate::world::{LAPWING, eventually};
 
 /// A relay on a host of its own.
-struct Placed {
-    name: String,
+pub(crate) struct Placed {
+    pub(crate) name: String,
     host: Host,
     data_dir: PathBuf,
     child: Child,
 }
 
 impl Placed {
-    fn start(name: &str, host: Host, folder: &Path, arguments: &[String]) -> Self {
+    pub(crate) fn start(name: &str, host: Host, folder: &Path, arguments: &[String]) -> Self {
         let data_dir = folder.join(name);
         let log = File::create(folder.join(format!("{name}.log"))).unwrap();
         let mut command = host.command(LAPWING).unwrap();
@@ -38,7 +38,7 @@ impl Placed {
     }
 
     /// Calls another's service, and says by how many links the answer has come.
-    fn call(&self, service: &str) -> Result<u64, String> {
+    pub(crate) fn call(&self, service: &str) -> Result<u64, String> {
         let output = self
             .host
             .command(LAPWING)

@@ -15,6 +15,7 @@ mod world;
 mod balancing;
 mod behind_nats;
 mod chaos;
+mod cut;
 mod edge;
 mod failover;
 mod garbage;
