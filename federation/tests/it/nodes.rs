@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use lapwing_base::{ClusterId, Keypair, Multiaddr, PeerId, Role};
 use lapwing_federation::{
     Around, Backend, Call, CallAnswer, CallId, Federation, FederationConfig, Headers, Offered, Service,
@@ -252,8 +253,7 @@ impl Houses {
     }
 
     pub(crate) async fn stop(self) {
-        for node in [self.alice, self.carol, self.bob, self.main_a, self.main_b] {
-            node.stop().await;
-        }
+        join_all([self.alice, self.carol, self.bob].map(Node::stop)).await;
+        join_all([self.main_a, self.main_b].map(Node::stop)).await;
     }
 }
