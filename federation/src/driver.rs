@@ -389,22 +389,33 @@ impl Federation {
             return Err(OfferError::Twice(name));
         }
         service.check().map_err(AnnouncementError::from)?;
+        let health = backend.health();
+        let withdrawn = CancellationToken::new();
         {
             let mut state = self.inner.lock();
             if state.offers.contains_key(&name) {
                 return Err(OfferError::Twice(name));
             }
-            let offer = Offer {
+            let mut offer = Offer {
                 service,
                 backend,
                 exposure,
+                withdrawn: withdrawn.clone(),
             };
+            if let Some(health) = &health {
+                offer.service.is_healthy = *health.borrow();
+            }
             state.offers.insert(name.clone(), offer);
             state.list_services();
         }
         self.inner.announce().inspect_err(|_| {
             drop(self.inner.lock().take(&name));
         })?;
+        if let Some(health) = health {
+            let stop = self.inner.stop.clone();
+            let following = follow_health(Arc::clone(&self.inner), name, health, withdrawn);
+            self.inner.tasks.spawn(stop.run_until_cancelled_owned(following));
+        }
         Ok(())
     }
 
@@ -489,6 +500,27 @@ const HOMES_GO_MAX: Duration = Duration::from_secs(2);
 
 /// And so long for the calls to end that it has in hand; new ones are refused.
 const CALLS_END_MAX: Duration = Duration::from_secs(30);
+
+/// Announces whether a service can answer, as often as that changes, until it is withdrawn.
+async fn follow_health(
+    inner: Arc<Inner>,
+    name: ServiceName,
+    mut health: watch::Receiver<bool>,
+    withdrawn: CancellationToken,
+) {
+    loop {
+        let is_healthy = *health.borrow_and_update();
+        let is_news = inner.lock().set_health(&name, is_healthy, &withdrawn);
+        if is_news && let Err(error) = inner.announce() {
+            warn!(service = %name, %error, "it was not announced whether a service can answer");
+        }
+        match withdrawn.run_until_cancelled(health.changed()).await {
+            Some(Ok(())) => {}
+            // Nobody says any more, or nobody is to be told.
+            Some(Err(_)) | None => return,
+        }
+    }
+}
 
 async fn tick(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(TICK);
@@ -829,8 +861,25 @@ impl State {
 
     fn take(&mut self, name: &ServiceName) -> Option<Offer> {
         let taken = self.offers.remove(name);
+        if let Some(offer) = &taken {
+            offer.withdrawn.cancel();
+        }
         self.list_services();
         taken
+    }
+
+    /// A service can answer from now on, or cannot; whether others are to be told.
+    fn set_health(&mut self, name: &ServiceName, is_healthy: bool, withdrawn: &CancellationToken) -> bool {
+        let Some(offer) = self.offers.get_mut(name) else {
+            return false;
+        };
+        if withdrawn.is_cancelled() || offer.service.is_healthy == is_healthy {
+            return false;
+        }
+        offer.service.is_healthy = is_healthy;
+        let is_announced = !offer.exposure.is_private;
+        self.list_services();
+        is_announced
     }
 
     /// What others are told that this node offers: in the order of their names, as the table has them.

@@ -6,6 +6,8 @@ use lapwing_base::PeerId;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::now;
 use crate::{CallError, CallId, ErrorCode, NodeAddress, Service, Token, TraceContext, TraceParent};
@@ -69,6 +71,12 @@ pub trait Backend: Send + Sync {
     /// The result as JSON. With `Overloaded` or `PeerUnreachable` it says that nothing was begun: then the call is made at another
     /// instance, where there is one.
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;
+
+    /// Whether it can answer for now, where it knows before it is called. What cannot is announced as unhealthy, and its calls
+    /// are made at other instances. Default: it does not know, and is called.
+    fn health(&self) -> Option<watch::Receiver<bool>> {
+        None
+    }
 }
 
 /// Who may call a service. Default: everybody, with no token.
@@ -86,6 +94,8 @@ pub(crate) struct Offer {
     pub(super) service: Service,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) exposure: Exposure,
+    /// Cancelled where it is withdrawn: another one of its name may follow.
+    pub(super) withdrawn: CancellationToken,
 }
 
 /// Says what it is told: `echo` the first of its arguments, `echos` all of them.

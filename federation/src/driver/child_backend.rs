@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, join};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
@@ -78,6 +78,8 @@ const TOLD_BYTES_MAX: usize = 1024;
 struct Shared {
     service: ServiceName,
     table: Mutex<Table>,
+    /// Whether there is a process, for whoever announces that.
+    is_up: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,7 @@ impl ChildBackend {
                 number: 0,
                 state: State::Down,
             }),
+            is_up: watch::Sender::new(false),
         });
         let requests = shared.up();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -155,6 +158,11 @@ impl ChildBackend {
 impl Backend for ChildBackend {
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Outcome> {
         async move { self.shared.ask(&invocation).await }.boxed()
+    }
+
+    /// It can answer while there is a process.
+    fn health(&self) -> Option<watch::Receiver<bool>> {
+        Some(self.shared.is_up.subscribe())
     }
 }
 
@@ -203,12 +211,14 @@ impl Shared {
             queue,
             waiting: HashMap::new(),
         };
+        self.is_up.send_replace(true);
         requests
     }
 
     /// The process is gone; whoever waits is told so.
     fn down(&self) {
         self.lock().state = State::Down;
+        self.is_up.send_replace(false);
     }
 
     fn is_waited_for(&self, number: u64) -> bool {
@@ -522,6 +532,19 @@ mod tests {
             call(&backend, "live").await.unwrap_err().code,
             ErrorCode::PeerUnreachable
         );
+    }
+
+    #[tokio::test]
+    async fn it_can_answer_while_there_is_a_process_and_says_so() {
+        let backend = started(r#"while read -r line; do answer "$line"; done"#);
+        let health = backend.health().unwrap();
+        assert!(*health.borrow());
+        backend.shared.down();
+        assert!(!*health.borrow());
+        drop(backend.shared.up());
+        assert!(*health.borrow());
+        backend.shutdown().await;
+        assert!(!*health.borrow());
     }
 
     #[tokio::test]

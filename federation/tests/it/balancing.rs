@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt as _;
-use lapwing_federation::{Algorithm, Balancing};
+use futures::future::BoxFuture;
+use lapwing_federation::{Algorithm, Backend, Balancing, CallError, ErrorCode, Invocation};
+use tokio::sync::watch;
 
 use crate::nodes::{Houses, Node, call, eventually};
 use crate::{Never, Says};
@@ -68,6 +70,47 @@ async fn what_a_home_here_offers_goes_before_what_another_main_does_itself_until
     eventually("alice's is gone", || houses.main_a.offers("who").len() == 1).await;
     let answer = houses.main_a.call(call("who", "say", "[]")).await;
     assert_eq!(answer.outcome, Ok("\"main-b\"".to_owned()));
+    houses.stop().await;
+}
+
+/// Says that it can answer, or cannot.
+struct Shop {
+    is_open: watch::Sender<bool>,
+}
+
+impl Backend for Shop {
+    fn call(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Result<String, CallError>> {
+        std::future::ready(Ok("true".to_owned())).boxed()
+    }
+
+    fn health(&self) -> Option<watch::Receiver<bool>> {
+        Some(self.is_open.subscribe())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_says_that_it_cannot_answer_is_called_again_when_it_says_that_it_can() {
+    let houses = Houses::start().await;
+    let shop = Arc::new(Shop {
+        is_open: watch::Sender::new(false),
+    });
+    houses.bob.offer("shop", Arc::clone(&shop) as Arc<dyn Backend>);
+    houses.until_known("shop", 2).await;
+    for is_open in [false, true, false, true] {
+        shop.is_open.send_replace(is_open);
+        eventually("the caller's main knows", || {
+            houses.main_a.offers("shop")[0].service.is_healthy == is_open
+        })
+        .await;
+        let answer = houses.alice.call(call("shop", "open", "[]")).await;
+        let expected = if is_open {
+            Ok(())
+        } else {
+            Err(ErrorCode::NoHealthyInstance)
+        };
+        let came = answer.outcome.map(|_| ()).map_err(|failure| failure.code);
+        assert_eq!(came, expected);
+    }
     houses.stop().await;
 }
 
