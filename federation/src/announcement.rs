@@ -181,6 +181,7 @@ impl SignedAnnouncement {
         if length > BODY_MAX {
             return Err(AnnouncementError::Length { length });
         }
+        // What follows is of a later version, and signed all the same.
         let announcement: Announcement =
             postcard::from_bytes(&self.body).map_err(|_| AnnouncementError::Unreadable)?;
         let key = public_key(&announcement.origin).filter(|_| self.signature.len() == SIGNATURE_LENGTH);
@@ -262,6 +263,17 @@ pub(crate) mod tests {
             services,
             departure: None,
         }
+    }
+
+    #[test]
+    fn what_a_later_version_appends_is_passed_over() {
+        let key = Keypair::generate_ed25519();
+        let announcement = announcement(&key, &["shop"]);
+        let mut body = SignedAnnouncement::new(&announcement, &key).unwrap().body;
+        body.extend([1, 2, 3]);
+        let signature = key.sign(&signed(&body)).unwrap();
+        let later = SignedAnnouncement { body, signature };
+        assert_eq!(later.open(), Ok(announcement));
     }
 
     #[test]

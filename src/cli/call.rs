@@ -138,6 +138,10 @@ pub(crate) async fn run(flags: CallFlags, output: Output) -> Result<(), Failure>
     let reply: Reply = documents::read(document).map_err(|error| Failure::new("read the answer", error))?;
     if let Some(error) = reply.error {
         let names = Names::get(&client).await;
+        // How far it came and what took so long is asked most where it fails.
+        if let Some(trace) = reply.trace.filter(|_| !output.is_json()) {
+            output.line(trace.text(&names))?;
+        }
         return Err(error.failure(&doing, &names));
     }
     if output.is_json() {
