@@ -11,6 +11,7 @@ mod cluster;
 mod demo;
 mod doctor;
 mod documents;
+mod explain;
 mod failure;
 mod folder;
 mod gateway;
@@ -78,6 +79,8 @@ enum Command {
     Call(call::CallFlags),
     /// What is callable
     Services(#[command(flatten)] Target),
+    /// What an error of a call means, and what to do about it
+    Explain(explain::ExplainFlags),
     /// Submits and follows training jobs
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -142,6 +145,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Peers(target) => client(&cli.log_level, cli.verbose, peers::run(&target, output)),
         Command::Call(flags) => client(&cli.log_level, cli.verbose, call::run(flags, output)),
         Command::Services(target) => client(&cli.log_level, cli.verbose, services::run(&target, output)),
+        Command::Explain(flags) => explain::run(&flags, output),
         Command::Job(command) => client(&cli.log_level, cli.verbose, job::run(&command, output)),
         Command::Cluster(command) => client(&cli.log_level, cli.verbose, cluster::run(&command, output)),
     }
