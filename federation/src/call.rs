@@ -262,7 +262,7 @@ impl CallId {
         reason = "for programs that call; the cores here are given an id"
     )]
     pub fn random() -> Self {
-        Self(rand::random())
+        Self::drawn(rand::random())
     }
 }
 

@@ -23,7 +23,7 @@ mod results;
 mod spans;
 mod turns;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -194,8 +194,10 @@ struct State {
     sessions_begun: u64,
     balancing: Balancing,
     balancers: BTreeMap<ServiceName, Balancer<PeerId>>,
-    /// Of the services that calls have been made of lately.
+    /// Of the services whose instances were chosen lately.
     retries: BTreeMap<ServiceName, Retries>,
+    /// Of a home's calls that its main chooses for.
+    retries_by_main: Retries,
     executed: Executed<calls::Join>,
     /// Of calls to each neighbour.
     turns: BTreeMap<PeerId, Arc<Turns>>,
@@ -203,6 +205,8 @@ struct State {
     lines: BTreeMap<PeerId, Line>,
     /// What neighbours of other clusters have called lately, whatever has become of their sessions.
     foreign_calls: BTreeMap<PeerId, ForeignCalls>,
+    /// With whom a session has ended in order a moment ago.
+    let_through: BTreeSet<PeerId>,
     /// Why mains are no neighbours.
     told: BTreeMap<PeerId, Told>,
     /// Where this node's mains are to be, as it was told last.
@@ -301,10 +305,12 @@ impl Federation {
                 balancing: config.balancing,
                 balancers: BTreeMap::new(),
                 retries: BTreeMap::new(),
+                retries_by_main: Retries::new(),
                 executed: Executed::new(),
                 turns: BTreeMap::new(),
                 lines: BTreeMap::new(),
                 foreign_calls: BTreeMap::new(),
+                let_through: BTreeSet::new(),
                 told: BTreeMap::new(),
                 named: Vec::new(),
                 told_holder: None,
@@ -698,6 +704,13 @@ impl Inner {
         }
         let to_send = state.registry.on_connected(peer, role);
         state.send(to_send);
+        if role == Role::Home
+            && self.is_leaving.load(Ordering::Relaxed)
+            && let Some(session) = state.sessions.get(&peer)
+        {
+            // It has come at the same moment.
+            session.say(ToSay::Leaving);
+        }
         drop(state);
         self.heard.notify_waiters();
         number
@@ -888,9 +901,12 @@ impl State {
         self.said.services = announced.map(|offer| offer.service.clone()).collect();
     }
 
-    /// How often calls of a service may be tried again.
-    fn retries_of(&mut self, service: &ServiceName) -> &mut Retries {
-        self.retries.entry(service.clone()).or_default()
+    /// How often calls of a service may be tried again; `None` for all that a home's main chooses for, whatever they ask.
+    fn retries_of(&mut self, service: Option<&ServiceName>) -> &mut Retries {
+        match service {
+            Some(service) => self.retries.entry(service.clone()).or_default(),
+            None => &mut self.retries_by_main,
+        }
     }
 
     /// Balancers keep no instances that are gone.

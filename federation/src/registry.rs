@@ -30,7 +30,7 @@ pub struct Registry {
     /// Who offers a service.
     services: BTreeMap<ServiceName, BTreeSet<PeerId>>,
     /// What is no newer than this is not heard again, until then.
-    gone: BTreeMap<PeerId, (Stamp, Instant)>,
+    gone: BTreeMap<PeerId, Gone>,
 }
 
 /// What is known of one node.
@@ -129,6 +129,17 @@ pub struct Instance<'a> {
     pub hops: usize,
     /// As of [`Registry::is_local`].
     pub is_local: bool,
+}
+
+/// A node that is not there any more.
+#[derive(Clone, Copy, Debug)]
+struct Gone {
+    /// The last that was heard of it.
+    stamp: Stamp,
+    /// So long a late announcement is recognised.
+    until: Instant,
+    /// Whether it has said itself that it goes, and was not just silent.
+    has_said_so: bool,
 }
 
 impl Registry {
@@ -250,7 +261,7 @@ impl Registry {
 
     /// What was not refreshed in time is dropped.
     pub fn on_tick(&mut self, now: Instant) -> Vec<ToSend> {
-        self.gone.retain(|_, (_, until)| now < *until);
+        self.gone.retain(|_, gone| now < gone.until);
         let ids: Vec<PeerId> = self.origins.keys().copied().collect();
         let mut to_send = Vec::new();
         for id in ids {
@@ -267,7 +278,7 @@ impl Registry {
                 to_send.extend(self.tell(id));
             }
             if has_expired {
-                self.forget(id, stamp, now);
+                self.forget(id, stamp, now, false);
             }
         }
         to_send
@@ -387,8 +398,13 @@ impl Registry {
     /// When there is no such way.
     pub fn next(&self, to: PeerId, passed: &[PeerId]) -> Result<PeerId, CallError> {
         let Some(origin) = self.origins.get(&to) else {
-            let said = format!("no node {to} is known");
-            return Err(CallError::new(ErrorCode::NodeNotFound, said));
+            // Whoever has chosen it may not have heard yet.
+            let (code, said) = if self.gone.get(&to).is_some_and(|gone| gone.has_said_so) {
+                (ErrorCode::NodeOffline, format!("node {to} has ended"))
+            } else {
+                (ErrorCode::NodeNotFound, format!("no node {to} is known"))
+            };
+            return Err(CallError::new(code, said));
         };
         let leads_past = |way: &&Way| !way.path.iter().any(|node| passed.contains(node));
         let ways = origin.ways.iter().filter(|(_, way)| leads_past(way));
@@ -521,7 +537,7 @@ impl Registry {
         forwarded.check(&announcement, from, self.me)?;
         let (id, stamp) = (announcement.origin, announcement.stamp);
         let newest = self.origins.get(&id).map(|known| known.announcement.stamp);
-        let left = self.gone.get(&id).map(|(stamp, _)| *stamp);
+        let left = self.gone.get(&id).map(|gone| gone.stamp);
         if newest.is_some_and(|newest| stamp < newest) || left.is_some_and(|left| stamp <= left) {
             // Whoever passes on a last word has forgotten its origin, also where that has come back by another way since.
             let lost = announcement.departure.map(|_| self.lose(id, from));
@@ -584,7 +600,7 @@ impl Registry {
             .get(&id)
             .map(|known| known.told.clone())
             .unwrap_or_default();
-        self.forget(id, announcement.stamp, now);
+        self.forget(id, announcement.stamp, now, true);
         let Forwarded { mut path, signed } = forwarded;
         let passed = path.clone();
         let goes_on = passed.len() < usize::from(announcement.hops_max);
@@ -605,10 +621,15 @@ impl Registry {
             .collect()
     }
 
-    fn forget(&mut self, id: PeerId, stamp: Stamp, now: Instant) {
+    fn forget(&mut self, id: PeerId, stamp: Stamp, now: Instant, has_said_so: bool) {
         self.remove(id);
         if self.gone.len() < Self::ORIGINS_MAX {
-            self.gone.insert(id, (stamp, now + Self::GONE_FOR));
+            let gone = Gone {
+                stamp,
+                until: now + Self::GONE_FOR,
+                has_said_so,
+            };
+            self.gone.insert(id, gone);
         }
     }
 

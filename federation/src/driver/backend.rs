@@ -68,8 +68,8 @@ impl CallContext {
 /// Carries out the calls of a service. What it is at is dropped when the time of the call is over, or its caller waits no
 /// longer.
 pub trait Backend: Send + Sync {
-    /// The result as JSON. With `Overloaded` or `PeerUnreachable` it says that nothing was begun: then the call is made at another
-    /// instance, where there is one.
+    /// The result as JSON. With `Overloaded`, `PeerUnreachable` or `NodeOffline` it says that nothing was begun: then the call is
+    /// made at another instance, where there is one. So the error of a call that it has made itself is no answer of its own.
     fn call(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Result<String, CallError>>;
 
     /// Whether it can answer for now, where it knows before it is called. What cannot is announced as unhealthy, and its calls

@@ -64,10 +64,10 @@ const BUSY_FOR: Duration = Duration::from_millis(100);
 /// So long a home that has lost its main waits for another one with a call that may be made again.
 const NEXT_MAIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// A time-out says something of the instance where the call had this long, or many times what its calls usually take: whoever
-/// gives a service less shuts it to nobody else.
+/// A time-out says something of the instance where the call had twice what its calls take, or so long where that is not known:
+/// whoever gives a service less shuts it to nobody else.
 const PATIENT: Duration = Duration::from_secs(1);
-const PATIENT_TIMES: u32 = 4;
+const PATIENT_TIMES: u32 = 2;
 
 /// So long a neighbour with whom there is no connection any more is tried to be reached for a call.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -165,7 +165,10 @@ impl Inner {
     /// Whether a neighbour may make a call at all: one of another cluster may call what is let out, and so often.
     fn allow(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
         let allowed = self.is_allowed(from, call, now);
-        if let Err(error) = &allowed {
+        // Who has just gone elsewhere did nothing wrong.
+        if let Err(error) = &allowed
+            && error.code != ErrorCode::NodeOffline
+        {
             self.audit.write(|| AuditEvent::CallRefused {
                 from: Some(from),
                 caller: call.path.first().copied(),
@@ -179,9 +182,10 @@ impl Inner {
     fn is_allowed(&self, from: PeerId, call: &Call, now: Instant) -> Result<(), CallError> {
         let mut state = self.lock();
         let Some(session) = state.sessions.get(&from) else {
-            // Where the way between them broke, it may not know yet that its session has ended.
+            // It may not know yet that its session has ended: the way between them broke, or this home has gone to another main.
+            // Nothing was begun, and nobody is to blame.
             let said = "a call has come from a node that is no neighbour; it is to greet first";
-            return Err(CallError::new(ErrorCode::PeerUnreachable, said));
+            return Err(CallError::new(ErrorCode::NodeOffline, said));
         };
         if session.admitted.role == Role::Home && call.path.len() > 1 {
             let said = "a home has passed on what another node calls";
@@ -338,26 +342,34 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         };
         // Only who has chosen the instance may choose another one, and only a home may go to another main: where every node on
         // the way tried again, one call would become many.
-        let goes_by_main = is_made_here && has_chosen.is_none() && inner.role() == Role::Home;
-        let may_try = before.is_none() && (has_chosen.is_some() || goes_by_main);
-        let had = goes_by_main.then(|| inner.uplink_session()).flatten();
+        let main = match &step {
+            Step::Forward { to, .. }
+                if is_made_here && has_chosen.is_none() && inner.role() == Role::Home =>
+            {
+                Some(*to)
+            }
+            _ => None,
+        };
+        let may_try = before.is_none() && (has_chosen.is_some() || main.is_some());
+        let had = main.and_then(|_| inner.uplink_session());
         if may_try {
-            inner.lock().retries_of(&call.service).on_request(begun);
+            let service = has_chosen.map(|_| &call.service);
+            inner.lock().retries_of(service).on_request(begun);
         }
         let is_ours = has_chosen.is_some() || step == Step::Serve;
-        let (answer, was_sent, made, kept) = match step {
+        let (answer, sent, made, kept) = match step {
             Step::Serve => {
                 let answer = serve(inner, &call, arrived).await;
-                (answer, true, call, None)
+                (answer, Sent::at_once(), call, None)
             }
             Step::Forward { to, onward } => {
                 // Whoever only passes it on needs no copy.
                 let kept = may_try.then(|| call.clone());
                 let mut call = call.onward(onward);
                 let span = inner.begin_hop(SpanKind::Client, &mut call, to);
-                let (answer, was_sent) = forward(inner, to, &mut call, arrived, left).await;
+                let (answer, sent) = forward(inner, to, &mut call, arrived, left).await;
                 span.end(&answer);
-                (answer, was_sent, call, kept)
+                (answer, sent, call, kept)
             }
         };
         let error: Option<CallError> = answer
@@ -365,25 +377,27 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
             .as_ref()
             .err()
             .map(|failure| failure.clone().into());
-        call_in_flight.end(error.as_ref(), left);
+        call_in_flight.end(error.as_ref(), left.saturating_sub(sent.waited));
         let Some(error) = error else { return answer };
-        let was_sent = was_sent && !is_turned_away(&error, has_chosen);
+        // A main that is about to end has passed nothing on.
+        let is_left = main.is_some() && error.code == ErrorCode::NodeOffline && error.failed_at == main;
+        let was_sent = sent.was_sent && !is_left && !is_turned_away(&error, has_chosen);
         // What has taken all of its time has none left for another attempt. A home asks another main only where it has lost
         // its own: what that says of others, another one would say too.
         let is_lost = matches!(error.code, ErrorCode::PeerUnreachable | ErrorCode::NodeOffline);
-        let may_help = has_chosen.is_some() || (is_lost && error.failed_at == Some(inner.me));
+        let may_help = has_chosen.is_some() || is_left || (is_lost && error.failed_at == Some(inner.me));
         let may_retry = may_try
             && may_help
             && error.code != ErrorCode::Timeout
             && inner
                 .lock()
-                .retries_of(&made.service)
+                .retries_of(has_chosen.map(|_| &made.service))
                 .may_retry(now(), &error, was_sent, made.is_idempotent);
         if !may_retry {
             return log(&made, answer, is_ours);
         }
         let next = kept.unwrap_or(made);
-        if goes_by_main {
+        if main.is_some() {
             inner.next_main(had, arrived + patience).await;
         }
         before = Some(answer);
@@ -469,10 +483,7 @@ fn of(error: &CallError, chosen: PeerId, left: Duration, usual: Option<Duration>
     let says_nothing = match error.code {
         ErrorCode::NodeOffline => true,
         ErrorCode::Overloaded | ErrorCode::PeerUnreachable => !is_its_word,
-        ErrorCode::Timeout => {
-            let is_patient = usual.is_some_and(|usual| left >= usual.saturating_mul(PATIENT_TIMES));
-            left < PATIENT && !is_patient
-        }
+        ErrorCode::Timeout => left < usual.map_or(PATIENT, |usual| usual.saturating_mul(PATIENT_TIMES)),
         _ => false,
     };
     if says_nothing {
@@ -860,7 +871,32 @@ impl Drop for Underway {
     }
 }
 
-/// Passes a call on, and says what came back and whether anything has left. Whoever is asked has a little less time than
+/// What has become of a call at its link.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    /// Whether anything has left.
+    was_sent: bool,
+    /// How long it has waited for its turn.
+    waited: Duration,
+}
+
+impl Sent {
+    const fn at_once() -> Self {
+        Self {
+            was_sent: true,
+            waited: Duration::ZERO,
+        }
+    }
+
+    const fn never(waited: Duration) -> Self {
+        Self {
+            was_sent: false,
+            waited,
+        }
+    }
+}
+
+/// Passes a call on, and says what came back and what has left. Whoever is asked has a little less time than
 /// this node waits, so that it is the one that says what has taken too long.
 async fn forward(
     inner: &Arc<Inner>,
@@ -868,9 +904,9 @@ async fn forward(
     call: &mut Call,
     arrived: Instant,
     patience: Duration,
-) -> (CallAnswer, bool) {
+) -> (CallAnswer, Sent) {
     if let Err(error) = inner.lets_in(to, call) {
-        return (failed(inner, error), false);
+        return (failed(inner, error), Sent::never(Duration::ZERO));
     }
     let waiting_since = now();
     // Whoever has waited for half of its time is told so while another instance or a later attempt may still do.
@@ -890,7 +926,7 @@ async fn forward(
         }
     };
     if let Some(refused) = refused {
-        return (failed(inner, refused), false);
+        return (failed(inner, refused), Sent::never(longest));
     }
     // What has waited has less time than was said when it came.
     let mut hop = inner.hop(arrived, begun);
@@ -918,7 +954,7 @@ async fn forward(
     answer.hops.truncate(usize::from(Call::LINKS_MAX) + 1);
     hop.forward_us = micros(now().saturating_duration_since(begun));
     answer.hops.push(hop);
-    (answer, was_sent)
+    (answer, Sent { was_sent, waited })
 }
 
 /// Opens a channel to a neighbour. One that is lost is not waited for until it comes back.
@@ -1163,6 +1199,7 @@ mod tests {
             (ErrorCode::Timeout, instance, soon, None, Outcome::Unknown),
             (ErrorCode::Timeout, instance, soon, slow, Outcome::Unknown),
             (ErrorCode::Timeout, instance, soon, quick, Outcome::ServersFault),
+            (ErrorCode::Timeout, instance, late, Some(late), Outcome::Unknown),
         ] {
             let mut error = CallError::new(code, "as it was");
             error.failed_at = Some(failed_at);

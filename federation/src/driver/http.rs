@@ -27,6 +27,7 @@ use tracing::debug;
 
 use super::documents::{Health, Page, Scope};
 use super::edge::Headers;
+use super::http_server::Unwritten;
 use super::metrics::EdgeNumbers;
 use super::results::Share;
 use super::{Federation, calls, compat};
@@ -227,7 +228,7 @@ async fn with_cors(mut response: Response) -> Response {
 #[derive(Debug)]
 struct Written {
     text: String,
-    _share: Option<Share>,
+    _share: Option<Arc<Share>>,
 }
 
 impl AsRef<[u8]> for Written {
@@ -350,8 +351,14 @@ fn replied(reply: Reply, share: Option<Share>, asked: &Asked) -> Response {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = match reply.body {
         Some(text) => {
+            let share = share.map(Arc::new);
+            let unwritten = share.as_ref().map(Unwritten::new);
             let body = Bytes::from_owner(Written { text, _share: share });
-            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+            let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+            if let Some(unwritten) = unwritten {
+                response.extensions_mut().insert(unwritten);
+            }
+            response
         }
         None => Response::new(Body::empty()),
     };

@@ -2,8 +2,9 @@
 //! that asks for nothing makes room for one that comes. What a connection becomes that is asked to be something else, whoever
 //! has agreed to that has to bound.
 
+use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -36,6 +37,13 @@ const BUFFER_MAX: usize = 64 * 1024;
 
 /// How long the end of an answer may take to be written where another connection needs the place.
 const UNWRITTEN_FOR: Duration = Duration::from_secs(1);
+
+/// In which an answer is written that takes from what others have: 16 MiB over the slowest links that matter. Somebody who reads
+/// a little now and then would keep it for ever.
+const WRITTEN_WITHIN: Duration = super::calls::TELL_TIMEOUT;
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(15);
 
 /// How long requests in hand may take once the server stops.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -95,6 +103,8 @@ struct Idle {
     came: u64,
     /// The longest idle first; who is asked to go is taken out.
     connections: BTreeMap<u64, Arc<Notify>>,
+    /// Somebody waits for a place.
+    is_waited_for: bool,
     /// The next one to become idle is to go.
     is_wanted: bool,
 }
@@ -107,7 +117,25 @@ struct Place {
     asked: Arc<Notify>,
     /// Where it is among the idle ones, and when its last answer ended, if it has had any.
     idle: Mutex<Option<(u64, Option<Instant>)>>,
+    /// An answer that takes from what others have, since when it is written.
+    unwritten: Mutex<Option<(Unwritten, Instant)>>,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Says of an answer, as an extension of it, whether it is still held here: for one that takes from what others have.
+#[derive(Clone, Debug)]
+pub(super) struct Unwritten(Weak<dyn Any + Send + Sync>);
+
+impl Unwritten {
+    /// Until nobody has this any more.
+    pub(super) fn new<T: Any + Send + Sync>(held: &Arc<T>) -> Self {
+        let held: Weak<T> = Arc::downgrade(held);
+        Self(held)
+    }
+
+    fn is_held(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 /// A request in hand, until its answer is written.
@@ -128,9 +156,11 @@ impl Places {
         let permit = match Arc::clone(&places.free).try_acquire_owned() {
             Ok(permit) => Some(permit),
             Err(_) => {
+                lock(&places.idle).is_waited_for = true;
                 lock(&places.idle).ask_one();
                 let permit = Arc::clone(&places.free).acquire_owned().await.ok();
-                lock(&places.idle).is_wanted = false;
+                let mut idle = lock(&places.idle);
+                (idle.is_waited_for, idle.is_wanted) = (false, false);
                 permit
             }
         };
@@ -138,6 +168,7 @@ impl Places {
             places: Arc::clone(places),
             asked: Arc::default(),
             idle: Mutex::default(),
+            unwritten: Mutex::default(),
             _permit: permit,
         });
         place.rest(None);
@@ -149,7 +180,7 @@ impl Idle {
     fn ask_one(&mut self) {
         match self.connections.pop_first() {
             Some((_, asked)) => asked.notify_one(),
-            None => self.is_wanted = true,
+            None => self.is_wanted = self.is_waited_for,
         }
     }
 }
@@ -172,8 +203,32 @@ impl Place {
     fn leave_idle(&self) {
         let mut idle = lock(&self.places.idle);
         let was = lock(&self.idle).take();
-        if was.is_some_and(|(at, _)| idle.connections.remove(&at).is_none()) {
+        let was_asked = was.is_some_and(|(at, _)| idle.connections.remove(&at).is_none());
+        if was_asked && idle.is_waited_for {
             idle.ask_one();
+        }
+    }
+
+    /// From now on this is written, and what came before it, where that is not gone.
+    fn writes(&self, unwritten: Unwritten) {
+        let mut held = lock(&self.unwritten);
+        if !held.as_ref().is_some_and(|(before, _)| before.is_held()) {
+            *held = Some((unwritten, now()));
+        }
+    }
+
+    /// Ends when an answer takes too long to be written.
+    async fn is_stuck(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let held = lock(&self.unwritten);
+            let is_long = |since: &Instant| now().saturating_duration_since(*since) >= WRITTEN_WITHIN;
+            if held
+                .as_ref()
+                .is_some_and(|(unwritten, since)| unwritten.is_held() && is_long(since))
+            {
+                return;
+            }
         }
     }
 
@@ -236,8 +291,12 @@ async fn converse(stream: TcpStream, router: Router, place: Arc<Place>, stop: Ca
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request| {
         let (busy, answer) = (Busy::new(&place), router.call(request));
+        let place = Arc::clone(&place);
         async move {
-            let answer = answer.await?;
+            let mut answer = answer.await?;
+            if let Some(unwritten) = answer.extensions_mut().remove() {
+                place.writes(unwritten);
+            }
             Ok::<_, std::convert::Infallible>(answer.map(|body| {
                 Body::new(body.map_frame(move |frame| {
                     let _kept = &busy;
@@ -255,6 +314,7 @@ async fn converse(stream: TcpStream, router: Router, place: Arc<Place>, stop: Ca
         biased;
         ended = connection.as_mut() => Ok(ended),
         patience = place.has_to_go() => Err(patience),
+        () = place.is_stuck() => return debug!("an answer was not read in time"),
         () = stop.cancelled() => Err(DRAIN),
     };
     let ended = match ended {

@@ -371,9 +371,11 @@ async fn keep_uplink(inner: &Arc<Inner>) {
         let mut others = list[..better.unwrap_or(list.len())].to_vec();
         others.retain(|main| !leaving.contains(main));
         let opened = tokio::select! {
-            opened = open_first(inner, &others) => opened,
+            // Who has to go asks all of them at once.
+            opened = open_first(inner, &others, if is_left { Duration::ZERO } else { START }) => opened,
             // A better one may be silent for seconds, and meanwhile there is none at all.
             () = ended.cancelled() => continue,
+            () = inner.main_leaves.notified() => continue,
         };
         match opened {
             Ok((main, stop)) => {
@@ -430,8 +432,12 @@ struct NoMain {
     is_refused: bool,
 }
 
-/// Begins a session with whichever of these answers first, of which the earlier ones have a start.
-async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Result<(PeerId, CancellationToken), NoMain> {
+/// Begins a session with whichever of these answers first, of which each has a start over the next.
+async fn open_first(
+    inner: &Arc<Inner>,
+    mains: &[PeerId],
+    start: Duration,
+) -> Result<(PeerId, CancellationToken), NoMain> {
     let mut left = mains.iter();
     let mut refusals = 0;
     let mut trying = FuturesUnordered::new();
@@ -447,7 +453,7 @@ async fn open_first(inner: &Arc<Inner>, mains: &[PeerId]) -> Result<(PeerId, Can
                     inner.tell_of(main, &error);
                 }
             },
-            () = tokio::time::sleep(START), if left.len() > 0 => {}
+            () = tokio::time::sleep(start), if left.len() > 0 => {}
             else => return Err(NoMain { is_refused: refusals > 0 && refusals == mains.len() }),
         }
     }
@@ -765,6 +771,7 @@ async fn run(
     let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
     let is_main = admitted.role == Role::Main;
     let answered = watch::Sender::new(0);
+    let claimed = claim.clone();
     let number = inner.begin_session(
         claim,
         admitted,
@@ -776,6 +783,7 @@ async fn run(
     let mut end = EndOnDrop {
         inner,
         peer,
+        claim: claimed,
         number,
         why: None,
         stop: stop.clone(),
@@ -799,6 +807,7 @@ async fn run(
 struct EndOnDrop<'a> {
     inner: &'a Arc<Inner>,
     peer: PeerId,
+    claim: Claim,
     number: u64,
     /// `None` where it is this node that ends it.
     why: Option<SessionError>,
@@ -813,7 +822,15 @@ impl Drop for EndOnDrop<'_> {
         {
             self.inner.tell_of(self.peer, error);
         }
-        if matches!(self.why, None | Some(SessionError::Closed)) {
+        let is_in_order = matches!(self.why, None | Some(SessionError::Closed));
+        let may_come = || {
+            let around = self.inner.around.borrow();
+            self.inner
+                .policy
+                .admit(self.inner.me, &around, &self.claim)
+                .is_ok()
+        };
+        if is_in_order && may_come() {
             self.inner.let_answers_through(self.peer);
         }
         // Whoever waits for the end of this session waits for this.
@@ -823,10 +840,14 @@ impl Drop for EndOnDrop<'_> {
 
 impl Inner {
     /// A session has ended in order: what is under way between both may end. A long answer comes over a channel of its own.
-    fn let_answers_through(&self, peer: PeerId) {
-        let welcome = self.network.welcome(peer);
+    fn let_answers_through(self: &Arc<Self>, peer: PeerId) {
+        if !self.lock().let_through.insert(peer) {
+            return;
+        }
+        let (welcome, inner) = (self.network.welcome(peer), Arc::clone(self));
         let holding = async move {
-            tokio::time::sleep(super::CALLS_END_MAX).await;
+            tokio::time::sleep(super::calls::TELL_TIMEOUT).await;
+            inner.lock().let_through.remove(&peer);
             drop(welcome);
         };
         // Where the runtime ends there is nothing to end in order.

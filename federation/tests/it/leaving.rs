@@ -125,37 +125,40 @@ async fn a_home_that_has_no_other_main_does_not_keep_its_own_from_ending() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_go_to_the_other_instance_while_one_ends_and_no_breaker_opens() {
-    let houses = Houses::start().await;
-    houses.bob.offer("who", Arc::new(Echo));
-    houses.carol.offer("who", Arc::new(Echo));
-    eventually("both are known", || houses.main_a.offers("who").len() == 2).await;
-    let Houses {
-        main_a,
-        main_b,
-        alice,
-        carol,
-        bob,
-    } = houses;
-    let stopping = async {
-        carol.stop().await;
-        bob.federation.offered()
-    };
-    let calling = async {
-        for _ in 0..40 {
-            let ten = join_all((0..10).map(|number| {
+async fn calls_go_to_the_other_instance_while_one_ends_at_this_main_or_at_another() {
+    for is_far in [false, true] {
+        let houses = Houses::start().await;
+        houses.bob.offer("who", Arc::new(Echo));
+        if is_far {
+            houses.main_b.offer("who", Arc::new(Echo));
+        } else {
+            houses.carol.offer("who", Arc::new(Echo));
+        }
+        eventually("both are known", || houses.main_a.offers("who").len() == 2).await;
+        let Houses {
+            main_a,
+            main_b,
+            alice,
+            carol,
+            bob,
+        } = houses;
+        let (ends, stays) = if is_far { (bob, carol) } else { (carol, bob) };
+        let stopping = async {
+            ends.stop().await;
+            stays
+        };
+        let calling = async {
+            for number in 0..300 {
                 let mut once = call("who", "echo", &format!("[{number}]"));
                 once.is_idempotent = false;
-                alice.call(once)
-            }));
-            for (number, answer) in ten.await.into_iter().enumerate() {
-                assert_eq!(answer.outcome, Ok(number.to_string()));
+                let answer = alice.call(once).await;
+                assert_eq!(answer.outcome, Ok(number.to_string()), "far: {is_far}");
             }
+        };
+        let (stays, ()) = tokio::join!(stopping, calling);
+        for node in [alice, stays, main_a, main_b] {
+            node.stop().await;
         }
-    };
-    tokio::join!(stopping, calling);
-    for node in [alice, bob, main_a, main_b] {
-        node.stop().await;
     }
 }
 

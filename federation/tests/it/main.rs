@@ -312,8 +312,9 @@ async fn a_call_that_fails_far_away_shows_its_way_and_times_as_far_as_they_are_k
     houses.until_known("shop", 2).await;
     houses.until_known("slow", 2).await;
     let ask = async |service: &str, trace: bool| {
+        let timeout = if service == "slow" { 0.5 } else { 30.0 };
         let params =
-            serde_json::json!({"service_name": service, "method": "any", "timeout": 0.5, "trace": trace});
+            serde_json::json!({"service_name": service, "method": "any", "timeout": timeout, "trace": trace});
         let body = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "remote_call", "params": params});
         houses.ask(&body.to_string()).await
     };
