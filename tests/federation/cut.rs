@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lapwing_netlab::Lab;
 
-use crate::behind_nats::Placed;
+use crate::placed::Placed;
 use crate::world::eventually;
 
 /// Waits until each of two calls the other over so many links.

@@ -10,6 +10,7 @@ mod backend;
 mod calls;
 mod faults;
 mod nine;
+mod placed;
 mod world;
 
 mod balancing;
