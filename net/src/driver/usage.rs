@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio::sync::Notify;
+
 /// The counts of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Usage(Arc<Counts>);
@@ -10,6 +12,8 @@ pub(crate) struct Usage(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     channels: AtomicU32,
+    /// There is a channel where there was none.
+    used: Notify,
     /// Channels that there have ever been. It wraps: only that it has changed says anything.
     begun: AtomicU32,
     of_peer: AtomicU32,
@@ -30,7 +34,9 @@ pub(crate) struct Place(Arc<Counts>);
 impl Usage {
     /// One channel more, for as long as what is returned is held.
     pub(crate) fn channel(&self, place: Option<Place>) -> Use {
-        self.0.channels.fetch_add(1, Ordering::Relaxed);
+        if self.0.channels.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.0.used.notify_one();
+        }
         self.0.begun.fetch_add(1, Ordering::Relaxed);
         Use {
             counts: Arc::clone(&self.0),
@@ -47,6 +53,11 @@ impl Usage {
     /// Channels that are open, of either side.
     pub(crate) fn channels(&self) -> u32 {
         self.0.channels.load(Ordering::Relaxed)
+    }
+
+    /// Waits until there is a channel where there was none, since this was last waited for. For one at a time.
+    pub(crate) async fn used(&self) {
+        self.0.used.notified().await;
     }
 
     /// Changes whenever a channel is opened.
@@ -74,7 +85,24 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
+
+    #[test]
+    fn whoever_waits_for_a_channel_is_woken_by_the_first_one_and_not_by_others_beside_it() {
+        let usage = Usage::default();
+        let is_woken = || usage.used().now_or_never().is_some();
+        assert!(!is_woken());
+        let first = usage.channel(None);
+        assert!(is_woken() && !is_woken());
+        let second = usage.channel(None);
+        assert!(!is_woken());
+        drop((first, second));
+        assert!(!is_woken());
+        let _third = usage.channel(None);
+        assert!(is_woken());
+    }
 
     #[test]
     fn what_is_held_counts_and_what_was_shows_in_how_many_there_have_been() {

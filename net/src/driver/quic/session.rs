@@ -555,6 +555,8 @@ impl Task {
                 }
                 () = self.telling.next(|message| tell(control.clone(), message).boxed()) => (),
                 _ = pace.changed() => (),
+                // It is watched as one that is used from now on, and not from when it would have been looked at next.
+                () = session.usage.used() => (),
                 () = session.suspected.notified() => self.liveness.suspect(now()),
                 () = tokio::time::sleep_until(self.bulk_ask_at.map_or(wake_at, |at| at.min(wake_at)).into()) => (),
             }
