@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
+use lapwing_netlab::Host;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,15 @@ struct Told {
 
 impl Backend {
     pub(crate) fn start(name: &str) -> Self {
+        Self::on_thread(name, std::thread::spawn)
+    }
+
+    /// On a host of a laboratory, where its relay reaches it.
+    pub(crate) fn start_on(host: &Host) -> Self {
+        Self::on_thread(host.name(), |serving| host.spawn(serving).unwrap())
+    }
+
+    fn on_thread(name: &str, spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> JoinHandle<()>) -> Self {
         let told = Arc::new(Told {
             name: name.to_owned(),
             ..Told::default()
@@ -45,7 +55,7 @@ impl Backend {
         let stop = CancellationToken::new();
         let (addresses, address) = std::sync::mpsc::channel();
         let (told_of_thread, stop_of_thread) = (Arc::clone(&told), stop.clone());
-        let thread = std::thread::spawn(move || {
+        let thread = spawn(Box::new(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -60,7 +70,7 @@ impl Backend {
                 // Connections that relays keep open end with the runtime.
                 let _ = stop_of_thread.run_until_cancelled(serving).await;
             });
-        });
+        }));
         let url = format!("http://{}/rpc", address.recv().unwrap());
         Self {
             url,

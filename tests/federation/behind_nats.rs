@@ -1,21 +1,17 @@
 //! Homes behind NATs of every kind that call each other's services, in a laboratory of network namespaces.
 
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use lapwing_netlab::{Egress, Lab, Nat, Shape};
 
-use crate::placed::Placed;
+use crate::placed::{Placed, folder};
 use crate::world::eventually;
 
 #[tokio::test]
 #[ignore = "needs root: lays out network namespaces"]
 async fn homes_behind_nats_of_every_kind_call_each_other_by_three_mains() {
     let lab = Lab::builder().seed(31).start().unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("federation-behind-nats");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
+    let folder = folder("federation-behind-nats");
     let hosts = ["relay-a", "relay-b", "relay-c"].map(|name| lab.public_host(name).unwrap());
     let urls: Vec<String> = hosts
         .iter()

@@ -1,11 +1,8 @@
 //! Mains that cannot reach each other any more while both go on, in a laboratory of network namespaces.
 
-use std::fs;
-use std::path::Path;
-
 use lapwing_netlab::Lab;
 
-use crate::placed::Placed;
+use crate::placed::{Placed, folder, mains};
 use crate::world::eventually;
 
 /// Waits until each of two calls the other over so many links.
@@ -24,21 +21,9 @@ async fn until_over(links: u64, one: &Placed, other: &Placed) {
 #[ignore = "needs root: lays out network namespaces"]
 async fn two_mains_between_which_nothing_passes_call_each_other_by_a_third_that_knows_both() {
     let lab = Lab::builder().seed(32).start().unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("federation-cut");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
+    let folder = folder("federation-cut");
     let hosts = ["relay-a", "relay-b", "relay-c"].map(|name| lab.public_host(name).unwrap());
-    let mains: Vec<Placed> = hosts
-        .iter()
-        .map(|host| {
-            let others = hosts.iter().filter(|other| other.name() != host.name());
-            let mut arguments: Vec<String> = others
-                .map(|other| format!("--peers=ws://{}:8080", other.ipv4()))
-                .collect();
-            arguments.extend(["--server", "--listen=/ip4/0.0.0.0/udp/8080/quic-v1"].map(str::to_owned));
-            Placed::start(host.name(), host.clone(), &folder, &arguments)
-        })
-        .collect();
+    let mains = mains(&hosts, &folder);
     let ([a, b, _], [one, other, _]) = (&hosts, mains.as_slice()) else {
         unreachable!("there are three")
     };

@@ -19,6 +19,7 @@ mod chaos;
 mod cut;
 mod edge;
 mod failover;
+mod far;
 mod garbage;
 mod killed;
 mod load;
