@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::world::eventually;
+
 /// A service that answers JSON-RPC over HTTP until it is dropped.
 pub(crate) struct Backend {
     /// What `--service` is given behind the name.
@@ -98,6 +100,17 @@ impl Backend {
         self.told.delay_ms.store(delay, Ordering::Relaxed);
     }
 
+    /// Waits until it was called so often.
+    pub(crate) async fn until_called(&self, times: u64) {
+        eventually(&format!("{} to be called", self.told.name), async || {
+            match self.calls() {
+                calls if calls >= times => Ok(()),
+                calls => Err(calls.to_string()),
+            }
+        })
+        .await;
+    }
+
     pub(crate) fn calls(&self) -> u64 {
         self.told.calls.load(Ordering::Relaxed)
     }
@@ -119,12 +132,14 @@ impl Drop for Backend {
 }
 
 async fn answer(State(told): State<Arc<Told>>, Json(request): Json<Value>) -> Json<Value> {
+    // Before it is counted: whoever sees the count may ask for another delay of those that follow.
+    let delay = Duration::from_millis(told.delay_ms.load(Ordering::Relaxed));
     let count = told.calls.fetch_add(1, Ordering::Relaxed) + 1;
     let arguments = &request["params"];
     if let Some(number) = arguments[0].as_u64() {
         *told.carried_out.lock().unwrap().entry(number).or_default() += 1;
     }
-    tokio::time::sleep(Duration::from_millis(told.delay_ms.load(Ordering::Relaxed))).await;
+    tokio::time::sleep(delay).await;
     let one_in = told.fails_one_in.load(Ordering::Relaxed);
     let fails = told.is_failing.load(Ordering::Relaxed) || (one_in > 0 && count.is_multiple_of(one_in));
     Json(if fails {

@@ -21,6 +21,7 @@ mod edge;
 mod failover;
 mod far;
 mod garbage;
+mod half_open;
 mod killed;
 mod load;
 mod peers;
