@@ -27,5 +27,6 @@ mod load;
 mod peers;
 mod policies;
 mod registry;
+mod repeated;
 mod replies;
 mod routing;
