@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use lapwing_netlab::Host;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::calls::{Done, Edge};
@@ -174,6 +175,17 @@ impl Placed {
             } else {
                 Err(format!("{:?}", done.ended))
             }
+        })
+        .await;
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) async fn stop(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let name = self.name.clone();
+        eventually(&format!("{name} to end"), async || {
+            let status = self.child.try_wait().map_err(|error| error.to_string())?;
+            status.ok_or_else(|| "it runs".to_owned())
         })
         .await;
     }
