@@ -981,6 +981,7 @@ mod tests {
             edges in proptest::collection::vec(proptest::collection::vec(0_u8..14, 10), 1..10),
             written in Just((0..10_usize).collect::<Vec<_>>()).prop_shuffle(),
             done in Just((0..10_usize).collect::<Vec<_>>()).prop_shuffle(),
+            wanted in proptest::collection::vec(proptest::bool::ANY, 10),
         ) {
             let needs = |n: usize| (0..n).filter(|before| edges[n][*before] < 7).collect::<Vec<_>>();
             let command = |n: usize| {
@@ -1010,29 +1011,47 @@ mod tests {
                 expected.push(prime + needed.sum::<u64>());
             }
 
-            let mut commands = Commands::parse(json!({"commands": all, "return": "all"})).unwrap();
-            let mut here = BTreeSet::new();
-            let answer = loop {
-                let mut ready = commands.ready();
-                for command in &ready {
-                    let missing = needs(number(command)).into_iter().find(|before| !here.contains(before));
-                    prop_assert_eq!(missing, None, "{} came too early", &command.name);
+            let is_needed = |n: &usize| (0..edges.len()).any(|other| needs(other).contains(n));
+            let every = || 0..edges.len();
+            let sinks: Vec<_> = every().filter(|n| !is_needed(n)).collect();
+            let named: Vec<_> = written.iter().copied().filter(|n| *n < edges.len() && wanted[*n]).collect();
+            let names: Vec<_> = named.iter().map(|n| format!("c{n}")).collect();
+            for (returned, answered) in [
+                (None, sinks),
+                (Some(json!("all")), every().collect()),
+                (Some(json!(names)), named),
+            ] {
+                let mut params = json!({"commands": all});
+                if let Some(returned) = &returned {
+                    params["return"] = returned.clone();
                 }
-                ready.sort_by_key(|command| done[number(command)]);
-                prop_assert!(!ready.is_empty());
-                for command in ready {
-                    let n = number(&command);
-                    let value = PRIMES[n] + sum(&given(&command));
-                    here.insert(n);
-                    let _ = commands.on_result(&command.name, Ok(json!({"value": {"of": value}})), MS);
-                }
-                if let Some(answer) = commands.finished() {
-                    break answer;
-                }
-            };
-            let expected: Map<_, _> =
-                expected.iter().enumerate().map(|(n, value)| (format!("c{n}"), json!({"value": {"of": value}}))).collect();
-            prop_assert_eq!(answer, Ok(Value::Object(expected)));
+                let mut commands = Commands::parse(params).unwrap();
+                let mut here = BTreeSet::new();
+                let answer = loop {
+                    let mut ready = commands.ready();
+                    for command in &ready {
+                        let missing = needs(number(command)).into_iter().find(|before| !here.contains(before));
+                        prop_assert_eq!(missing, None, "{} came too early", &command.name);
+                    }
+                    ready.sort_by_key(|command| done[number(command)]);
+                    prop_assert!(!ready.is_empty());
+                    for command in ready {
+                        let n = number(&command);
+                        let value = PRIMES[n] + sum(&given(&command));
+                        here.insert(n);
+                        let _ = commands.on_result(&command.name, Ok(json!({"value": {"of": value}})), MS);
+                    }
+                    if let Some(answer) = commands.finished() {
+                        break answer;
+                    }
+                };
+                prop_assert_eq!(here.len(), edges.len(), "each is carried out, whatever is returned");
+                let expected: Map<_, _> = answered
+                    .iter()
+                    .map(|n| (format!("c{n}"), json!({"value": {"of": expected[*n]}})))
+                    .collect();
+                prop_assert_eq!(answer, Ok(Value::Object(expected)), "return: {:?}", returned);
+            }
         }
 
         #[test]
