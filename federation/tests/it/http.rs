@@ -106,6 +106,11 @@ async fn a_main_shows_its_homes_as_local_and_those_of_others_as_federated() {
         let is_own = |local: &Value| names(local) == [own.0];
         let local = edge.until("/registry", is_own).await;
         assert_eq!(local["node_id"], main.id().to_string());
+        let shown = &local["servers"][own.0];
+        assert_eq!(
+            (&shown["node_address"], &shown["is_local"]),
+            (&json!(own.1), &json!(true))
+        );
         let servers = edge.get("/registry/servers").await;
         assert_eq!(names(&servers), [own.0], "{servers}");
         let federated = edge.get("/federation/registry").await;
@@ -113,6 +118,7 @@ async fn a_main_shows_its_homes_as_local_and_those_of_others_as_federated() {
         for ((name, address), is_local, hops) in [(own, true, 1), (others, false, 2)] {
             let service = &federated["servers"][name];
             assert_eq!(service["node_address"], address);
+            assert_eq!(service["instances"].as_array().map(Vec::len), Some(1));
             assert_eq!(
                 (&service["is_local"], &service["hops"]),
                 (&json!(is_local), &json!(hops))
