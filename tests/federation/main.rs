@@ -17,6 +17,7 @@ mod balancing;
 mod behind_nats;
 mod chaos;
 mod cut;
+mod documents;
 mod edge;
 mod failover;
 mod far;
