@@ -14,6 +14,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use lapwing::{NodeConfig, RateRule, RateRuleError, RateRules};
 use lapwing_base::{Member, Multiaddr, Role, nearest};
+use lapwing_federation::{NodeName, ParseNameError};
 use serde::Deserialize;
 
 /// What can be set of a node. A flag wins over its environment variable, that over the file, that over the default.
@@ -165,6 +166,12 @@ pub(crate) enum SettingsError {
         /// Its length in bytes.
         length: usize,
     },
+    /// A name by which the node's services would not be reached.
+    #[error("--name: {source}")]
+    OtherRole {
+        /// Why.
+        source: ParseNameError,
+    },
     /// Rates that cannot all be kept.
     #[error("--{flag}: {source}")]
     Rates {
@@ -306,7 +313,14 @@ impl NodeFlags {
             None => parse(file.role.as_deref(), "role", &path)?.unwrap_or_default(),
         };
         let federation = federation(self.federation, file.federation, &path)?;
-        let name = self.name.or(file.name).unwrap_or(defaults.name);
+        let given = self.name.or(file.name);
+        // The name of a host says nothing of the node, and many are called `nas.home`.
+        if let Some(Ok(name)) = given.as_deref().map(str::parse::<NodeName>)
+            && let Err(source @ ParseNameError::OtherRole { .. }) = name.own(role.0)
+        {
+            return Err(SettingsError::OtherRole { source });
+        }
+        let name = given.unwrap_or(defaults.name);
         if name.is_empty() || name.len() > Member::NAME_MAX {
             return Err(SettingsError::Name { length: name.len() });
         }
@@ -631,6 +645,33 @@ mod tests {
         assert!(error.to_string().contains("key `listen`: `here`"), "{error}");
         let error = settings(NodeFlags::default(), "name = \"\"").unwrap_err();
         assert!(matches!(error, SettingsError::Name { length: 0 }));
+    }
+
+    #[test]
+    fn a_name_that_says_another_kind_of_node_is_refused() {
+        for (text, wrong) in [
+            ("name = \"alice.main\"\nrole = \"home\"", true),
+            ("name = \"alice.home\"\nrole = \"home\"", false),
+            ("name = \"alice.main\"", false),
+            ("name = \"Alice's laptop.main\"\nrole = \"home\"", false),
+        ] {
+            match settings(NodeFlags::default(), text) {
+                Err(error) => assert!(
+                    wrong && error.to_string().contains("leave `.main` out"),
+                    "{text}: {error}"
+                ),
+                Ok(_) => assert!(!wrong, "{text}"),
+            }
+        }
+        let host = Defaults {
+            name: "nas.home".to_owned(),
+            ..defaults()
+        };
+        let main = NodeFlags {
+            role: Some(RoleSetting(Some(Role::Main))),
+            ..NodeFlags::default()
+        };
+        assert_eq!(main.settings(host).unwrap().node.name, "nas.home");
     }
 
     #[test]

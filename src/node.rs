@@ -18,7 +18,7 @@ use crate::wiring::membership::{Ended, live};
 use crate::wiring::registration::GatewayLink;
 use lapwing_base::{JobView, Keypair, Multiaddr, PeerId, Role, chain};
 use lapwing_consensus::{Card, Consensus};
-use lapwing_federation::{Around, Balancing, Federation, FederationConfig, OfferError, Policy};
+use lapwing_federation::{Around, Balancing, Federation, FederationConfig, NodeName, OfferError, Policy};
 use lapwing_gateway::{Client, ClientConfig};
 use lapwing_net::{Gate, Network, NetworkConfig, load_or_create_identity};
 use lapwing_train::{
@@ -582,7 +582,9 @@ fn start_federation(
     network: &Network,
     around: &watch::Sender<Around>,
 ) -> Result<Federation, StartError> {
-    federation_config.name = config.name.parse().ok();
+    // Which kind of node this is may change, and its name stays; a host may be called after the other kind.
+    let name = config.name.parse::<NodeName>().and_then(|name| name.own(None));
+    federation_config.name = name.ok();
     if federation_config.name.is_none() {
         info!(
             name = config.name,

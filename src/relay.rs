@@ -37,7 +37,8 @@ use crate::wiring::mains::{Finder, Names};
 pub struct RelayConfig {
     /// Main or home.
     pub role: Role,
-    /// What it wants to be called; the first that claims a name has it. Default: its peer id.
+    /// What it wants to be called, with the ending of its kind or without ([`NodeName::own`]); the first that claims a name has
+    /// it. Default: its peer id.
     pub name: Option<NodeName>,
     /// Where its identity is kept. Default: nowhere, and it is another node after each start.
     pub data_dir: Option<PathBuf>,
@@ -254,6 +255,8 @@ impl Relay {
 
     /// The same, with another way to look up the names of mains.
     pub(crate) async fn start_with(config: RelayConfig, names: Names) -> Result<RelayHandle, RelayError> {
+        let name = config.name.clone().map(|name| name.own(Some(config.role)));
+        let name = name.transpose().map_err(AnnouncementError::from)?;
         let (dir, keypair, epoch) = match &config.data_dir {
             Some(folder) => {
                 let dir = DataDir::open(folder)?;
@@ -284,7 +287,7 @@ impl Relay {
         let exporter = SpanExporter::from_env(network.peer_id())?;
         let (audit_sender, audit_events) = mpsc::channel(audit::QUEUE);
         let federation_config = FederationConfig {
-            name: config.name.clone(),
+            name: name.clone(),
             policy: config.policy.clone(),
             audit: Some(audit_sender),
             spans: exporter.as_ref().map(SpanExporter::sender),
@@ -307,7 +310,7 @@ impl Relay {
             Role::Main => ("Main", network.peer_id()),
             Role::Home => ("Home", network.peer_id()),
         };
-        match &config.name {
+        match &name {
             Some(name) => {
                 info!(node = %id, node_type = %kind.to_lowercase(), "Starting as {kind} Relay with node ID {}", name.as_str())
             }

@@ -2,7 +2,7 @@
 //! on as it is. Keeps nothing.
 
 use crate::service::ServiceError;
-use crate::{NodeName, Service};
+use crate::{NodeName, ParseNameError, Service};
 use lapwing_base::{ClusterId, Keypair, PeerId, Role, public_key};
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,9 @@ pub enum AnnouncementError {
     /// One of them.
     #[error(transparent)]
     Service(#[from] ServiceError),
+    /// The node's own name.
+    #[error(transparent)]
+    Name(#[from] ParseNameError),
     /// A way that it cannot have come.
     #[error("an announcement has come by a way that leads nowhere")]
     Path,

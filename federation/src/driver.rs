@@ -98,7 +98,8 @@ fn draw() -> u64 {
 pub struct FederationConfig {
     /// The node's identity.
     pub keypair: Keypair,
-    /// What it wants to be called; the first that claims a name has it. Default: nothing.
+    /// What it wants to be called, with the ending of its kind or without ([`NodeName::own`]); the first that claims a name has
+    /// it. Default: nothing.
     pub name: Option<NodeName>,
     /// Whom it has to do with.
     pub policy: Policy,
@@ -274,6 +275,8 @@ impl Federation {
         if config.policy.boundary == Boundary::Open {
             warn!("nodes of every cluster are let in (--bridge any), and may call what this one lets out");
         }
+        let role = around.borrow().role;
+        let name = config.name.map(|name| name.own(Some(role))).transpose()?;
         let said = Announcement {
             origin: me,
             stamp: Stamp {
@@ -281,8 +284,8 @@ impl Federation {
                 number: 0,
             },
             cluster: around.borrow().cluster,
-            name: config.name,
-            role: around.borrow().role,
+            name,
+            role,
             hops_max: config.hops_max,
             services: Vec::new(),
             departure: None,

@@ -54,6 +54,18 @@ pub enum ParseNameError {
         /// As given.
         text: String,
     },
+    /// A node of one kind is to be called like one of the other.
+    #[error(
+        "`{text}` ends in `.{said}`, as the address of a {said} does, and this node is a {role}: leave `.{said}` out"
+    )]
+    OtherRole {
+        /// As given.
+        text: String,
+        /// What the ending says.
+        said: Role,
+        /// What the node is.
+        role: Role,
+    },
 }
 
 impl ServiceName {
@@ -70,6 +82,27 @@ impl NodeName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What a node is called of which a person says this: an ending that says its kind goes, `.home` or `.main`, since whoever
+    /// calls `alice.home` calls the home `alice`, and nobody would reach a node that has all of it for a name. Of a node that
+    /// is yet to find out what it is (`None`) either ending goes.
+    ///
+    /// # Errors
+    /// When the ending says another kind, or what is left is no name.
+    pub fn own(self, role: Option<Role>) -> Result<Self, ParseNameError> {
+        let mut name = self;
+        while let Some((rest, said)) = without_role(&name.0) {
+            if let Some(role) = role.filter(|role| *role != said) {
+                return Err(ParseNameError::OtherRole {
+                    text: name.0,
+                    said,
+                    role,
+                });
+            }
+            name = rest.parse()?;
+        }
+        Ok(name)
     }
 }
 
@@ -98,6 +131,14 @@ fn check(text: &str) -> Result<(), ParseNameError> {
         }),
         None => Ok(()),
     }
+}
+
+/// What is in front of the ending that says which kind of node this is, and which.
+fn without_role(text: &str) -> Option<(&str, Role)> {
+    let roles = [(".home", Role::Home), (".main", Role::Main)];
+    roles
+        .into_iter()
+        .find_map(|(ending, role)| Some((text.strip_suffix(ending)?, role)))
 }
 
 /// What both kinds of names are made of and print as.
@@ -144,11 +185,7 @@ impl FromStr for NodeAddress {
             Some((first, main)) => (first, Some(main.parse()?)),
             None => (text, None),
         };
-        let roles = [(".home", Role::Home), (".main", Role::Main)];
-        let named = roles
-            .into_iter()
-            .find_map(|(ending, role)| Some((first.strip_suffix(ending)?, role)));
-        let (node, role) = match named {
+        let (node, role) = match without_role(first) {
             // What is called `.home` and nothing else has no name.
             Some((node, role)) => (node, Some(role)),
             None => (first, main.is_some().then_some(Role::Home)),
@@ -221,6 +258,37 @@ mod tests {
     fn who_is_behind_a_main_is_a_home() {
         let address: NodeAddress = "bob@relay-a.com".parse().unwrap();
         assert_eq!(address.to_string(), "bob.home@relay-a.com");
+    }
+
+    #[test]
+    fn a_node_is_called_what_is_in_front_of_the_ending_of_its_kind() {
+        for (text, role, name) in [
+            ("alice", Some(Role::Home), "alice"),
+            ("alice.home", Some(Role::Home), "alice"),
+            ("alice.home.home", Some(Role::Home), "alice"),
+            ("relay-a.com.main", Some(Role::Main), "relay-a.com"),
+            ("home", Some(Role::Home), "home"),
+            ("sweet.home.org", Some(Role::Main), "sweet.home.org"),
+            ("nas.home", None, "nas"),
+            ("nas.main", None, "nas"),
+        ] {
+            let name_of = text.parse::<NodeName>().unwrap().own(role).unwrap();
+            assert_eq!(name_of.as_str(), name, "{text}");
+        }
+        for (text, role, said) in [
+            ("alice.main", Role::Home, "this node is a home: leave `.main` out"),
+            (
+                "relay-a.home",
+                Role::Main,
+                "this node is a main: leave `.home` out",
+            ),
+            ("alice.main.home", Role::Home, "`alice.main` ends in `.main`"),
+            ("alice..home", Role::Home, "begin and end with a letter"),
+        ] {
+            let name: NodeName = text.parse().unwrap();
+            let error = name.own(Some(role)).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -51,7 +51,8 @@ pub(crate) struct RelayFlags {
     #[arg(long, env = "LAPWING_GATEWAY", value_name = "URL", value_delimiter = ',')]
     gateway: Vec<String>,
 
-    /// What the relay is called, such as relay-a.com or bob; belongs to whoever claims it first [default: its peer id]
+    /// What the relay is called, such as relay-a.com or bob; belongs to whoever claims it first, and an ending that says its
+    /// kind, .home or .main, does not belong to it [default: its peer id]
     #[arg(long, env = "LAPWING_NODE_ID", value_name = "NAME")]
     node_id: Option<NodeName>,
 
@@ -228,6 +229,10 @@ impl RelayFlags {
 
     fn config(self) -> Result<RelayConfig, Failure> {
         let role = self.role()?;
+        let name = self.node_id.map(|name| name.own(Some(role)));
+        let name = name
+            .transpose()
+            .map_err(|error| Failure::usage(format!("--node-id: {error}")))?;
         let mut policy = self
             .federation
             .policy()
@@ -275,7 +280,7 @@ impl RelayFlags {
         };
         Ok(RelayConfig {
             role,
-            name: self.node_id,
+            name,
             data_dir: self.data_dir,
             http: SocketAddr::new(host, self.port),
             listen,
@@ -389,6 +394,26 @@ mod tests {
         );
         assert_eq!(home.mains.len(), 2);
         assert_eq!(home.services.len(), 1);
+    }
+
+    #[test]
+    fn a_relay_is_named_with_the_ending_of_its_kind_or_without_and_never_with_the_other() {
+        let name = |line: &str| {
+            let config = config(line)?;
+            Ok::<_, String>(config.name.map(|name| name.as_str().to_owned()))
+        };
+        let alice = Ok(Some("alice".to_owned()));
+        assert_eq!(name("--connect ws://a:1 --node-id alice.home"), alice);
+        assert_eq!(name("--connect ws://a:1 --node-id alice"), alice);
+        assert_eq!(
+            name("--server --node-id relay-a.com.main"),
+            Ok(Some("relay-a.com".to_owned()))
+        );
+        let error = name("--connect ws://a:1 --node-id alice.main").unwrap_err();
+        assert!(
+            error.contains("--node-id") && error.contains("leave `.main` out"),
+            "{error}"
+        );
     }
 
     #[test]

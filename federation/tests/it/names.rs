@@ -67,3 +67,25 @@ async fn a_node_whose_name_is_taken_is_told_by_whom_and_called_by_its_id_until_i
     second.stop().await;
     main.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_named_with_the_ending_of_its_kind_is_called_with_it_and_without() {
+    let main = Node::start("relay-a.main", Role::Main).await;
+    let alice = Node::start("alice.home", Role::Home).await;
+    alice.offer("who", Arc::new(Says("alice")));
+    alice.name_mains(&[&main]);
+    eventually("the main knows the service", || main.offers("who").len() == 1).await;
+    for address in ["alice", "alice.home", "alice.home@relay-a"] {
+        let mut by_name = call("who", "say", "[]");
+        by_name.address = Some(address.parse().unwrap());
+        let outcome = main.call(by_name).await.outcome;
+        assert_eq!(outcome, Ok("\"alice\"".to_owned()), "{address}");
+    }
+    let edge = Edge::of(&main).await;
+    let registry = edge.get("/registry").await;
+    assert_eq!(registry["node_address"], "relay-a.main");
+    assert_eq!(registry["servers"]["who"]["node_address"], "alice.home@relay-a");
+    edge.stop().await;
+    alice.stop().await;
+    main.stop().await;
+}
