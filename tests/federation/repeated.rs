@@ -30,6 +30,13 @@ fn named(id: &str, is_idempotent: bool) -> Value {
         "idempotent": is_idempotent } })
 }
 
+/// The same with a second's time.
+fn impatient(id: &str) -> Value {
+    let mut call = named(id, false);
+    call["params"]["timeout"] = json!(1);
+    call
+}
+
 /// Posts a request and goes no further: what comes back is for whoever has the connection.
 async fn post(edge: &Edge, body: &Value) -> TcpStream {
     let body = body.to_string();
@@ -58,11 +65,25 @@ async fn a_caller_that_has_lost_the_answer_gets_the_same_one_when_it_asks_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_caller_has_gone_meanwhile_is_not_carried_out_again_unless_it_may_be() {
+async fn a_named_call_goes_on_without_its_caller_who_gets_its_answer_when_it_asks_again() {
+    let (world, diary) = street().await;
+    let edge = world.edge("alice");
+    diary.take(Duration::from_secs(1));
+    let stream = post(&edge, &named("order-17", false)).await;
+    diary.until_called(1).await;
+    drop(stream);
+    let (_, again) = edge.post(named("order-17", false).to_string()).await;
+    assert_eq!(again["result"]["args"], json!([17]), "{again}");
+    assert_eq!(edge.post(named("order-17", false).to_string()).await.1, again);
+    assert_eq!(diary.calls(), 1, "it was carried out once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_named_call_that_has_taken_all_of_its_time_is_not_carried_out_again_unless_it_may_be() {
     let (world, diary) = street().await;
     let edge = world.edge("alice");
     diary.take(Duration::from_secs(3_600));
-    let stream = post(&edge, &named("order-17", false)).await;
+    let stream = post(&edge, &impatient("order-17")).await;
     diary.until_called(1).await;
     drop(stream);
     diary.take(Duration::ZERO);

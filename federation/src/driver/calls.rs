@@ -744,6 +744,24 @@ fn candidate(key: PeerId, hops: usize, is_local: bool) -> Candidate<PeerId> {
     }
 }
 
+impl Inner {
+    /// Has a call go on to its end although its caller may go: who has named it is expected to ask again.
+    fn keep_going(self: &Arc<Self>, call: &Call, execution: Execution, left: Duration) {
+        // It counts as one in hand, also where nobody waits. Where there is no place for it, it goes on while somebody does.
+        let Ok(place) = self.room.try_take(&call.service) else {
+            return;
+        };
+        let in_hand = self.in_hand.token();
+        let going = async move {
+            // What comes of it is kept for whoever asks.
+            let _ = tokio::time::timeout(left, execution).await;
+            drop((place, in_hand));
+        };
+        self.tasks
+            .spawn(self.stop.child_token().run_until_cancelled_owned(going));
+    }
+}
+
 /// What comes of carrying a call out here.
 type Served = Result<String, CallError>;
 
@@ -762,7 +780,13 @@ async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer 
     let attempt = Attempt::of(inner.me, call);
     let left = Duration::from_millis(call.remaining_ms.into())
         .saturating_sub(begun.saturating_duration_since(arrived));
-    let execution = inner.lock().execution(inner, call, &attempt, begun, begun + left);
+    let (execution, is_new) = inner.lock().execution(inner, call, &attempt, begun, begun + left);
+    if let Ok(execution) = &execution
+        && is_new
+        && call.id.is_named()
+    {
+        inner.keep_going(call, execution.clone(), left);
+    }
     let outcome = match execution {
         Ok(execution) => {
             let called = tokio::time::timeout(left, execution).await;
@@ -785,7 +809,7 @@ async fn serve(inner: &Arc<Inner>, call: &Call, arrived: Instant) -> CallAnswer 
 }
 
 impl State {
-    /// What an attempt at a call waits for here, or what has come of it already.
+    /// What an attempt at a call waits for here, or what has come of it already; and whether it is begun by this.
     fn execution(
         &mut self,
         inner: &Arc<Inner>,
@@ -793,7 +817,7 @@ impl State {
         attempt: &Attempt,
         now: Instant,
         deadline: Instant,
-    ) -> Result<Execution, Served> {
+    ) -> (Result<Execution, Served>, bool) {
         if let Err(error) = self.permit(call) {
             inner.audit.write(|| AuditEvent::CallRefused {
                 from: call.path.last().copied(),
@@ -801,11 +825,11 @@ impl State {
                 service: call.service.clone(),
                 reason: error.message.clone(),
             });
-            return Err(Err(error));
+            return (Err(Err(error)), false);
         }
         let found = match self.executed.find(attempt, now) {
             Found::Running(id, join) => match join.upgrade() {
-                Some(execution) => return Ok(execution),
+                Some(execution) => return (Ok(execution), false),
                 None => {
                     // Its last caller has gone this moment.
                     self.executed.lose(id, now);
@@ -815,12 +839,15 @@ impl State {
             found => found,
         };
         match found {
-            Found::Answered(served) => return Err(served),
-            Found::Refused(error) => return Err(Err(error)),
+            Found::Answered(served) => return (Err(served), false),
+            Found::Refused(error) => return (Err(Err(error)), false),
             // None is under way any more.
             Found::Nothing | Found::Running(..) => {}
         }
-        let (backend, invocation) = self.invoked(inner, call, deadline).map_err(Err)?;
+        let (backend, invocation) = match self.invoked(inner, call, deadline) {
+            Ok(invoked) => invoked,
+            Err(error) => return (Err(Err(error)), false),
+        };
         let id = self.executed.next_id(attempt);
         let execution = execute(Underway::new(inner, id), backend, invocation)
             .boxed()
@@ -828,7 +855,7 @@ impl State {
         if let Some(join) = execution.downgrade() {
             self.executed.begin(attempt, id, join);
         }
-        Ok(execution)
+        (Ok(execution), true)
     }
 }
 

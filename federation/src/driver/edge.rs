@@ -50,6 +50,8 @@ struct Tracing<'a> {
     request_id: Option<&'a str>,
     /// What the request has of results.
     share: &'a Share,
+    /// Whether a message id says that the caller may ask again. Older messages all have one.
+    names_calls: bool,
 }
 
 impl Federation {
@@ -79,7 +81,10 @@ impl Federation {
         headers: &Headers,
     ) -> (Result<Value, Value>, Option<Value>) {
         let share = self.inner.results.share();
-        let tracing = self.tracing(headers, &share);
+        let tracing = Tracing {
+            names_calls: false,
+            ..self.tracing(headers, &share)
+        };
         let span = self.span(headers, tracing);
         let came = match asked {
             Ok(asked) => self.make(asked, links_max, tracing).instrument(span).await,
@@ -118,6 +123,7 @@ impl Federation {
             token: headers.token.as_ref(),
             request_id: headers.request_id.as_deref(),
             share,
+            names_calls: true,
         }
     }
 
@@ -229,7 +235,9 @@ impl Federation {
             .parse()
             .map_err(|error| CallError::new(ErrorCode::InvalidParams, format!("version: {error}")))?;
         let id = match &asked.message_id {
-            Some(message_id) => self.inner.id_of(message_id),
+            Some(message_id) if tracing.names_calls => self.inner.id_of(message_id),
+            // The same twice is still carried out once where the first is remembered.
+            Some(message_id) => CallId::drawn(self.inner.id_of(message_id).0),
             None => CallId::drawn(self.inner.lock().rng.random()),
         };
         // By the id of the request, which whoever looks has, others are found: services are told that of the call, nodes the
