@@ -254,7 +254,7 @@ impl ReplyError {
             (true, None) => failure.with_hint("it may be tried again"),
             (false, None) => match name.as_str() {
                 "service_not_found" | "node_not_found" => failure.with_hint("see `lapwing services`"),
-                "error" => failure,
+                "error" | "remote_error" => failure,
                 name => failure.with_hint(format!("see `lapwing explain {name}`")),
             },
         }

@@ -233,8 +233,8 @@ mod tests {
         assert_eq!(
             names,
             [
-                "demo", "gateway", "node", "relay", "status", "peers", "call", "services", "job", "cluster",
-                "doctor", "simulate", "bench"
+                "demo", "gateway", "node", "relay", "status", "peers", "call", "services", "explain", "job",
+                "cluster", "doctor", "simulate", "bench"
             ]
         );
     }
