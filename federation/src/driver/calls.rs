@@ -380,7 +380,8 @@ async fn attempt(inner: &Arc<Inner>, mut call: Call, arrived: Instant) -> CallAn
         call_in_flight.end(error.as_ref(), left.saturating_sub(sent.waited));
         let Some(error) = error else { return answer };
         // A main that is about to end has passed nothing on.
-        let is_left = main.is_some() && error.code == ErrorCode::NodeOffline && error.failed_at == main;
+        let is_left = error.code == ErrorCode::NodeOffline
+            && main.is_some_and(|main| error.failed_at == Some(main) && inner.has_left(main));
         let was_sent = sent.was_sent && !is_left && !is_turned_away(&error, has_chosen);
         // What has taken all of its time has none left for another attempt. A home asks another main only where it has lost
         // its own: what that says of others, another one would say too.
@@ -430,6 +431,12 @@ impl Inner {
     fn uplink_session(&self) -> Option<u64> {
         let state = self.lock();
         state.sessions.get(&state.uplink?).map(|session| session.number)
+    }
+
+    /// Whether a main has said that it is about to end, or is no neighbour any more.
+    fn has_left(&self, main: PeerId) -> bool {
+        let state = self.lock();
+        state.sessions.get(&main).is_none_or(|session| session.is_leaving)
     }
 
     /// Waits for a moment until this home has another session with a main than the one that it had.
